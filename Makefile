@@ -1,0 +1,33 @@
+# make prints what there is to make.
+.DEFAULT_GOAL := help
+SHELL := bash
+
+.PHONY: help
+help: ## print this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
+
+.PHONY: deps
+deps: ## download the modules
+	go mod download
+
+.PHONY: vet
+vet: ## gofmt and go vet
+	@unformatted=$$(git ls-files '*.go' | xargs -r gofmt -l); \
+	if [ -n "$$unformatted" ]; then echo "not formatted, run gofmt -w on:"; echo "$$unformatted"; exit 1; fi
+	go vet ./...
+
+.PHONY: test
+test: ## every test, with the race detector
+	go test -race -timeout 14m ./...
+
+.PHONY: proto
+proto: ## generate rpc/holdfastpb again (needs protoc, the Debian package protobuf-compiler)
+	go build -o bin/protoc-gen-go google.golang.org/protobuf/cmd/protoc-gen-go
+	GOBIN=$(CURDIR)/bin go install google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2
+	go build -o bin/protoc-gen-grpc-gateway github.com/grpc-ecosystem/grpc-gateway/v2/protoc-gen-grpc-gateway
+	go run ./rpc/proto/googleapi bin/googleapi.binpb
+	PATH=$(CURDIR)/bin:$$PATH protoc -I rpc/proto --descriptor_set_in=bin/googleapi.binpb \
+		--go_out=. --go_opt=module=github.com/holdfastdb/holdfast \
+		--go-grpc_out=. --go-grpc_opt=module=github.com/holdfastdb/holdfast \
+		--grpc-gateway_out=. --grpc-gateway_opt=module=github.com/holdfastdb/holdfast \
+		$$(cd rpc/proto && ls holdfast/v1/*.proto)

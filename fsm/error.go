@@ -1,0 +1,50 @@
+package fsm
+
+import "fmt"
+
+// Code classifies the outcome of an operation. Codes are stored with the results in the exactly-once window: new ones
+// go at the end and none is ever reordered or removed.
+type Code uint8
+
+// The codes. Each says whether the operation had an effect; none of the failures has one.
+const (
+	OK         Code = 0
+	Invalid    Code = 1 // the request makes no sense; retrying does not help
+	NotFound   Code = 2 // what it names does not exist
+	Conflict   Code = 3 // it contradicts the state: wrong revision, name taken, key reused with another request
+	Exhausted  Code = 4 // a limit of the system is reached; retry later
+	Expired    Code = 5 // the frame's deadline passed before it was applied; no effect, safe to send as a new one
+	Stale      Code = 6 // the frame was acknowledged by its client before; its results are gone
+	WindowFull Code = 7 // too many frames of this client are unacknowledged; no effect
+	Skipped    Code = 8 // a placeholder in the frame, without effect: see Noop
+)
+
+var codeNames = [...]string{"ok", "invalid", "not_found", "conflict", "exhausted", "expired", "stale", "window_full", "skipped"}
+
+func (c Code) String() string {
+	if int(c) < len(codeNames) {
+		return codeNames[c]
+	}
+	return fmt.Sprintf("code(%d)", uint8(c))
+}
+
+// Error is a refusal by a state machine: part of its deterministic output, the same on every replica.
+type Error struct {
+	Code    Code
+	Message string
+}
+
+func (e *Error) Error() string { return e.Message }
+
+// Errorf builds an *Error. The message must be deterministic.
+func Errorf(code Code, format string, args ...any) *Error {
+	return &Error{Code: code, Message: fmt.Sprintf(format, args...)}
+}
+
+// Err returns the result as an error: nil when the code is OK.
+func (r Result) Err() error {
+	if r.Code == OK {
+		return nil
+	}
+	return &Error{Code: r.Code, Message: string(r.Body)}
+}
