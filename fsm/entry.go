@@ -1,0 +1,239 @@
+package fsm
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+)
+
+// Bounds of what one frame and one client may hold. They are part of the log's meaning: every replica refuses alike.
+const (
+	MaxOps        = 512       // operations in a frame, and in an entry
+	MaxFrameBytes = 256 << 10 // encoded size of a frame, and of an entry's frames together
+	MaxWindow     = 16        // frames of one client in one shard that may be unacknowledged
+	MaxDeadline   = 60_000    // milliseconds from a frame's first receipt to its deadline, at most
+	MaxClients    = 65_536    // clients with a record in one shard
+	MaxRetain     = 24 * 3600 * 1000
+)
+
+// EntryKind tells what an entry does. Stored: never reorder.
+type EntryKind uint8
+
+// The kinds of entries.
+const (
+	Commands  EntryKind = 0 // frames of clients
+	TermStart EntryKind = 1 // the first entry of a leader: it proves that the leader's term can commit
+	Sweep     EntryKind = 2 // removes a bounded number of rows whose expiry is due
+	Nudge     EntryKind = 3 // only moves shard time forward
+)
+
+// Frame is the unit of exactly-once: the commands of one client for one shard, in order.
+type Frame struct {
+	// Client is the client instance's random id. Zero means that the frame is executed without a record.
+	Client [16]byte
+	// Seq counts the client's frames for this shard from 1.
+	Seq uint64
+	// AckUpTo: the client has the results of all frames up to this one.
+	AckUpTo uint64
+	// Deadline is the shard time after which the frame is refused. Every retry carries the same.
+	Deadline Time
+	// Retain is how long after the deadline the record is kept; 0 means twice MaxDeadline. Idempotency keys use 24 h.
+	Retain Millis
+	Calls  []Call
+}
+
+// Entry is the content of one Raft log entry.
+type Entry struct {
+	Kind EntryKind
+	// Time is the leader's stamp.
+	Time   Time
+	Frames []Frame
+}
+
+// ErrCorrupt is returned, wrapped, for bytes that are not what this code wrote.
+var ErrCorrupt = errors.New("fsm: corrupt data")
+
+const (
+	entryVersion = 1
+	entryHeader  = 5 // version and checksum
+)
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// Append appends the entry's encoding: version, CRC-32C of what follows, kind, time, frames.
+func (e *Entry) Append(dst []byte) []byte {
+	start := len(dst)
+	dst = append(dst, entryVersion, 0, 0, 0, 0, byte(e.Kind))
+	dst = binary.AppendVarint(dst, int64(e.Time))
+	dst = binary.AppendUvarint(dst, uint64(len(e.Frames)))
+	for i := range e.Frames {
+		dst = e.Frames[i].Append(dst)
+	}
+	sum := crc32.Checksum(dst[start+entryHeader:], castagnoli)
+	binary.LittleEndian.PutUint32(dst[start+1:], sum)
+	return dst
+}
+
+// DecodeEntry parses one entry. The frames' bodies alias b. An error wraps ErrCorrupt.
+func DecodeEntry(b []byte) (Entry, error) {
+	if len(b) < entryHeader {
+		return Entry{}, fmt.Errorf("%w: entry of %d bytes", ErrCorrupt, len(b))
+	}
+	if b[0] != entryVersion {
+		return Entry{}, fmt.Errorf("%w: entry format %d, this node reads %d: upgrade it", ErrCorrupt, b[0], entryVersion)
+	}
+	if sum := crc32.Checksum(b[entryHeader:], castagnoli); sum != binary.LittleEndian.Uint32(b[1:]) {
+		return Entry{}, fmt.Errorf("%w: entry checksum", ErrCorrupt)
+	}
+	d := decoder{b: b[entryHeader:]}
+	e := Entry{Kind: EntryKind(d.byte()), Time: Time(d.varint())}
+	n := d.count(1)
+	if e.Kind > Nudge {
+		return Entry{}, fmt.Errorf("%w: entry kind %d: upgrade this node", ErrCorrupt, e.Kind)
+	}
+	for range n {
+		f, rest, err := DecodeFrame(d.b)
+		if err != nil {
+			return Entry{}, err
+		}
+		d.b = rest
+		e.Frames = append(e.Frames, f)
+	}
+	return e, d.end("entry")
+}
+
+const (
+	frameAnonymous byte = 0
+	frameOfClient  byte = 1
+)
+
+// Append appends the frame's encoding.
+func (f *Frame) Append(dst []byte) []byte {
+	if f.Client == [16]byte{} {
+		dst = append(dst, frameAnonymous)
+	} else {
+		dst = append(dst, frameOfClient)
+		dst = append(dst, f.Client[:]...)
+		dst = binary.AppendUvarint(dst, f.Seq)
+		dst = binary.AppendUvarint(dst, f.AckUpTo)
+		dst = binary.AppendUvarint(dst, uint64(f.Retain))
+	}
+	dst = binary.AppendVarint(dst, int64(f.Deadline))
+	dst = binary.AppendUvarint(dst, uint64(len(f.Calls)))
+	for _, c := range f.Calls {
+		dst = append(dst, c.Type, c.Op)
+		dst = binary.AppendUvarint(dst, uint64(len(c.Body)))
+		dst = append(dst, c.Body...)
+	}
+	return dst
+}
+
+// DecodeFrame parses one frame at the start of b and returns the rest. The bodies alias b. An error wraps ErrCorrupt.
+func DecodeFrame(b []byte) (Frame, []byte, error) {
+	var f Frame
+	d := decoder{b: b}
+	switch d.byte() {
+	case frameAnonymous:
+	case frameOfClient:
+		copy(f.Client[:], d.bytes(16))
+		f.Seq, f.AckUpTo = d.uvarint(), d.uvarint()
+		retain := d.uvarint()
+		if retain > MaxRetain {
+			d.fail()
+		}
+		f.Retain = Millis(retain)
+		if f.Client == [16]byte{} || f.Seq == 0 || f.AckUpTo >= f.Seq {
+			d.fail()
+		}
+	default:
+		d.fail()
+	}
+	f.Deadline = Time(d.varint())
+	n := d.count(3)
+	if n > MaxOps {
+		d.fail()
+		n = 0
+	}
+	if n > 0 {
+		f.Calls = make([]Call, n)
+	}
+	for i := range f.Calls {
+		f.Calls[i] = Call{Type: d.byte(), Op: d.byte()}
+		f.Calls[i].Body = d.bytes(d.count(1))
+	}
+	if d.bad {
+		return Frame{}, nil, fmt.Errorf("%w: frame", ErrCorrupt)
+	}
+	return f, d.b, nil
+}
+
+// Noop is a placeholder in a frame: it has no effect and answers Skipped. It keeps the numbering of a frame's
+// operations when one of them is carried out elsewhere.
+func Noop() Call { return Call{} }
+
+// decoder reads the primitives of Holdfast's encodings. After a failure all reads give zero.
+type decoder struct {
+	b   []byte
+	bad bool
+}
+
+func (d *decoder) fail() { d.bad, d.b = true, nil }
+
+func (d *decoder) byte() byte {
+	if len(d.b) == 0 {
+		d.fail()
+		return 0
+	}
+	v := d.b[0]
+	d.b = d.b[1:]
+	return v
+}
+
+func (d *decoder) bytes(n int) []byte {
+	if n < 0 || n > len(d.b) {
+		d.fail()
+		return nil
+	}
+	v := d.b[:n:n]
+	d.b = d.b[n:]
+	return v
+}
+
+func (d *decoder) uvarint() uint64 {
+	v, n := binary.Uvarint(d.b)
+	if n <= 0 {
+		d.fail()
+		return 0
+	}
+	d.b = d.b[n:]
+	return v
+}
+
+func (d *decoder) varint() int64 {
+	v, n := binary.Varint(d.b)
+	if n <= 0 {
+		d.fail()
+		return 0
+	}
+	d.b = d.b[n:]
+	return v
+}
+
+// count reads a number of things of at least size bytes each, so that a forged count cannot make the caller allocate
+// more than the input could hold.
+func (d *decoder) count(size int) int {
+	n := d.uvarint()
+	if n > uint64(len(d.b)/size) {
+		d.fail()
+		return 0
+	}
+	return int(n)
+}
+
+func (d *decoder) end(what string) error {
+	if d.bad || len(d.b) != 0 {
+		return fmt.Errorf("%w: %s", ErrCorrupt, what)
+	}
+	return nil
+}

@@ -1,0 +1,84 @@
+package fsm
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/holdfastdb/holdfast/storage/kv"
+)
+
+// Registry is the table of data types and their operations. It does not change after New.
+type Registry struct {
+	types []Type
+	byID  map[uint8]*Type
+	ops   [256][]Op // by type, then by number; a zero Number marks a hole
+}
+
+// New builds the dispatch table. It refuses types and operations without a number or with one that is taken.
+func New(types ...Type) (*Registry, error) {
+	r := &Registry{types: types, byID: make(map[uint8]*Type, len(types))}
+	for i := range types {
+		t := &types[i]
+		if t.ID == 0 || t.Name == "" {
+			return nil, fmt.Errorf("data type %q: the number %d or the name is missing", t.Name, t.ID)
+		}
+		if other := r.byID[t.ID]; other != nil {
+			return nil, fmt.Errorf("data type %q: number %d belongs to %q", t.Name, t.ID, other.Name)
+		}
+		r.byID[t.ID] = t
+		for _, op := range t.Ops {
+			if op.Number == 0 || op.Name == "" || (op.apply == nil) == (op.query == nil) {
+				return nil, fmt.Errorf("data type %q: operation %d %q is incomplete", t.Name, op.Number, op.Name)
+			}
+			for len(r.ops[t.ID]) <= int(op.Number) {
+				r.ops[t.ID] = append(r.ops[t.ID], Op{})
+			}
+			if other := r.ops[t.ID][op.Number]; other.Number != 0 {
+				return nil, fmt.Errorf("data type %q: number %d of %q belongs to %q", t.Name, op.Number, op.Name, other.Name)
+			}
+			r.ops[t.ID][op.Number] = op
+		}
+	}
+	return r, nil
+}
+
+// Types returns the data types in the order given to New. The caller must not change them.
+func (r *Registry) Types() []Type { return r.types }
+
+// Lookup returns an operation's row.
+func (r *Registry) Lookup(typeID, op uint8) (Op, bool) {
+	ops := r.ops[typeID]
+	if int(op) >= len(ops) || ops[op].Number == 0 {
+		return Op{}, false
+	}
+	return ops[op], true
+}
+
+// Query runs read-only calls on one consistent view and tells the view's position.
+func (r *Registry) Query(reader kv.Reader, calls []Call) ([]Result, Applied, error) {
+	applied, err := ReadApplied(reader)
+	if err != nil {
+		return nil, Applied{}, err
+	}
+	results := make([]Result, len(calls))
+	v := View{reader: reader, now: applied.Time}
+	for i, call := range calls {
+		op, ok := r.Lookup(call.Type, call.Op)
+		if !ok || !op.Query {
+			results[i] = Result{Code: Invalid, Body: fmt.Appendf(nil, "no query %d of type %d", call.Op, call.Type)}
+			continue
+		}
+		v.typeID = call.Type
+		body, err := op.query(&v, call.Body, nil)
+		var refusal *Error
+		switch {
+		case err == nil:
+			results[i].Body = body
+		case errors.As(err, &refusal):
+			results[i] = Result{Code: refusal.Code, Body: []byte(refusal.Message)}
+		default:
+			return nil, Applied{}, fmt.Errorf("query %d of type %d: %w", call.Op, call.Type, err)
+		}
+	}
+	return results, applied, nil
+}

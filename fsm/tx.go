@@ -1,0 +1,227 @@
+package fsm
+
+import (
+	"encoding/binary"
+	"errors"
+
+	"github.com/holdfastdb/holdfast/storage/kv"
+)
+
+// Row is a decoded value that the machine keeps between entries, so that a hot key is decoded once and encoded once
+// for each call of Apply, however many operations touch it.
+type Row interface {
+	// Append appends the row's stored encoding.
+	Append(dst []byte) []byte
+}
+
+// Tx is what a command sees of its shard. Keys are relative to the command's data type. A key is used either through
+// Row, PutRow and DeleteRow or through Get, Set and Delete, never both.
+type Tx struct {
+	m      *Machine
+	typeID uint8
+	index  uint64
+	op     int
+	key    []byte // scratch
+}
+
+// Now is the shard time of the entry being applied.
+func (tx *Tx) Now() Time { return tx.m.applied.Time }
+
+// Index is the log index of the entry being applied.
+func (tx *Tx) Index() uint64 { return tx.index }
+
+// Op is the position of the operation in its entry, counted from 0. Index and Op together are unique in a shard for ever.
+func (tx *Tx) Op() int { return tx.op }
+
+func (tx *Tx) full(key []byte) []byte {
+	tx.key = append(append(tx.key[:0], tx.typeID), key...)
+	return tx.key
+}
+
+// Get returns the value of key, or kv.ErrNotFound; see kv.Reader.
+func (tx *Tx) Get(key []byte) ([]byte, error) { return tx.m.batch.Get(tx.full(key)) }
+
+// Set stores value under key.
+func (tx *Tx) Set(key, value []byte) { tx.m.batch.Set(tx.full(key), value) }
+
+// Delete removes key.
+func (tx *Tx) Delete(key []byte) { tx.m.batch.Delete(tx.full(key)) }
+
+// Iter walks the type's keys in [lower, upper), pending writes included. A nil upper means all from lower on. Keys
+// that the iterator gives are relative to the type, as lower and upper are.
+func (tx *Tx) Iter(lower, upper []byte) (kv.Iterator, error) {
+	tx.m.rows.flush(tx.m.batch)
+	return typeIter(tx.m.batch, tx.typeID, lower, upper)
+}
+
+// Row returns the row stored under key, or nil when there is none. decode must copy what it keeps. The caller may
+// change the row and must then call PutRow in the same operation.
+func (tx *Tx) Row(key []byte, decode func([]byte) (Row, error)) (Row, error) {
+	full := tx.full(key)
+	if c := tx.m.rows.lookup(full); c != nil {
+		return c.row, nil
+	}
+	value, err := tx.m.batch.Get(full)
+	if errors.Is(err, kv.ErrNotFound) {
+		tx.m.rows.add(full, nil)
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	row, err := decode(value)
+	if err != nil {
+		return nil, err
+	}
+	tx.m.rows.add(full, row)
+	return row, nil
+}
+
+// PutRow stores row under key. The machine keeps the row itself.
+func (tx *Tx) PutRow(key []byte, row Row) { tx.m.rows.put(tx.full(key), row) }
+
+// DeleteRow removes the row under key.
+func (tx *Tx) DeleteRow(key []byte) { tx.m.rows.put(tx.full(key), nil) }
+
+// ExpireAt has Type.Sweep called for key at or after shard time at. It is called when a row is made, not at each
+// change: a row that lives longer than first said is told to Sweep, which calls ExpireAt again.
+func (tx *Tx) ExpireAt(key []byte, at Time) { tx.m.expireAt(tx.typeID, key, at) }
+
+// Get returns the value of key of the view's type; see kv.Reader.
+func (v *View) Get(key []byte) ([]byte, error) {
+	v.key = append(append(v.key[:0], v.typeID), key...)
+	return v.reader.Get(v.key)
+}
+
+// Iter walks the type's keys in [lower, upper); see Tx.Iter.
+func (v *View) Iter(lower, upper []byte) (kv.Iterator, error) {
+	return typeIter(v.reader, v.typeID, lower, upper)
+}
+
+func typeIter(r kv.Reader, typeID uint8, lower, upper []byte) (kv.Iterator, error) {
+	from := append([]byte{typeID}, lower...)
+	to := []byte{typeID + 1}
+	if upper != nil {
+		to = append([]byte{typeID}, upper...)
+	} else if typeID == 255 {
+		to = nil
+	}
+	it, err := r.Iter(from, to)
+	if err != nil {
+		return nil, err
+	}
+	return relativeIter{it}, nil
+}
+
+// relativeIter cuts the type's number off the keys.
+type relativeIter struct{ kv.Iterator }
+
+func (it relativeIter) Key() []byte { return it.Iterator.Key()[1:] }
+
+// rowCacheSize bounds each of the two generations of cached rows.
+const rowCacheSize = 16_384
+
+// rowCache keeps decoded rows in two generations: a row used while in the old one moves to the young one; when the
+// young one is full it becomes the old one, and what was not used for a whole generation is forgotten. Which rows are
+// cached changes no outcome (I1).
+type rowCache struct {
+	young, old map[string]*cachedRow
+	dirty      []*cachedRow
+	buf        []byte
+}
+
+type cachedRow struct {
+	key   string
+	row   Row // nil: known to be absent
+	dirty bool
+}
+
+func newRowCache() *rowCache {
+	return &rowCache{young: make(map[string]*cachedRow), old: make(map[string]*cachedRow)}
+}
+
+func (c *rowCache) lookup(key []byte) *cachedRow {
+	if r, ok := c.young[string(key)]; ok {
+		return r
+	}
+	r, ok := c.old[string(key)]
+	if ok {
+		c.young[r.key] = r
+	}
+	return r
+}
+
+func (c *rowCache) add(key []byte, row Row) *cachedRow {
+	r := &cachedRow{key: string(key), row: row}
+	c.young[r.key] = r
+	return r
+}
+
+func (c *rowCache) put(key []byte, row Row) {
+	r := c.lookup(key)
+	if r == nil {
+		r = c.add(key, row)
+	}
+	r.row = row
+	if !r.dirty {
+		r.dirty = true
+		c.dirty = append(c.dirty, r)
+	}
+}
+
+// flush writes what changed into the batch, in the order of first change.
+func (c *rowCache) flush(w kv.Writer) {
+	for _, r := range c.dirty {
+		r.dirty = false
+		if r.row == nil {
+			w.Delete([]byte(r.key))
+			continue
+		}
+		c.buf = r.row.Append(c.buf[:0])
+		w.Set([]byte(r.key), c.buf)
+	}
+	c.dirty = c.dirty[:0]
+}
+
+// age starts a new generation when the young one is full. Only called when nothing is dirty.
+func (c *rowCache) age() {
+	if len(c.young) >= rowCacheSize {
+		c.old = c.young
+		c.young = make(map[string]*cachedRow, rowCacheSize)
+	}
+}
+
+// The machine's own keys, under type number 0.
+const (
+	keyApplied       = "\x00a" // index, term, time, clients
+	keyConfiguration = "\x00g" // index, Raft configuration
+	prefixWindow     = "\x00w" // client id, slot: one frame's results
+	prefixExpiry     = "\x00x" // time, type, key: what is due when
+)
+
+const expiryTimeBytes = 6
+
+// appendExpiryKey builds an expiry-index key: rows sort by time.
+func appendExpiryKey(dst []byte, at Time, typeID uint8, key []byte) []byte {
+	dst = append(dst, prefixExpiry...)
+	dst = appendExpiryTime(dst, at)
+	dst = append(dst, typeID)
+	return append(dst, key...)
+}
+
+func appendExpiryTime(dst []byte, at Time) []byte {
+	var b [8]byte
+	binary.BigEndian.PutUint64(b[:], uint64(max(at, 0)))
+	return append(dst, b[8-expiryTimeBytes:]...)
+}
+
+// splitExpiryKey is the inverse of appendExpiryKey.
+func splitExpiryKey(full []byte) (at Time, typeID uint8, key []byte, ok bool) {
+	const header = len(prefixExpiry) + expiryTimeBytes
+	if len(full) < header+1 || string(full[:len(prefixExpiry)]) != prefixExpiry {
+		return 0, 0, nil, false
+	}
+	var b [8]byte
+	copy(b[8-expiryTimeBytes:], full[len(prefixExpiry):header])
+	return Time(binary.BigEndian.Uint64(b[:])), full[header], full[header+1:], true
+}

@@ -1,0 +1,211 @@
+package fsm
+
+import (
+	"encoding/binary"
+	"fmt"
+
+	"github.com/zeebo/xxh3"
+
+)
+
+// The exactly-once window (after Ongaro, "Consensus: Bridging Theory and Practice", section 6.3, with expiry by shard
+// time instead of registration). Each client has MaxWindow slots; frame seq uses slot seq mod MaxWindow. A slot is
+// overwritten in place, so a busy client costs one small write for each frame and leaves no tombstones.
+
+// windowSlot is one stored frame result.
+type windowSlot struct {
+	seq, ackUpTo uint64
+	deadline     Time
+	retain       Millis
+	fingerprint  uint64 // of the frame's calls: a number used twice for different work is refused
+	index        uint64
+	time         Time
+	results      []byte // as AppendResults wrote them
+}
+
+// client is the decoded window of one client.
+type client struct {
+	known bool
+	slots [MaxWindow]windowSlot
+}
+
+// acked is the highest acknowledgement that the client sent with any frame still in the window.
+func (c *client) acked() uint64 {
+	var acked uint64
+	for i := range c.slots {
+		acked = max(acked, c.slots[i].ackUpTo)
+	}
+	return acked
+}
+
+// expiry is the time from which on no duplicate of a recorded frame can have an effect (I5).
+func (c *client) expiry() Time {
+	var at Time
+	for i := range c.slots {
+		s := &c.slots[i]
+		if s.seq == 0 {
+			continue
+		}
+		retain := s.retain
+		if retain == 0 {
+			retain = 2 * MaxDeadline
+		}
+		at = max(at, s.deadline+Time(retain))
+	}
+	return at
+}
+
+func (s *windowSlot) append(dst []byte) []byte {
+	dst = binary.AppendUvarint(dst, s.seq)
+	dst = binary.AppendUvarint(dst, s.ackUpTo)
+	dst = binary.AppendVarint(dst, int64(s.deadline))
+	dst = binary.AppendUvarint(dst, uint64(s.retain))
+	dst = binary.LittleEndian.AppendUint64(dst, s.fingerprint)
+	dst = binary.AppendUvarint(dst, s.index)
+	dst = binary.AppendVarint(dst, int64(s.time))
+	return append(dst, s.results...)
+}
+
+func decodeWindowSlot(b []byte) (windowSlot, error) {
+	d := decoder{b: b}
+	s := windowSlot{seq: d.uvarint(), ackUpTo: d.uvarint(), deadline: Time(d.varint()), retain: Millis(d.uvarint())}
+	if f := d.bytes(8); f != nil {
+		s.fingerprint = binary.LittleEndian.Uint64(f)
+	}
+	s.index, s.time = d.uvarint(), Time(d.varint())
+	if d.bad || s.seq == 0 {
+		return windowSlot{}, fmt.Errorf("%w: window slot", ErrCorrupt)
+	}
+	s.results = append([]byte(nil), d.b...)
+	if _, err := DecodeResults(s.results); err != nil {
+		return windowSlot{}, err
+	}
+	return s, nil
+}
+
+func appendWindowKey(dst []byte, id [16]byte, slot int) []byte {
+	dst = append(dst, prefixWindow...)
+	dst = append(dst, id[:]...)
+	return append(dst, byte(slot))
+}
+
+// clientCacheSize bounds the decoded windows kept in memory.
+const clientCacheSize = 4096
+
+// loadClient returns the client's window, decoded from the state if it is not in memory.
+func (m *Machine) loadClient(id [16]byte) (*client, error) {
+	if c, ok := m.clients[id]; ok {
+		return c, nil
+	}
+	c := &client{}
+	it, err := m.batch.Iter(appendWindowKey(nil, id, 0), appendWindowKey(nil, id, MaxWindow))
+	if err != nil {
+		return nil, err
+	}
+	defer it.Close()
+	for it.Next() {
+		slot := int(it.Key()[len(it.Key())-1])
+		s, err := decodeWindowSlot(it.Value())
+		if err != nil {
+			return nil, err
+		}
+		c.slots[slot] = s
+		c.known = true
+	}
+	if err := it.Err(); err != nil {
+		return nil, err
+	}
+	if len(m.clients) >= clientCacheSize {
+		clear(m.clients) // rare, and cheap to read again
+	}
+	m.clients[id] = c
+	return c, nil
+}
+
+// admit decides what happens to a frame (I4): it is answered from the window, refused, or, with a nil outcome,
+// executed. The window comes before the deadline, so that a late duplicate of an executed frame gets its results.
+func (m *Machine) admit(c *client, f *Frame, fingerprint uint64) *FrameOutcome {
+	refuse := func(code Code, format string, args ...any) *FrameOutcome {
+		return &FrameOutcome{Code: code, Message: fmt.Sprintf(format, args...), Index: m.applied.Index, Time: m.applied.Time}
+	}
+	s := &c.slots[f.Seq%MaxWindow]
+	if s.seq == f.Seq {
+		if s.fingerprint != fingerprint {
+			return refuse(Conflict, "frame %d was used before for another request", f.Seq)
+		}
+		results, err := DecodeResults(s.results)
+		if err != nil { // decodeWindowSlot and execute made sure of it
+			return refuse(Conflict, "stored results are unreadable")
+		}
+		return &FrameOutcome{Replayed: true, Index: s.index, Time: s.time, Results: results}
+	}
+	acked := c.acked()
+	switch {
+	case f.Seq <= acked || s.seq > f.Seq:
+		return refuse(Stale, "frame %d was acknowledged before", f.Seq)
+	case m.applied.Time > f.Deadline:
+		return refuse(Expired, "deadline %d passed at shard time %d", f.Deadline, m.applied.Time)
+	case s.seq > max(acked, f.AckUpTo):
+		return refuse(WindowFull, "frame %d is still unacknowledged", s.seq)
+	case !c.known && m.applied.Clients >= MaxClients:
+		return refuse(Exhausted, "the shard remembers %d clients already", MaxClients)
+	}
+	return nil
+}
+
+// record stores a frame's results in the client's window, in the batch that holds the frame's effects.
+func (m *Machine) record(c *client, f *Frame, fingerprint uint64, results []byte) {
+	if !c.known {
+		c.known = true
+		m.applied.Clients++
+		defer func() { m.expireAt(0, f.Client[:], c.expiry()) }()
+	}
+	slot := int(f.Seq % MaxWindow)
+	c.slots[slot] = windowSlot{
+		seq: f.Seq, ackUpTo: f.AckUpTo, deadline: f.Deadline, retain: f.Retain, fingerprint: fingerprint,
+		index: m.applied.Index, time: m.applied.Time, results: results,
+	}
+	m.key = appendWindowKey(m.key[:0], f.Client, slot)
+	m.value = c.slots[slot].append(m.value[:0])
+	m.batch.Set(m.key, m.value)
+}
+
+// sweepClient forgets a client whose record is due, or waits for its newer frames.
+func (m *Machine) sweepClient(key []byte) error {
+	if len(key) != 16 {
+		return fmt.Errorf("%w: client in the expiry index", ErrCorrupt)
+	}
+	id := [16]byte(key)
+	c, err := m.loadClient(id)
+	if err != nil {
+		return err
+	}
+	if !c.known {
+		return nil
+	}
+	if at := c.expiry(); at > m.applied.Time {
+		m.expireAt(0, key, at)
+		return nil
+	}
+	for i := range c.slots {
+		if c.slots[i].seq != 0 {
+			m.batch.Delete(appendWindowKey(nil, id, i))
+		}
+	}
+	delete(m.clients, id)
+	m.applied.Clients--
+	return nil
+}
+
+// fingerprintOf hashes a frame's calls.
+func fingerprintOf(f *Frame) uint64 {
+	h := xxh3.New()
+	var head [binary.MaxVarintLen64 + 2]byte
+	for _, c := range f.Calls {
+		b := binary.AppendUvarint(append(head[:0], c.Type, c.Op), uint64(len(c.Body)))
+		_, _ = h.Write(b)
+		_, _ = h.Write(c.Body)
+	}
+	return h.Sum64()
+}
+
