@@ -1,0 +1,84 @@
+package gossip
+
+import (
+	"log/slog"
+	"testing"
+	"time"
+)
+
+func start(t *testing.T, id, cluster string, changed chan<- string) *Gossip {
+	t.Helper()
+	g, err := Start(Config{
+		NodeID: id, Bind: "127.0.0.1:0",
+		Meta:     Meta{ClusterID: cluster, Name: id, GRPC: id + ":1", Peer: id + ":2"},
+		OnChange: func() { changed <- id },
+		Logger:   slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = g.Close() })
+	return g
+}
+
+// await waits, driven by change events, until ok.
+func await(t *testing.T, what string, changed <-chan string, ok func() bool) {
+	t.Helper()
+	deadline := time.After(20 * time.Second)
+	poll := time.NewTicker(20 * time.Millisecond)
+	defer poll.Stop()
+	for !ok() {
+		select {
+		case <-changed:
+		case <-poll.C:
+		case <-deadline:
+			t.Fatalf("never: %s", what)
+		}
+	}
+}
+
+func TestNodesSeeEachOtherTheirDataAndTheirLeads(t *testing.T) {
+	changed := make(chan string, 100)
+	a, b := start(t, "a", "c1", changed), start(t, "b", "", changed)
+	a.Announce(3, 7)
+	if err := b.Join([]string{a.Addr()}); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "a sees b", changed, func() bool { m, ok := a.Member("b"); return ok && m.Alive && m.Meta.Peer == "b:2" })
+	await(t, "b sees a's lead", changed, func() bool { l, ok := b.Leader(3); return ok && l.NodeID == "a" && l.Term == 7 })
+
+	b.Announce(3, 8)
+	await(t, "a hears the newer leader", changed, func() bool { l, _ := a.Leader(3); return l.NodeID == "b" && l.Term == 8 })
+	a.Announce(3, 7)
+	if l, _ := a.Leader(3); l.NodeID != "b" {
+		t.Errorf("an older term replaced a newer one: %+v", l)
+	}
+
+	if err := b.SetMeta(Meta{ClusterID: "c1", Name: "b", Peer: "b:9"}); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "a sees b's new address", changed, func() bool { m, _ := a.Member("b"); return m.Meta.Peer == "b:9" })
+
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "a sees b leave", changed, func() bool { m, _ := a.Member("b"); return !m.Alive })
+}
+
+func TestNodesOfAnotherClusterAreNotAccepted(t *testing.T) {
+	changed := make(chan string, 100)
+	a, b := start(t, "a", "c1", changed), start(t, "b", "c2", changed)
+	_ = b.Join([]string{a.Addr()}) // memberlist may or may not report it: what counts is who is seen
+	if m, ok := a.Member("b"); ok {
+		t.Errorf("a accepted %+v", m)
+	}
+	if m, ok := b.Member("a"); ok {
+		t.Errorf("b accepted %+v", m)
+	}
+}
+
+func TestPlainTextIsRefusedOffLoopback(t *testing.T) {
+	if _, err := Start(Config{NodeID: "a", Bind: "0.0.0.0:0", Logger: slog.New(slog.DiscardHandler)}); err == nil {
+		t.Error("started without a key on a public address")
+	}
+}
