@@ -1,0 +1,83 @@
+package node
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+)
+
+// identity is who the owner of a data directory is. A wiped directory is a new node: an id is never used again, or a
+// node could vote twice.
+type identity struct {
+	NodeID string `json:"node_id"`
+	// ClusterID is empty until the node was taken in.
+	ClusterID string `json:"cluster_id,omitempty"`
+}
+
+const identityFile = "node.json"
+
+// newID returns 128 random bits in hexadecimal.
+func newID() string {
+	var b [16]byte
+	_, _ = rand.Read(b[:]) // never fails: crypto/rand stops the process instead
+	return hex.EncodeToString(b[:])
+}
+
+// loadIdentity reads the identity of a data directory; found is false for a new one.
+func loadIdentity(filesystem vfs.FS, dir string) (id identity, found bool, err error) {
+	path := filesystem.PathJoin(dir, identityFile)
+	f, err := filesystem.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return identity{NodeID: newID()}, false, nil
+	}
+	if err != nil {
+		return identity{}, false, fmt.Errorf("open %s: %w", path, err)
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, 64<<10))
+	if err != nil {
+		return identity{}, false, fmt.Errorf("read %s: %w", path, err)
+	}
+	if err := json.Unmarshal(b, &id); err != nil || len(id.NodeID) != 32 {
+		return identity{}, false, fmt.Errorf("%s is damaged (%w): restore it, or start this node with an empty data directory", path, err)
+	}
+	return id, true, nil
+}
+
+// save writes the identity so that a crash leaves the old one or the new one.
+func (id identity) save(filesystem vfs.FS, dir string) error {
+	b, err := json.MarshalIndent(id, "", "  ")
+	if err != nil {
+		return fmt.Errorf("encode the node's identity: %w", err)
+	}
+	path := filesystem.PathJoin(dir, identityFile)
+	if err := writeSynced(filesystem, path+".new", append(b, '\n')); err != nil {
+		return fmt.Errorf("write the node's identity: %w", err)
+	}
+	// If we stop here, the next start removes nothing and writes the file again.
+	if err := filesystem.Rename(path+".new", path); err != nil {
+		return fmt.Errorf("write the node's identity: %w", err)
+	}
+	d, err := filesystem.OpenDir(dir)
+	if err != nil {
+		return fmt.Errorf("open %s: %w", dir, err)
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+func writeSynced(filesystem vfs.FS, path string, b []byte) error {
+	f, err := filesystem.Create(path, vfs.WriteCategoryUnspecified)
+	if err != nil {
+		return err
+	}
+	if _, err := f.Write(b); err != nil {
+		return errors.Join(err, f.Close())
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
