@@ -5,7 +5,6 @@ import (
 	"fmt"
 
 	"github.com/zeebo/xxh3"
-
 )
 
 // The exactly-once window (after Ongaro, "Consensus: Bridging Theory and Practice", section 6.3, with expiry by shard
@@ -208,4 +207,3 @@ func fingerprintOf(f *Frame) uint64 {
 	}
 	return h.Sum64()
 }
-
