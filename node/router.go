@@ -1,0 +1,247 @@
+package node
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"strings"
+	"time"
+
+	"github.com/holdfastdb/holdfast/fsm"
+)
+
+// replica is what the router needs of a Raft group on this node.
+type replica interface {
+	// Propose has the group execute the frame. The error tells whether the frame may have had an effect, see
+	// refusal and outcomeUnknown.
+	Propose(ctx context.Context, f *fsm.Frame) (fsm.FrameOutcome, error)
+	// Query answers from the group's state as of now, linearizably.
+	Query(ctx context.Context, calls []fsm.Call) ([]fsm.Result, fsm.Applied, error)
+	// Leader names the leading replica, empty if unknown.
+	Leader() (replicaID string, term uint64)
+	IsLeader() bool
+}
+
+// router carries a request to the leader of its group, wherever that is.
+type router struct {
+	nodeID string
+	local  func(group uint32) (replica, bool)
+	// hint names the node that gossip believes to lead a group.
+	hint func(group uint32) (nodeID string, ok bool)
+	// call asks another node; the answer is that node's servePropose or serveQuery.
+	call func(ctx context.Context, nodeID, method string, request []byte) ([]byte, error)
+	log  *slog.Logger
+}
+
+// Names of the calls between nodes.
+const (
+	callPropose = "propose"
+	callQuery   = "query"
+)
+
+// refusal is an error that is known to have had no effect: another try is safe.
+type refusal struct {
+	leader string // node id, if known
+	after  time.Duration
+	err    error
+}
+
+func (r *refusal) Error() string { return r.err.Error() }
+func (r *refusal) Unwrap() error { return r.err }
+
+var (
+	errNoLeader       = errors.New("the shard has no leader at the moment")
+	errOverloaded     = errors.New("the shard's queue is full")
+	errOutcomeUnknown = errors.New("outcome unknown: the request may have been executed")
+)
+
+const (
+	retryMin = 10 * time.Millisecond
+	retryMax = 500 * time.Millisecond
+)
+
+// propose has the frame executed by the group's leader. It tries again until ctx ends: after a refusal always, after an
+// unknown outcome only if the frame has a client, whose window makes another try harmless.
+func (r *router) propose(ctx context.Context, group uint32, f *fsm.Frame) (fsm.FrameOutcome, error) {
+	request := f.Append(binary.AppendUvarint(nil, uint64(group)))
+	unknown := false
+	for pause := retryMin; ; pause = min(2*pause, retryMax) {
+		out, err := r.proposeOnce(ctx, group, f, request)
+		if err == nil {
+			return out, nil
+		}
+		var refused *refusal
+		switch {
+		case errors.As(err, &refused):
+		case f.Client == [16]byte{}:
+			return fsm.FrameOutcome{}, err
+		default:
+			unknown = true
+		}
+		if errors.Is(err, errOverloaded) {
+			return fsm.FrameOutcome{}, err // the caller is told at once, or queues grow everywhere
+		}
+		if stop := wait(ctx, pause); stop != nil {
+			if unknown {
+				err = fmt.Errorf("%w: %w", errOutcomeUnknown, err)
+			}
+			return fsm.FrameOutcome{}, fmt.Errorf("shard %d: %w", group, errors.Join(err, stop))
+		}
+	}
+}
+
+func (r *router) proposeOnce(ctx context.Context, group uint32, f *fsm.Frame, request []byte) (fsm.FrameOutcome, error) {
+	g, here := r.local(group)
+	if here && g.IsLeader() {
+		return g.Propose(ctx, f)
+	}
+	leader, ok := r.leader(group)
+	if !ok {
+		return fsm.FrameOutcome{}, &refusal{err: errNoLeader}
+	}
+	answer, err := r.call(ctx, leader, callPropose, request)
+	if err != nil {
+		return fsm.FrameOutcome{}, fmt.Errorf("%w: node %s: %w", errOutcomeUnknown, leader, err)
+	}
+	body, err := readAnswer(answer)
+	if err != nil {
+		return fsm.FrameOutcome{}, err
+	}
+	out, _, err := fsm.DecodeFrameOutcome(body)
+	return out, err
+}
+
+// query answers read-only calls at the group's leader. It tries again until ctx ends.
+func (r *router) query(ctx context.Context, group uint32, calls []fsm.Call) ([]fsm.Result, fsm.Applied, error) {
+	for pause := retryMin; ; pause = min(2*pause, retryMax) {
+		results, applied, err := r.queryOnce(ctx, group, calls)
+		if err == nil {
+			return results, applied, nil
+		}
+		if stop := wait(ctx, pause); stop != nil {
+			return nil, fsm.Applied{}, fmt.Errorf("shard %d: %w", group, errors.Join(err, stop))
+		}
+	}
+}
+
+func (r *router) queryOnce(ctx context.Context, group uint32, calls []fsm.Call) ([]fsm.Result, fsm.Applied, error) {
+	g, here := r.local(group)
+	if here && g.IsLeader() {
+		return g.Query(ctx, calls)
+	}
+	leader, ok := r.leader(group)
+	if !ok {
+		return nil, fsm.Applied{}, errNoLeader
+	}
+	f := fsm.Frame{Calls: calls}
+	answer, err := r.call(ctx, leader, callQuery, f.Append(binary.AppendUvarint(nil, uint64(group))))
+	if err != nil {
+		return nil, fsm.Applied{}, fmt.Errorf("node %s: %w", leader, err)
+	}
+	body, err := readAnswer(answer)
+	if err != nil {
+		return nil, fsm.Applied{}, err
+	}
+	out, _, err := fsm.DecodeFrameOutcome(body)
+	return out.Results, fsm.Applied{Index: out.Index, Time: out.Time}, err
+}
+
+// leader finds the node that leads a group, never this one: a group that leads here is asked directly.
+func (r *router) leader(group uint32) (string, bool) {
+	if g, here := r.local(group); here {
+		if id, _ := g.Leader(); id != "" {
+			node, _, _ := strings.Cut(id, "/")
+			return node, node != r.nodeID
+		}
+	}
+	node, ok := r.hint(group)
+	return node, ok && node != r.nodeID
+}
+
+// The answer to a call between nodes starts with one of these.
+const (
+	answerOutcome    byte = 0 // a frame outcome follows
+	answerRefused    byte = 1 // no effect; the message follows
+	answerOverloaded byte = 2 // no effect; the message follows
+	answerUnknown    byte = 3 // the message follows
+)
+
+func readAnswer(b []byte) ([]byte, error) {
+	if len(b) == 0 {
+		return nil, fmt.Errorf("%w: empty answer", errOutcomeUnknown)
+	}
+	switch message := string(b[1:]); b[0] {
+	case answerOutcome:
+		return b[1:], nil
+	case answerRefused:
+		return nil, &refusal{err: errors.New(message)}
+	case answerOverloaded:
+		return nil, &refusal{err: fmt.Errorf("%w: %s", errOverloaded, message)}
+	default:
+		return nil, fmt.Errorf("%w: %s", errOutcomeUnknown, message)
+	}
+}
+
+func writeAnswer(out *fsm.FrameOutcome, err error) []byte {
+	var refused *refusal
+	switch {
+	case err == nil:
+		return fsm.AppendFrameOutcome([]byte{answerOutcome}, out)
+	case errors.Is(err, errOverloaded):
+		return append([]byte{answerOverloaded}, err.Error()...)
+	case errors.As(err, &refused):
+		return append([]byte{answerRefused}, err.Error()...)
+	default:
+		return append([]byte{answerUnknown}, err.Error()...)
+	}
+}
+
+// servePropose answers another node's propose. It does not pass the request on: the asker looks for the leader.
+func (r *router) servePropose(ctx context.Context, request []byte) ([]byte, error) {
+	g, f, err := r.target(request)
+	if err != nil {
+		return writeAnswer(nil, err), nil
+	}
+	out, err := g.Propose(ctx, f)
+	return writeAnswer(&out, err), nil
+}
+
+func (r *router) serveQuery(ctx context.Context, request []byte) ([]byte, error) {
+	g, f, err := r.target(request)
+	if err != nil {
+		return writeAnswer(nil, err), nil
+	}
+	results, applied, err := g.Query(ctx, f.Calls)
+	return writeAnswer(&fsm.FrameOutcome{Index: applied.Index, Time: applied.Time, Results: results}, err), nil
+}
+
+func (r *router) target(request []byte) (replica, *fsm.Frame, error) {
+	group, n := binary.Uvarint(request)
+	if n <= 0 || group > 1<<32-1 {
+		return nil, nil, &refusal{err: errors.New("malformed request between nodes")}
+	}
+	f, rest, err := fsm.DecodeFrame(request[n:])
+	if err != nil || len(rest) != 0 {
+		return nil, nil, &refusal{err: errors.New("malformed frame between nodes")}
+	}
+	g, ok := r.local(uint32(group))
+	if !ok || !g.IsLeader() {
+		return nil, nil, &refusal{err: fmt.Errorf("%w here", errNoLeader)}
+	}
+	return g, &f, nil
+}
+
+// wait pauses for about d, less if ctx ends, and then returns its error.
+func wait(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d/2 + rand.N(d/2))
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}

@@ -1,0 +1,163 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/holdfastdb/holdfast/fsm"
+)
+
+// fakeReplica is one group's replica on one of several fake nodes.
+type fakeReplica struct {
+	leading bool
+	leader  string
+	propose func(f *fsm.Frame) (fsm.FrameOutcome, error)
+}
+
+func (g *fakeReplica) Propose(_ context.Context, f *fsm.Frame) (fsm.FrameOutcome, error) {
+	return g.propose(f)
+}
+func (g *fakeReplica) Query(_ context.Context, calls []fsm.Call) ([]fsm.Result, fsm.Applied, error) {
+	return []fsm.Result{{Body: calls[0].Body}}, fsm.Applied{Index: 5, Time: 6}, nil
+}
+func (g *fakeReplica) Leader() (string, uint64) { return g.leader, 1 }
+func (g *fakeReplica) IsLeader() bool           { return g.leading }
+
+// fakeNodes connects routers directly; down tells calls to a node to fail, before or after they were served.
+type fakeNodes struct {
+	routers     map[string]*router
+	failBefore  int
+	failAfter   int
+	callsServed int
+}
+
+func (n *fakeNodes) add(id string, g *fakeReplica, hint string) *router {
+	r := &router{
+		nodeID: id,
+		local:  func(uint32) (replica, bool) { return g, g != nil },
+		hint:   func(uint32) (string, bool) { return hint, hint != "" },
+		log:    slog.New(slog.DiscardHandler),
+	}
+	r.call = func(ctx context.Context, nodeID, method string, request []byte) ([]byte, error) {
+		if n.failBefore > 0 {
+			n.failBefore--
+			return nil, errors.New("connection refused")
+		}
+		n.callsServed++
+		serve := n.routers[nodeID].servePropose
+		if method == callQuery {
+			serve = n.routers[nodeID].serveQuery
+		}
+		answer, err := serve(ctx, request)
+		if n.failAfter > 0 {
+			n.failAfter--
+			return nil, errors.New("connection reset")
+		}
+		return answer, err
+	}
+	n.routers[id] = r
+	return r
+}
+
+func echoOutcome(f *fsm.Frame) (fsm.FrameOutcome, error) {
+	return fsm.FrameOutcome{Index: 9, Results: []fsm.Result{{Body: f.Calls[0].Body}}}, nil
+}
+
+func TestRouterAsksTheLeaderAndRetriesWhatIsSafe(t *testing.T) {
+	calls := []fsm.Call{{Type: 1, Op: 1, Body: []byte("x")}}
+	named := fsm.Frame{Client: [16]byte{1}, Seq: 1, Calls: calls}
+	anonymous := fsm.Frame{Calls: calls}
+	tests := map[string]struct {
+		frame                 fsm.Frame
+		failBefore, failAfter int
+		refusals              int
+		executed              int
+		unknown               bool
+	}{
+		"at once":                             {frame: named, executed: 1},
+		"the connection fails before":         {frame: named, failBefore: 2, executed: 1},
+		"the answer is lost":                  {frame: named, failAfter: 1, executed: 2},
+		"refusals":                            {frame: named, refusals: 3, executed: 4},
+		"anonymous, refusals":                 {frame: anonymous, refusals: 3, executed: 4},
+		"anonymous, the answer is lost":       {frame: anonymous, failAfter: 1, executed: 1, unknown: true},
+		"anonymous, connection fails unclear": {frame: anonymous, failBefore: 1, executed: 0, unknown: true},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				executed := 0
+				nodes := &fakeNodes{routers: map[string]*router{}, failBefore: tt.failBefore, failAfter: tt.failAfter}
+				nodes.add("b", &fakeReplica{leading: true, propose: func(f *fsm.Frame) (fsm.FrameOutcome, error) {
+					executed++
+					if executed <= tt.refusals {
+						return fsm.FrameOutcome{}, &refusal{err: errNoLeader}
+					}
+					return echoOutcome(f)
+				}}, "")
+				a := nodes.add("a", &fakeReplica{leader: "b/1"}, "")
+				ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+				defer cancel()
+				out, err := a.propose(ctx, 1, &tt.frame)
+				if tt.unknown != errors.Is(err, errOutcomeUnknown) || (err == nil && string(out.Results[0].Body) != "x") {
+					t.Errorf("%+v, %v", out, err)
+				}
+				if executed != tt.executed {
+					t.Errorf("executed %d times, want %d", executed, tt.executed)
+				}
+			})
+		})
+	}
+}
+
+func TestRouterFindsALeaderThatOnlyGossipKnows(t *testing.T) {
+	nodes := &fakeNodes{routers: map[string]*router{}}
+	nodes.add("b", &fakeReplica{leading: true, propose: echoOutcome}, "")
+	c := nodes.add("c", nil, "b")
+	c.local = func(uint32) (replica, bool) { return nil, false }
+	out, err := c.propose(t.Context(), 1, &fsm.Frame{Calls: []fsm.Call{{Type: 1, Op: 1, Body: []byte("y")}}})
+	if err != nil || out.Index != 9 {
+		t.Errorf("%+v, %v", out, err)
+	}
+	results, applied, err := c.query(t.Context(), 1, []fsm.Call{{Type: 1, Op: 64, Body: []byte("q")}})
+	if err != nil || string(results[0].Body) != "q" || applied.Index != 5 || applied.Time != 6 {
+		t.Errorf("%+v, %+v, %v", results, applied, err)
+	}
+}
+
+func TestRouterGivesUpWithItsContextAndTellsOverloadAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		nodes := &fakeNodes{routers: map[string]*router{}}
+		full := &fakeReplica{leading: true, propose: func(*fsm.Frame) (fsm.FrameOutcome, error) {
+			return fsm.FrameOutcome{}, &refusal{err: errOverloaded}
+		}}
+		nodes.add("b", full, "")
+		a := nodes.add("a", &fakeReplica{leader: "b/1"}, "")
+		begin := time.Now()
+		if _, err := a.propose(t.Context(), 1, &fsm.Frame{}); !errors.Is(err, errOverloaded) || time.Since(begin) != 0 {
+			t.Errorf("after %v: %v", time.Since(begin), err)
+		}
+
+		alone := nodes.add("c", &fakeReplica{}, "")
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		_, err := alone.propose(ctx, 1, &fsm.Frame{Client: [16]byte{1}, Seq: 1})
+		if !errors.Is(err, errNoLeader) || !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, errOutcomeUnknown) {
+			t.Errorf("no leader: %v", err)
+		}
+	})
+}
+
+func FuzzTarget(f *testing.F) {
+	f.Add((&fsm.Frame{Calls: []fsm.Call{{Type: 1, Op: 1}}}).Append([]byte{1}))
+	r := &router{local: func(uint32) (replica, bool) { return &fakeReplica{leading: true}, true }}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		g, frame, err := r.target(b)
+		if (err == nil) != (g != nil && frame != nil) {
+			t.Errorf("%v %v %v", g, frame, err)
+		}
+	})
+}
