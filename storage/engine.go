@@ -1,0 +1,199 @@
+// Package storage is the state database of a node: one Pebble store in which every shard has a span of keys of its own.
+//
+// Commits are not synced one by one: the Raft log is the durable copy, and Engine.Sync makes all shards' state durable
+// before their logs are cut. What survives a crash is a prefix of all commits.
+package storage
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"runtime"
+	"sync"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/bloom"
+	"github.com/cockroachdb/pebble/v2/vfs"
+)
+
+// Options says where and how to keep the state.
+type Options struct {
+	// FS is the file system; nil means the real one, watched for slow writes.
+	FS  vfs.FS
+	Dir string
+	// CacheBytes and MemTableBytes default to 64 MiB and 32 MiB.
+	CacheBytes    int64
+	MemTableBytes uint64
+	Logger        *slog.Logger
+	// OnDiskSlow is told when a write takes long.
+	OnDiskSlow func(d time.Duration, path string)
+	// OnFatal is called when the store cannot go on, with an error that says why. It must not return normally into
+	// work on the store; the default logs and ends the process, because guessing would risk what was acknowledged.
+	OnFatal func(error)
+}
+
+// Engine is an open state database. Its methods are safe for concurrent use.
+type Engine struct {
+	opts    Options
+	db      *pebble.DB
+	exports chan struct{} // a slot for each snapshot that is being built
+	once    sync.Once
+}
+
+// ErrCorrupt is returned, wrapped, for a stored or received stream that fails its checks.
+var ErrCorrupt = errors.New("storage: corrupt data")
+
+// Open opens or creates the database and removes what an interrupted snapshot left.
+func Open(opts Options) (*Engine, error) {
+	if opts.Logger == nil {
+		opts.Logger = slog.New(slog.DiscardHandler)
+	}
+	if opts.OnFatal == nil {
+		opts.OnFatal = func(err error) {
+			opts.Logger.Error("storage cannot go on, stopping the process", "error", err)
+			os.Exit(1)
+		}
+	}
+	if opts.CacheBytes == 0 {
+		opts.CacheBytes = 64 << 20
+	}
+	if opts.MemTableBytes == 0 {
+		opts.MemTableBytes = 32 << 20
+	}
+	e := &Engine{opts: opts, exports: make(chan struct{}, 1)}
+	cache := pebble.NewCache(opts.CacheBytes)
+	defer cache.Unref()
+	options := &pebble.Options{
+		FS:                          opts.FS,
+		Cache:                       cache,
+		FormatMajorVersion:          pebble.FormatNewest,
+		MemTableSize:                opts.MemTableBytes,
+		MemTableStopWritesThreshold: 4,
+		L0CompactionThreshold:       4,
+		L0StopWritesThreshold:       24,
+		BytesPerSync:                512 << 10,
+		CompactionConcurrencyRange:  func() (int, int) { return 1, max(1, runtime.GOMAXPROCS(0)/2) },
+		FlushDelayDeleteRange:       5 * time.Second,
+		Logger:                      pebbleLogger{opts.Logger, opts.OnFatal},
+		EventListener:               &pebble.EventListener{},
+	}
+	if opts.OnDiskSlow != nil {
+		options.EventListener.DiskSlow = func(info pebble.DiskSlowInfo) { opts.OnDiskSlow(info.Duration, info.Path) }
+	}
+	for i := range options.Levels {
+		options.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
+		options.Levels[i].BlockSize = 16 << 10
+	}
+	db, err := pebble.Open(opts.Dir, options)
+	if err != nil {
+		return nil, fmt.Errorf("open state database %s: %w", opts.Dir, err)
+	}
+	e.db = db
+	// A crash in the middle of a transfer leaves files that nobody refers to.
+	if err := e.fs().RemoveAll(e.spool()); err != nil {
+		return nil, errors.Join(fmt.Errorf("remove old spool files: %w", err), db.Close())
+	}
+	if err := e.fs().MkdirAll(e.spool(), 0o700); err != nil {
+		return nil, errors.Join(fmt.Errorf("make spool directory: %w", err), db.Close())
+	}
+	return e, nil
+}
+
+func (e *Engine) fs() vfs.FS {
+	if e.opts.FS != nil {
+		return e.opts.FS
+	}
+	return vfs.Default
+}
+
+func (e *Engine) spool() string { return e.fs().PathJoin(e.opts.Dir, "spool") }
+
+// Sync returns after everything committed before the call is durable, for all shards. Pebble's commit
+// pipeline lets concurrent calls share one write.
+func (e *Engine) Sync() error {
+	err := e.db.LogData(nil, pebble.Sync)
+	if err != nil {
+		return fmt.Errorf("sync state database: %w", err)
+	}
+	return nil
+}
+
+// Metrics returns Pebble's own figures.
+func (e *Engine) Metrics() *pebble.Metrics { return e.db.Metrics() }
+
+// Close closes the database. Open views, batches and exports must be closed before.
+func (e *Engine) Close() error {
+	var err error
+	e.once.Do(func() { err = e.db.Close() })
+	if err != nil {
+		return fmt.Errorf("close state database: %w", err)
+	}
+	return nil
+}
+
+// Shard returns the part of the database that belongs to one Raft group.
+func (e *Engine) Shard(group uint32) *Shard {
+	return &Shard{e: e, group: group, prefix: spanStart(group), end: spanStart(group + 1)}
+}
+
+// prefixBytes is the length of the group number in front of every key.
+const prefixBytes = 3
+
+// MaxGroup is the largest group number.
+const MaxGroup = 1<<(8*prefixBytes) - 2
+
+func spanStart(group uint32) []byte {
+	var b [4]byte
+	binary.BigEndian.PutUint32(b[:], group)
+	return b[4-prefixBytes:]
+}
+
+// Shard is one group's keys. Its methods are safe for concurrent use.
+type Shard struct {
+	e           *Engine
+	group       uint32
+	prefix, end []byte
+}
+
+func (s *Shard) span() pebble.KeyRange { return pebble.KeyRange{Start: s.prefix, End: s.end} }
+
+// Size estimates the shard's bytes on disk.
+func (s *Shard) Size() (uint64, error) {
+	size, err := s.e.db.EstimateDiskUsage(s.prefix, s.end)
+	if err != nil {
+		return 0, fmt.Errorf("size of group %d: %w", s.group, err)
+	}
+	return size, nil
+}
+
+// Destroy removes all keys of the shard, durably.
+func (s *Shard) Destroy() error {
+	if err := s.e.db.Excise(context.Background(), s.span()); err != nil {
+		return fmt.Errorf("remove group %d: %w", s.group, err)
+	}
+	return s.e.Sync()
+}
+
+// pebbleLogger passes Pebble's lines on at debug level; what it calls fatal ends the process.
+type pebbleLogger struct {
+	logger *slog.Logger
+	fatal  func(error)
+}
+
+func (l pebbleLogger) Infof(format string, args ...any) {
+	l.logger.Debug("pebble", "line", fmt.Sprintf(format, args...))
+}
+
+func (l pebbleLogger) Errorf(format string, args ...any) {
+	l.logger.Error("pebble", "line", fmt.Sprintf(format, args...))
+}
+
+func (l pebbleLogger) Fatalf(format string, args ...any) {
+	err := fmt.Errorf(format, args...)
+	l.fatal(err)
+	panic(err) // reached when a test's OnFatal returns: Pebble must not go on
+}
