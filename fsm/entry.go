@@ -40,7 +40,11 @@ type Frame struct {
 	Deadline Time
 	// Retain is how long after the deadline the record is kept; 0 means twice MaxDeadline. Idempotency keys use 24 h.
 	Retain Millis
-	Calls  []Call
+	// Fingerprint is a hash of the request as its sender wrote it, so that an idempotency key that is used for another
+	// request is refused; 0 when there is nothing to compare. It is not the hash of Calls: those also depend on the
+	// policies of the moment, and a retry must find its results even if a policy changed in between.
+	Fingerprint uint64
+	Calls       []Call
 }
 
 // Entry is the content of one Raft log entry.
@@ -106,18 +110,27 @@ func DecodeEntry(b []byte) (Entry, error) {
 const (
 	frameAnonymous byte = 0
 	frameOfClient  byte = 1
+	frameOfKey     byte = 2 // with Retain and Fingerprint
 )
 
 // Append appends the frame's encoding.
 func (f *Frame) Append(dst []byte) []byte {
-	if f.Client == [16]byte{} {
-		dst = append(dst, frameAnonymous)
-	} else {
-		dst = append(dst, frameOfClient)
+	kind := frameOfClient
+	switch {
+	case f.Client == [16]byte{}:
+		kind = frameAnonymous
+	case f.Retain != 0 || f.Fingerprint != 0:
+		kind = frameOfKey
+	}
+	dst = append(dst, kind)
+	if kind != frameAnonymous {
 		dst = append(dst, f.Client[:]...)
 		dst = binary.AppendUvarint(dst, f.Seq)
 		dst = binary.AppendUvarint(dst, f.AckUpTo)
+	}
+	if kind == frameOfKey {
 		dst = binary.AppendUvarint(dst, uint64(f.Retain))
+		dst = binary.LittleEndian.AppendUint64(dst, f.Fingerprint)
 	}
 	dst = binary.AppendVarint(dst, int64(f.Deadline))
 	dst = binary.AppendUvarint(dst, uint64(len(f.Calls)))
@@ -133,21 +146,24 @@ func (f *Frame) Append(dst []byte) []byte {
 func DecodeFrame(b []byte) (Frame, []byte, error) {
 	var f Frame
 	d := decoder{b: b}
-	switch d.byte() {
-	case frameAnonymous:
-	case frameOfClient:
+	kind := d.byte()
+	if kind > frameOfKey {
+		d.fail()
+	}
+	if kind != frameAnonymous {
 		copy(f.Client[:], d.bytes(16))
 		f.Seq, f.AckUpTo = d.uvarint(), d.uvarint()
-		retain := d.uvarint()
-		if retain > MaxRetain {
-			d.fail()
-		}
-		f.Retain = Millis(retain)
 		if f.Client == [16]byte{} || f.Seq == 0 || f.AckUpTo >= f.Seq {
 			d.fail()
 		}
-	default:
-		d.fail()
+	}
+	if kind == frameOfKey {
+		retain := d.uvarint()
+		f.Fingerprint = d.uint64()
+		if retain > MaxRetain || retain == 0 && f.Fingerprint == 0 {
+			d.fail()
+		}
+		f.Retain = Millis(retain)
 	}
 	f.Deadline = Time(d.varint())
 	n := d.count(3)
@@ -198,6 +214,14 @@ func (d *decoder) bytes(n int) []byte {
 	v := d.b[:n:n]
 	d.b = d.b[n:]
 	return v
+}
+
+func (d *decoder) uint64() uint64 {
+	b := d.bytes(8)
+	if b == nil {
+		return 0
+	}
+	return binary.LittleEndian.Uint64(b)
 }
 
 func (d *decoder) uvarint() uint64 {

@@ -162,7 +162,6 @@ func (m *Machine) applyEntry(data []byte, out *Outcome) error {
 func (m *Machine) applyFrame(tx *Tx, f *Frame, out *FrameOutcome) error {
 	anonymous := f.Client == [16]byte{}
 	var c *client
-	var fingerprint uint64
 	if anonymous {
 		if f.Deadline != 0 && m.applied.Time > f.Deadline {
 			*out = FrameOutcome{Code: Expired, Message: "deadline passed", Index: m.applied.Index, Time: m.applied.Time}
@@ -173,8 +172,7 @@ func (m *Machine) applyFrame(tx *Tx, f *Frame, out *FrameOutcome) error {
 		if c, err = m.loadClient(f.Client); err != nil {
 			return err
 		}
-		fingerprint = fingerprintOf(f)
-		if refused := m.admit(c, f, fingerprint); refused != nil {
+		if refused := m.admit(c, f); refused != nil {
 			*out = *refused
 			return nil
 		}
@@ -185,7 +183,7 @@ func (m *Machine) applyFrame(tx *Tx, f *Frame, out *FrameOutcome) error {
 	}
 	*out = FrameOutcome{Index: m.applied.Index, Time: m.applied.Time, Results: results}
 	if !anonymous {
-		m.record(c, f, fingerprint, stored)
+		m.record(c, f, stored)
 	}
 	return nil
 }

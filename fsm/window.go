@@ -3,8 +3,6 @@ package fsm
 import (
 	"encoding/binary"
 	"fmt"
-
-	"github.com/zeebo/xxh3"
 )
 
 // The exactly-once window (after Ongaro, "Consensus: Bridging Theory and Practice", section 6.3, with expiry by shard
@@ -16,7 +14,7 @@ type windowSlot struct {
 	seq, ackUpTo uint64
 	deadline     Time
 	retain       Millis
-	fingerprint  uint64 // of the frame's calls: a number used twice for different work is refused
+	fingerprint  uint64 // Frame.Fingerprint
 	index        uint64
 	time         Time
 	results      []byte // as AppendResults wrote them
@@ -68,9 +66,7 @@ func (s *windowSlot) append(dst []byte) []byte {
 func decodeWindowSlot(b []byte) (windowSlot, error) {
 	d := decoder{b: b}
 	s := windowSlot{seq: d.uvarint(), ackUpTo: d.uvarint(), deadline: Time(d.varint()), retain: Millis(d.uvarint())}
-	if f := d.bytes(8); f != nil {
-		s.fingerprint = binary.LittleEndian.Uint64(f)
-	}
+	s.fingerprint = d.uint64()
 	s.index, s.time = d.uvarint(), Time(d.varint())
 	if d.bad || s.seq == 0 {
 		return windowSlot{}, fmt.Errorf("%w: window slot", ErrCorrupt)
@@ -123,13 +119,13 @@ func (m *Machine) loadClient(id [16]byte) (*client, error) {
 
 // admit decides what happens to a frame (I4): it is answered from the window, refused, or, with a nil outcome,
 // executed. The window comes before the deadline, so that a late duplicate of an executed frame gets its results.
-func (m *Machine) admit(c *client, f *Frame, fingerprint uint64) *FrameOutcome {
+func (m *Machine) admit(c *client, f *Frame) *FrameOutcome {
 	refuse := func(code Code, format string, args ...any) *FrameOutcome {
 		return &FrameOutcome{Code: code, Message: fmt.Sprintf(format, args...), Index: m.applied.Index, Time: m.applied.Time}
 	}
 	s := &c.slots[f.Seq%MaxWindow]
 	if s.seq == f.Seq {
-		if s.fingerprint != fingerprint {
+		if s.fingerprint != f.Fingerprint {
 			return refuse(Conflict, "frame %d was used before for another request", f.Seq)
 		}
 		results, err := DecodeResults(s.results)
@@ -153,7 +149,7 @@ func (m *Machine) admit(c *client, f *Frame, fingerprint uint64) *FrameOutcome {
 }
 
 // record stores a frame's results in the client's window, in the batch that holds the frame's effects.
-func (m *Machine) record(c *client, f *Frame, fingerprint uint64, results []byte) {
+func (m *Machine) record(c *client, f *Frame, results []byte) {
 	if !c.known {
 		c.known = true
 		m.applied.Clients++
@@ -161,7 +157,7 @@ func (m *Machine) record(c *client, f *Frame, fingerprint uint64, results []byte
 	}
 	slot := int(f.Seq % MaxWindow)
 	c.slots[slot] = windowSlot{
-		seq: f.Seq, ackUpTo: f.AckUpTo, deadline: f.Deadline, retain: f.Retain, fingerprint: fingerprint,
+		seq: f.Seq, ackUpTo: f.AckUpTo, deadline: f.Deadline, retain: f.Retain, fingerprint: f.Fingerprint,
 		index: m.applied.Index, time: m.applied.Time, results: results,
 	}
 	m.key = appendWindowKey(m.key[:0], f.Client, slot)
@@ -194,16 +190,4 @@ func (m *Machine) sweepClient(key []byte) error {
 	delete(m.clients, id)
 	m.applied.Clients--
 	return nil
-}
-
-// fingerprintOf hashes a frame's calls.
-func fingerprintOf(f *Frame) uint64 {
-	h := xxh3.New()
-	var head [binary.MaxVarintLen64 + 2]byte
-	for _, c := range f.Calls {
-		b := binary.AppendUvarint(append(head[:0], c.Type, c.Op), uint64(len(c.Body)))
-		_, _ = h.Write(b)
-		_, _ = h.Write(c.Body)
-	}
-	return h.Sum64()
 }
