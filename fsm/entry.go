@@ -90,9 +90,9 @@ func DecodeEntry(b []byte) (Entry, error) {
 	if sum := crc32.Checksum(b[entryHeader:], castagnoli); sum != binary.LittleEndian.Uint32(b[1:]) {
 		return Entry{}, fmt.Errorf("%w: entry checksum", ErrCorrupt)
 	}
-	d := decoder{b: b[entryHeader:]}
-	e := Entry{Kind: EntryKind(d.byte()), Time: Time(d.varint())}
-	n := d.count(1)
+	d := NewDecoder(b[entryHeader:])
+	e := Entry{Kind: EntryKind(d.Byte()), Time: Time(d.Varint())}
+	n := d.Count(1)
 	if e.Kind > Nudge {
 		return Entry{}, fmt.Errorf("%w: entry kind %d: upgrade this node", ErrCorrupt, e.Kind)
 	}
@@ -104,7 +104,7 @@ func DecodeEntry(b []byte) (Entry, error) {
 		d.b = rest
 		e.Frames = append(e.Frames, f)
 	}
-	return e, d.end("entry")
+	return e, d.End("entry")
 }
 
 const (
@@ -145,40 +145,40 @@ func (f *Frame) Append(dst []byte) []byte {
 // DecodeFrame parses one frame at the start of b and returns the rest. The bodies alias b. An error wraps ErrCorrupt.
 func DecodeFrame(b []byte) (Frame, []byte, error) {
 	var f Frame
-	d := decoder{b: b}
-	kind := d.byte()
+	d := NewDecoder(b)
+	kind := d.Byte()
 	if kind > frameOfKey {
-		d.fail()
+		d.Fail()
 	}
 	if kind != frameAnonymous {
-		copy(f.Client[:], d.bytes(16))
-		f.Seq, f.AckUpTo = d.uvarint(), d.uvarint()
+		copy(f.Client[:], d.Bytes(16))
+		f.Seq, f.AckUpTo = d.Uvarint(), d.Uvarint()
 		if f.Client == [16]byte{} || f.Seq == 0 || f.AckUpTo >= f.Seq {
-			d.fail()
+			d.Fail()
 		}
 	}
 	if kind == frameOfKey {
-		retain := d.uvarint()
-		f.Fingerprint = d.uint64()
+		retain := d.Uvarint()
+		f.Fingerprint = d.Uint64()
 		if retain > MaxRetain || retain == 0 && f.Fingerprint == 0 {
-			d.fail()
+			d.Fail()
 		}
 		f.Retain = Millis(retain)
 	}
-	f.Deadline = Time(d.varint())
-	n := d.count(3)
+	f.Deadline = Time(d.Varint())
+	n := d.Count(3)
 	if n > MaxOps {
-		d.fail()
+		d.Fail()
 		n = 0
 	}
 	if n > 0 {
 		f.Calls = make([]Call, n)
 	}
 	for i := range f.Calls {
-		f.Calls[i] = Call{Type: d.byte(), Op: d.byte()}
-		f.Calls[i].Body = d.bytes(d.count(1))
+		f.Calls[i] = Call{Type: d.Byte(), Op: d.Byte()}
+		f.Calls[i].Body = d.Bytes(d.Count(1))
 	}
-	if d.bad {
+	if d.Bad() {
 		return Frame{}, nil, fmt.Errorf("%w: frame", ErrCorrupt)
 	}
 	return f, d.b, nil
@@ -187,77 +187,3 @@ func DecodeFrame(b []byte) (Frame, []byte, error) {
 // Noop is a placeholder in a frame: it has no effect and answers Skipped. It keeps the numbering of a frame's
 // operations when one of them is carried out elsewhere.
 func Noop() Call { return Call{} }
-
-// decoder reads the primitives of Holdfast's encodings. After a failure all reads give zero.
-type decoder struct {
-	b   []byte
-	bad bool
-}
-
-func (d *decoder) fail() { d.bad, d.b = true, nil }
-
-func (d *decoder) byte() byte {
-	if len(d.b) == 0 {
-		d.fail()
-		return 0
-	}
-	v := d.b[0]
-	d.b = d.b[1:]
-	return v
-}
-
-func (d *decoder) bytes(n int) []byte {
-	if n < 0 || n > len(d.b) {
-		d.fail()
-		return nil
-	}
-	v := d.b[:n:n]
-	d.b = d.b[n:]
-	return v
-}
-
-func (d *decoder) uint64() uint64 {
-	b := d.bytes(8)
-	if b == nil {
-		return 0
-	}
-	return binary.LittleEndian.Uint64(b)
-}
-
-func (d *decoder) uvarint() uint64 {
-	v, n := binary.Uvarint(d.b)
-	if n <= 0 {
-		d.fail()
-		return 0
-	}
-	d.b = d.b[n:]
-	return v
-}
-
-func (d *decoder) varint() int64 {
-	v, n := binary.Varint(d.b)
-	if n <= 0 {
-		d.fail()
-		return 0
-	}
-	d.b = d.b[n:]
-	return v
-}
-
-// count reads a number of things of at least size bytes each, so that a forged count cannot make the caller allocate
-// more than the input could hold.
-func (d *decoder) count(size int) int {
-	n := d.uvarint()
-	if n > uint64(len(d.b)/size) {
-		d.fail()
-		return 0
-	}
-	return int(n)
-}
-
-func (d *decoder) end(what string) error {
-	if d.bad || len(d.b) != 0 {
-		return fmt.Errorf("%w: %s", ErrCorrupt, what)
-	}
-	return nil
-}

@@ -237,9 +237,9 @@ func ReadApplied(r kv.Reader) (Applied, error) {
 	if err != nil {
 		return a, fmt.Errorf("read applied index: %w", err)
 	}
-	d := decoder{b: value}
-	a.Index, a.Term, a.Time, a.Clients = d.uvarint(), d.uvarint(), Time(d.varint()), d.uvarint()
-	if err := d.end("applied index"); err != nil {
+	d := NewDecoder(value)
+	a.Index, a.Term, a.Time, a.Clients = d.Uvarint(), d.Uvarint(), Time(d.Varint()), d.Uvarint()
+	if err := d.End("applied index"); err != nil {
 		return Applied{}, err
 	}
 	value, err = r.Get([]byte(keyConfiguration))
@@ -249,10 +249,10 @@ func ReadApplied(r kv.Reader) (Applied, error) {
 	if err != nil {
 		return Applied{}, fmt.Errorf("read configuration: %w", err)
 	}
-	d = decoder{b: value}
-	a.ConfigIndex = d.uvarint()
+	d = NewDecoder(value)
+	a.ConfigIndex = d.Uvarint()
 	a.Configuration = append([]byte(nil), d.b...)
-	if d.bad {
+	if d.Bad() {
 		return Applied{}, fmt.Errorf("%w: configuration", ErrCorrupt)
 	}
 	return a, nil

@@ -49,11 +49,11 @@ func AppendFrameOutcome(dst []byte, o *FrameOutcome) []byte {
 
 // DecodeFrameOutcome parses what AppendFrameOutcome wrote and returns the rest of b, which the results alias.
 func DecodeFrameOutcome(b []byte) (FrameOutcome, []byte, error) {
-	d := decoder{b: b}
-	o := FrameOutcome{Code: Code(d.byte()), Replayed: d.byte() == 1, Index: d.uvarint(), Time: Time(d.varint())}
-	o.Message = string(d.bytes(d.count(1)))
-	o.Results = d.results()
-	if d.bad {
+	d := NewDecoder(b)
+	o := FrameOutcome{Code: Code(d.Byte()), Replayed: d.Byte() == 1, Index: d.Uvarint(), Time: Time(d.Varint())}
+	o.Message = string(d.Bytes(d.Count(1)))
+	o.Results = decodeResults(&d)
+	if d.Bad() {
 		return FrameOutcome{}, nil, fmt.Errorf("%w: frame outcome", ErrCorrupt)
 	}
 	return o, d.b, nil
@@ -72,20 +72,20 @@ func AppendResults(dst []byte, results []Result) []byte {
 
 // DecodeResults parses what AppendResults wrote and nothing more. The bodies alias b.
 func DecodeResults(b []byte) ([]Result, error) {
-	d := decoder{b: b}
-	results := d.results()
-	return results, d.end("results")
+	d := NewDecoder(b)
+	results := decodeResults(&d)
+	return results, d.End("results")
 }
 
-func (d *decoder) results() []Result {
-	n := d.count(2)
+func decodeResults(d *Decoder) []Result {
+	n := d.Count(2)
 	if n == 0 {
 		return nil
 	}
 	results := make([]Result, n)
 	for i := range results {
-		results[i].Code = Code(d.byte())
-		results[i].Body = d.bytes(d.count(1))
+		results[i].Code = Code(d.Byte())
+		results[i].Body = d.Bytes(d.Count(1))
 	}
 	return results
 }

@@ -64,11 +64,11 @@ func (s *windowSlot) append(dst []byte) []byte {
 }
 
 func decodeWindowSlot(b []byte) (windowSlot, error) {
-	d := decoder{b: b}
-	s := windowSlot{seq: d.uvarint(), ackUpTo: d.uvarint(), deadline: Time(d.varint()), retain: Millis(d.uvarint())}
-	s.fingerprint = d.uint64()
-	s.index, s.time = d.uvarint(), Time(d.varint())
-	if d.bad || s.seq == 0 {
+	d := NewDecoder(b)
+	s := windowSlot{seq: d.Uvarint(), ackUpTo: d.Uvarint(), deadline: Time(d.Varint()), retain: Millis(d.Uvarint())}
+	s.fingerprint = d.Uint64()
+	s.index, s.time = d.Uvarint(), Time(d.Varint())
+	if d.Bad() || s.seq == 0 {
 		return windowSlot{}, fmt.Errorf("%w: window slot", ErrCorrupt)
 	}
 	s.results = append([]byte(nil), d.b...)
