@@ -1,0 +1,80 @@
+package counter
+
+import (
+	"encoding/binary"
+
+	"github.com/holdfastdb/holdfast/fsm"
+)
+
+// tokenBucket fills at rate tokens a window up to burst; a request takes its tokens out. One token is counted as window
+// units, so that each millisecond brings exactly rate units.
+//
+// Tokens that are leased are out of the bucket, but the bucket only fills up to burst less the leased ones: the
+// holder may use them at any time until the lease ends, and bucket and holder together must never have more than burst.
+type tokenBucket struct {
+	window fsm.Millis // of the units; 0 in a new bucket
+	level  int64      // in units, negative when charged beyond empty
+	at     fsm.Time   // when level was right
+}
+
+func (b *tokenBucket) advance(p *Params, now fsm.Time, leased int64) {
+	capacity := (int64(p.Burst) - leased) * p.Window
+	switch {
+	case b.window == 0:
+		b.level, b.at = capacity, now
+	case b.window != p.Window:
+		b.level = rescale(b.level, p.Window, b.window)
+	}
+	b.window = p.Window
+	elapsed := int64(now - b.at)
+	b.at = now
+	if missing := capacity - b.level; missing <= 0 || elapsed > missing/int64(p.Rate) {
+		b.level = capacity
+	} else {
+		b.level += elapsed * int64(p.Rate)
+	}
+}
+
+func (b *tokenBucket) free(*Params) int64 { return floorDiv(b.level, b.window) }
+
+func (b *tokenBucket) take(_ fsm.Time, n int64) { b.level -= n * b.window }
+
+func (b *tokenBucket) give(_ fsm.Time, n int64) { b.level += n * b.window }
+
+func (b *tokenBucket) used(p *Params) int64 { return int64(p.Burst) - b.free(p) }
+
+func (b *tokenBucket) ready(p *Params, now fsm.Time, n int64, _ []hold) fsm.Time {
+	if n > int64(p.Burst) {
+		return Never
+	}
+	return now + fsm.Time(divUp(max(n*b.window-b.level, 0), int64(p.Rate)))
+}
+
+func (b *tokenBucket) full(p *Params, now fsm.Time) fsm.Time {
+	return b.ready(p, now, int64(p.Burst), nil)
+}
+
+func (b *tokenBucket) lease(_ *Params, _, until fsm.Time) (fsm.Time, fsm.Time, bool) {
+	return until, until, true
+}
+
+func (b *tokenBucket) append(dst []byte, base fsm.Time) []byte {
+	dst = binary.AppendUvarint(dst, uint64(b.window))
+	dst = binary.AppendVarint(dst, b.level)
+	return binary.AppendVarint(dst, int64(base-b.at))
+}
+
+func (b *tokenBucket) decode(d *fsm.Decoder, base fsm.Time) {
+	b.window = decodeWindow(d)
+	b.level = d.Varint()
+	b.at = base - fsm.Time(d.Varint())
+}
+
+func decodeWindow(d *fsm.Decoder) fsm.Millis {
+	w := d.Uvarint()
+	if w < 1 || w > MaxWindow {
+		d.Fail()
+		return 1
+	}
+	return fsm.Millis(w)
+}
