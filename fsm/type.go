@@ -108,5 +108,10 @@ type View struct {
 	key    []byte
 }
 
+// ViewOf shows the keys of one type in any consistent view of a shard, at shard time now.
+func ViewOf(r kv.Reader, typeID uint8, now Time) *View {
+	return &View{reader: r, typeID: typeID, now: now}
+}
+
 // Now is the shard time of the view.
 func (v *View) Now() Time { return v.now }
