@@ -1,0 +1,172 @@
+package shard
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/holdfastdb/holdfast/fsm"
+)
+
+// sweepEvery is how often a leader looks whether something has expired.
+const sweepEvery = 250 * time.Millisecond
+
+// watch follows this replica's leadership: it begins each term with a TermStart entry, removes what expires, and
+// restarts the Raft instance when that is needed. It is the only goroutine that replaces the instance.
+func (g *Group) watch() {
+	ticks := time.NewTicker(sweepEvery)
+	defer ticks.Stop()
+	var stuckSince time.Time
+	for {
+		select {
+		case <-g.ctx.Done():
+			return
+		case reason := <-g.redo:
+			// The received state is in place and stands for all that the log held.
+			g.follow(0)
+			g.restart(reason, true)
+		case <-g.poke:
+			g.followState()
+		case <-ticks.C:
+			g.followState()
+			if g.IsLeader() {
+				g.sweep(&stuckSince)
+			}
+		}
+	}
+}
+
+func (g *Group) askRestart(reason string) {
+	select {
+	case g.redo <- reason:
+	default:
+	}
+}
+
+// followState compares what Raft says with what was announced.
+func (g *Group) followState() {
+	r := g.raft()
+	term := r.CurrentTerm()
+	if r.State() != raft.Leader {
+		g.follow(0)
+		return
+	}
+	if g.ready.Load() == term {
+		return
+	}
+	g.clock.start(g.machine.Applied().Time)
+	err := g.append(&fsm.Entry{Kind: fsm.TermStart}, 16).Error()
+	switch {
+	case err == nil:
+		g.follow(term)
+	case errors.Is(err, raft.ErrNotLeader), errors.Is(err, raft.ErrLeadershipLost), errors.Is(err, raft.ErrRaftShutdown):
+	default:
+		g.log.Warn("could not begin the term", "term", term, "error", err)
+	}
+}
+
+// follow records the term that this replica serves as leader, 0 for none, and tells the node of a change.
+func (g *Group) follow(term uint64) {
+	old := g.ready.Swap(term)
+	if old == term {
+		return
+	}
+	if term != 0 {
+		g.log.Info("leading", "term", term)
+	}
+	if g.cfg.OnLead != nil {
+		g.cfg.OnLead(term != 0, max(term, old))
+	}
+}
+
+// sweep proposes the removal of what is due. It also notices a Raft instance that leads but refuses all entries
+// because a leadership transfer never ended (hashicorp/raft #696).
+func (g *Group) sweep(stuckSince *time.Time) {
+	due := g.machine.NextExpiry()
+	if (due == 0 || due > g.clock.now()) && stuckSince.IsZero() {
+		return
+	}
+	err := g.append(&fsm.Entry{Kind: fsm.Sweep}, 16).Error()
+	switch {
+	case !errors.Is(err, raft.ErrLeadershipTransferInProgress):
+		*stuckSince = time.Time{}
+	case stuckSince.IsZero():
+		*stuckSince = time.Now()
+	case time.Since(*stuckSince) > 5*g.cfg.Timing.Heartbeat:
+		*stuckSince = time.Time{}
+		g.follow(0)
+		g.restart("a leadership transfer did not end", false)
+	}
+}
+
+// IsLeader reports that this replica serves as leader.
+func (g *Group) IsLeader() bool {
+	_, ok := g.leading(g.raft())
+	return ok
+}
+
+// Leader names the leading replica as far as known, "" if not.
+func (g *Group) Leader() (replicaID string, term uint64) {
+	r := g.raft()
+	_, id := r.LeaderWithID()
+	return string(id), r.CurrentTerm()
+}
+
+// Now is the leader's time, with which it stamps entries.
+func (g *Group) Now() fsm.Time { return g.clock.now() }
+
+// Status is a moment of a replica.
+type Status struct {
+	Group     uint32
+	ReplicaID string
+	State     string // leader, follower, candidate or shutdown
+	Leader    string
+	Term      uint64
+	Commit    uint64
+	Applied   uint64
+	Last      uint64
+	Queued    int // operations that wait to be proposed
+	Entries   uint64
+	Frames    uint64
+	Commands  uint64
+	Time      fsm.Time
+	SizeBytes uint64
+}
+
+// Status tells where the replica is.
+func (g *Group) Status() Status {
+	r := g.raft()
+	a := g.machine.Applied()
+	leader, term := g.Leader()
+	size, err := g.cfg.State.Size()
+	if err != nil {
+		g.log.Warn("could not estimate the size", "error", err)
+	}
+	g.proposer.mu.Lock()
+	queued := g.proposer.ops
+	g.proposer.mu.Unlock()
+	return Status{
+		Group: g.cfg.Group, ReplicaID: g.cfg.ReplicaID, State: stateNames[r.State()], Leader: leader, Term: term,
+		Commit: r.CommitIndex(), Applied: a.Index, Last: r.LastIndex(), Queued: queued, Time: a.Time, SizeBytes: size,
+		Entries: g.proposer.entries.Load(), Frames: g.proposer.frames.Load(), Commands: g.proposer.commands.Load(),
+	}
+}
+
+var stateNames = map[raft.RaftState]string{
+	raft.Leader: "leader", raft.Follower: "follower", raft.Candidate: "candidate", raft.Shutdown: "shutdown",
+}
+
+// handOver gives leadership to another voter, if there is one.
+func (g *Group) handOver() {
+	r := g.raft()
+	if r.State() != raft.Leader || len(g.voters(r)) < 2 {
+		return
+	}
+	g.members.Lock()
+	defer g.members.Unlock()
+	if err := r.LeadershipTransfer().Error(); err != nil {
+		g.log.Info("leadership was not handed over", "error", fmt.Errorf("transfer: %w", err))
+	}
+}

@@ -1,0 +1,157 @@
+package shard
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"sync"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/holdfastdb/holdfast/fsm"
+	"github.com/holdfastdb/holdfast/storage"
+)
+
+// machine lets Raft drive the state machine. Raft calls it from one goroutine.
+type machine struct {
+	*fsm.Machine
+	state     *storage.Shard
+	sync      func() error
+	onApplied func(fsm.Applied)
+	onFatal   func(error)
+	// askRestart asks for a new Raft instance with an empty log.
+	askRestart func(reason string)
+	entries    []fsm.LogEntry
+
+	mu       sync.Mutex
+	advanced chan struct{} // closed, and replaced, when the position moves; nil while nobody waits
+	received received
+}
+
+// received is a complete state that waits for Restore.
+type received struct {
+	install *storage.Install
+	// conflict is set if the log has another entry at the state's index, see sink.conflict.
+	conflict bool
+}
+
+func openMachine(cfg Config) (*machine, error) {
+	m, err := fsm.Open(cfg.Registry, cfg.State)
+	if err != nil {
+		return nil, err
+	}
+	return &machine{Machine: m, state: cfg.State, sync: cfg.Sync, onApplied: cfg.OnApplied, onFatal: cfg.OnFatal}, nil
+}
+
+// ApplyBatch implements raft.BatchingFSM. The answers are *fsm.Outcome.
+func (m *machine) ApplyBatch(logs []*raft.Log) []any {
+	m.entries = m.entries[:0]
+	for _, l := range logs {
+		e := fsm.LogEntry{Index: l.Index, Term: l.Term}
+		if l.Type == raft.LogConfiguration {
+			e.Configuration = l.Data
+		} else {
+			e.Data = l.Data
+		}
+		m.entries = append(m.entries, e)
+	}
+	answers := make([]any, len(logs))
+	outcomes, err := m.Machine.Apply(m.entries)
+	if err != nil {
+		m.onFatal(fmt.Errorf("apply: %w", err))
+		return answers
+	}
+	for i := range outcomes {
+		answers[i] = &outcomes[i]
+	}
+	m.moved()
+	return answers
+}
+
+// Apply implements raft.FSM.
+func (m *machine) Apply(l *raft.Log) any { return m.ApplyBatch([]*raft.Log{l})[0] }
+
+func (m *machine) moved() {
+	m.mu.Lock()
+	if m.advanced != nil {
+		close(m.advanced)
+		m.advanced = nil
+	}
+	m.mu.Unlock()
+	if m.onApplied != nil {
+		m.onApplied(m.Applied())
+	}
+}
+
+// wait returns when the state includes the entry index.
+func (m *machine) wait(ctx context.Context, index uint64) error {
+	for {
+		m.mu.Lock()
+		if m.Applied().Index >= index {
+			m.mu.Unlock()
+			return nil
+		}
+		if m.advanced == nil {
+			m.advanced = make(chan struct{})
+		}
+		advanced := m.advanced
+		m.mu.Unlock()
+		select {
+		case <-advanced:
+		case <-ctx.Done():
+			return fmt.Errorf("wait for entry %d: %w", index, ctx.Err())
+		}
+	}
+}
+
+// Snapshot implements raft.FSM: there is nothing to copy, see snapshot.go.
+func (m *machine) Snapshot() (raft.FSMSnapshot, error) { return fence{m.sync}, nil }
+
+// fence is the snapshot of a state that is on disk already: once it is durable, Raft may cut the log.
+type fence struct{ sync func() error }
+
+func (f fence) Persist(sink raft.SnapshotSink) error {
+	if err := f.sync(); err != nil {
+		_ = sink.Cancel()
+		return err
+	}
+	return sink.Close()
+}
+
+func (f fence) Release() {}
+
+// Restore implements raft.FSM: it puts the received state in place.
+func (m *machine) Restore(r io.ReadCloser) error {
+	defer r.Close()
+	m.mu.Lock()
+	in := m.received
+	m.received = received{}
+	m.mu.Unlock()
+	if in.install == nil {
+		return fmt.Errorf("restore: no state was received")
+	}
+	if err := in.install.Apply(); err != nil {
+		return fmt.Errorf("restore: %w", err)
+	}
+	if err := m.Reload(); err != nil {
+		m.onFatal(fmt.Errorf("restore: %w", err)) // the old state is gone, the new one is unreadable
+		return err
+	}
+	m.moved()
+	if in.conflict {
+		m.askRestart("a received state replaced conflicting entries")
+	}
+	return nil
+}
+
+// keep holds a complete received state for Restore.
+func (m *machine) keep(in received) error {
+	m.mu.Lock()
+	old := m.received.install
+	m.received = in
+	m.mu.Unlock()
+	if old != nil {
+		return old.Discard()
+	}
+	return nil
+}

@@ -1,0 +1,197 @@
+package shard
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/holdfastdb/holdfast/fsm"
+)
+
+// proposer packs the frames that wait into one entry at a time. It never waits for more frames: while entries are on
+// their way others gather, so entries grow with the load and a lone frame leaves at once.
+type proposer struct {
+	g *Group
+
+	mu      sync.Mutex
+	waiting []proposal
+	ops     int // in waiting
+	closed  bool
+
+	wake     chan struct{}
+	inflight chan batch // bounded: the entries on their way
+
+	entries, frames, commands atomic.Uint64
+}
+
+// proposal is a frame and whom to tell.
+type proposal struct {
+	frame *fsm.Frame
+	size  int
+	done  func(fsm.FrameOutcome, error)
+}
+
+type batch struct {
+	proposals []proposal
+	future    raft.ApplyFuture
+}
+
+const (
+	// maxInflight entries keep the disk and the network busy; more would only be smaller.
+	maxInflight = 3
+	// maxWaitingOps bounds the queue: at full speed less than half a second of work.
+	maxWaitingOps = 32 * 1024
+	// enqueueTimeout is how long Raft may take to accept an entry.
+	enqueueTimeout = 5 * time.Second
+)
+
+func newProposer(g *Group) *proposer {
+	return &proposer{g: g, wake: make(chan struct{}, 1), inflight: make(chan batch, maxInflight-1)}
+}
+
+// frameSize bounds a frame's encoding.
+func frameSize(f *fsm.Frame) int {
+	n := 64
+	for i := range f.Calls {
+		n += len(f.Calls[i].Body) + 12
+	}
+	return n
+}
+
+func (p *proposer) submit(f *fsm.Frame, done func(fsm.FrameOutcome, error)) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case p.closed:
+		return ErrClosed
+	case p.ops+len(f.Calls) > maxWaitingOps && p.ops > 0:
+		return ErrOverloaded
+	}
+	p.waiting = append(p.waiting, proposal{frame: f, size: frameSize(f), done: done})
+	p.ops += len(f.Calls)
+	select {
+	case p.wake <- struct{}{}:
+	default:
+	}
+	return nil
+}
+
+// next takes the frames of the next entry off the queue.
+func (p *proposer) next() []proposal {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n, ops, size := 0, 0, 0
+	for ; n < len(p.waiting); n++ {
+		w := &p.waiting[n]
+		if n > 0 && (ops+len(w.frame.Calls) > fsm.MaxOps || size+w.size > fsm.MaxFrameBytes) {
+			break
+		}
+		ops += len(w.frame.Calls)
+		size += w.size
+	}
+	taken := p.waiting[:n:n]
+	p.waiting = p.waiting[n:]
+	p.ops -= ops
+	return taken
+}
+
+func (p *proposer) run() {
+	defer close(p.inflight)
+	for {
+		select {
+		case <-p.wake:
+		case <-p.g.ctx.Done():
+			return
+		}
+		for {
+			proposals := p.next()
+			if len(proposals) == 0 {
+				break
+			}
+			p.inflight <- p.propose(proposals)
+		}
+	}
+}
+
+func (p *proposer) propose(proposals []proposal) batch {
+	e := fsm.Entry{Kind: fsm.Commands, Frames: make([]fsm.Frame, len(proposals))}
+	size := 16
+	for i := range proposals {
+		e.Frames[i] = *proposals[i].frame
+		size += proposals[i].size
+		p.commands.Add(uint64(len(proposals[i].frame.Calls)))
+	}
+	p.entries.Add(1)
+	p.frames.Add(uint64(len(proposals)))
+	return batch{proposals, p.g.append(&e, size)}
+}
+
+// append stamps an entry and hands it to Raft.
+func (g *Group) append(e *fsm.Entry, size int) raft.ApplyFuture {
+	e.Time = g.clock.now()
+	return g.raft().Apply(e.Append(make([]byte, 0, size)), enqueueTimeout)
+}
+
+// complete tells the callers, in the order of the log.
+func (p *proposer) complete() {
+	for b := range p.inflight {
+		err := fromRaft(b.future.Error())
+		var out *fsm.Outcome
+		if err == nil {
+			out, _ = b.future.Response().(*fsm.Outcome)
+			if out == nil || len(out.Frames) != len(b.proposals) {
+				err = ErrOutcomeUnknown // the replica is stopping after a failed apply
+			}
+		}
+		for i := range b.proposals {
+			if err != nil {
+				b.proposals[i].done(fsm.FrameOutcome{}, err)
+			} else {
+				b.proposals[i].done(out.Frames[i], nil)
+			}
+		}
+	}
+}
+
+// close refuses what waits and everything after.
+func (p *proposer) close() {
+	p.mu.Lock()
+	p.closed = true
+	waiting := p.waiting
+	p.waiting, p.ops = nil, 0
+	p.mu.Unlock()
+	for i := range waiting {
+		waiting[i].done(fsm.FrameOutcome{}, ErrClosed)
+	}
+}
+
+// ProposeAsync has the group execute a frame and calls done once, from a goroutine of the group, which done must not
+// block. The frame must not change before. An error means that done will not be called.
+func (g *Group) ProposeAsync(f *fsm.Frame, done func(fsm.FrameOutcome, error)) error {
+	if !g.IsLeader() {
+		return ErrNotLeader
+	}
+	return g.proposer.submit(f, done)
+}
+
+// Propose has the group execute a frame and waits for the outcome. If ctx ends first the outcome is unknown.
+func (g *Group) Propose(ctx context.Context, f *fsm.Frame) (fsm.FrameOutcome, error) {
+	type answer struct {
+		out fsm.FrameOutcome
+		err error
+	}
+	answers := make(chan answer, 1)
+	err := g.ProposeAsync(f, func(out fsm.FrameOutcome, err error) { answers <- answer{out, err} })
+	if err != nil {
+		return fsm.FrameOutcome{}, err
+	}
+	select {
+	case a := <-answers:
+		return a.out, a.err
+	case <-ctx.Done():
+		return fsm.FrameOutcome{}, ErrOutcomeUnknown
+	}
+}

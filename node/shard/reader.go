@@ -1,0 +1,86 @@
+package shard
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/holdfastdb/holdfast/fsm"
+)
+
+// Linearizable reads without clocks. A read takes the term and the commit index, asks the voters' nodes whether the
+// term is still the newest that they know, waits for the state to reach the index, and reads. A node raises its term
+// before it votes in it; so if a majority answers, after the read began, that the term is the newest, nobody had been
+// elected in a later one before the read began, and whatever was acknowledged by then is covered by the index. The
+// index is right only once the leader has committed an entry of its own term: that is TermStart.
+//
+// raft.VerifyLeader is not enough: it counts acknowledgements of requests that were sent before it was called.
+
+// maxLag is by how much, in milliseconds, shard time may be behind the leader's clock in an answer: an idle shard's time
+// stands still, and what has expired since would still be there.
+const maxLag = 250
+
+// Query answers read-only calls from the state as of now.
+func (g *Group) Query(ctx context.Context, calls []fsm.Call) ([]fsm.Result, fsm.Applied, error) {
+	if err := g.sync(ctx); err != nil {
+		return nil, fsm.Applied{}, err
+	}
+	view := g.cfg.State.View()
+	defer view.Close()
+	results, applied, err := g.cfg.Registry.Query(view, calls)
+	if err != nil {
+		return nil, fsm.Applied{}, fmt.Errorf("query group %d: %w", g.cfg.Group, err)
+	}
+	return results, applied, nil
+}
+
+// sync returns when the state here includes everything that was acknowledged before the call, at a time that is right.
+func (g *Group) sync(ctx context.Context) error {
+	r := g.raft()
+	term, ok := g.leading(r)
+	if !ok {
+		return ErrNotLeader
+	}
+	if g.clock.now()-g.machine.Applied().Time > maxLag {
+		// Committing an entry in this term proves as much as asking.
+		return g.tick(ctx)
+	}
+	index := r.CommitIndex()
+	check := TermCheck{Group: g.cfg.Group, Term: term, Self: g.cfg.ReplicaID, Voters: g.voters(r)}
+	if err := g.cfg.Confirm(ctx, check); err != nil {
+		return fmt.Errorf("%w: %w", ErrNotLeader, err)
+	}
+	return g.machine.wait(ctx, index)
+}
+
+// tick moves shard time to the leader's clock.
+func (g *Group) tick(ctx context.Context) error {
+	future := g.append(&fsm.Entry{Kind: fsm.Nudge}, 16)
+	failed := make(chan error, 1)
+	g.work.Go(func() { failed <- fromRaft(future.Error()) })
+	select {
+	case err := <-failed:
+		return err
+	case <-ctx.Done():
+		return fmt.Errorf("read group %d: %w", g.cfg.Group, ctx.Err())
+	}
+}
+
+// leading returns the term if r leads and has committed in it.
+func (g *Group) leading(r *raft.Raft) (uint64, bool) {
+	before := r.CurrentTerm()
+	state := r.State()
+	after := r.CurrentTerm()
+	return after, state == raft.Leader && before == after && g.ready.Load() == after
+}
+
+func (g *Group) voters(r *raft.Raft) []string {
+	var ids []string
+	for _, s := range r.GetConfiguration().Configuration().Servers {
+		if s.Suffrage == raft.Voter {
+			ids = append(ids, string(s.ID))
+		}
+	}
+	return ids
+}
