@@ -1,0 +1,226 @@
+// Package bolt keeps each group's Raft log in a BoltDB file of its own, with hashicorp/raft-boltdb. It is the choice for
+// the catalog, which is small and wants no company, and for shards where the operator prefers it.
+package bolt
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
+	"go.etcd.io/bbolt"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/holdfastdb/holdfast/storage/raftlog"
+)
+
+// Options says where to keep the files.
+type Options struct {
+	Dir string
+	// OnSync is told how long each synced write took.
+	OnSync func(time.Duration)
+}
+
+// Provider opens the files of groups. Its methods are safe for concurrent use.
+type Provider struct {
+	opts Options
+
+	mu      sync.Mutex
+	pending map[uint64]time.Time
+	next    uint64
+}
+
+// Open makes the directory.
+func Open(opts Options) (*Provider, error) {
+	if err := os.MkdirAll(opts.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("open Raft logs: %w", err)
+	}
+	return &Provider{opts: opts, pending: make(map[uint64]time.Time)}, nil
+}
+
+// SyncPending implements raftlog.Provider.
+func (p *Provider) SyncPending() time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var oldest time.Duration
+	for _, since := range p.pending {
+		oldest = max(oldest, time.Since(since))
+	}
+	return oldest
+}
+
+// Close implements raftlog.Provider. The files belong to their logs.
+func (p *Provider) Close() error { return nil }
+
+// timed runs a synced write.
+func (p *Provider) timed(write func() error) error {
+	start := time.Now()
+	p.mu.Lock()
+	id := p.next
+	p.next++
+	p.pending[id] = start
+	p.mu.Unlock()
+	err := write()
+	p.mu.Lock()
+	delete(p.pending, id)
+	p.mu.Unlock()
+	if p.opts.OnSync != nil {
+		p.opts.OnSync(time.Since(start))
+	}
+	return err
+}
+
+// log adds to raft-boltdb the atomic vote and the cheap repeated write.
+type log struct {
+	*raftboltdb.BoltStore
+	p    *Provider
+	path string
+
+	mu        sync.Mutex
+	votedTerm uint64 // waits for its candidate
+	staged    bool
+}
+
+// keyVote holds both halves of a vote: the term, eight bytes big-endian, and the candidate.
+const keyVote = "Vote"
+
+// Open implements raftlog.Provider.
+func (p *Provider) Open(group uint32) (raftlog.Log, error) {
+	path := filepath.Join(p.opts.Dir, fmt.Sprintf("group-%d.db", group))
+	store, err := raftboltdb.New(raftboltdb.Options{
+		Path:                    path,
+		BoltOptions:             &bbolt.Options{NoFreelistSync: true, FreelistType: bbolt.FreelistMapType, Timeout: 5 * time.Second},
+		MsgpackUseNewTimeFormat: true,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", path, err)
+	}
+	return &log{BoltStore: store, p: p, path: path}, nil
+}
+
+// StoreLog implements raft.LogStore.
+func (l *log) StoreLog(entry *raft.Log) error { return l.StoreLogs([]*raft.Log{entry}) }
+
+// StoreLogs implements raft.LogStore.
+func (l *log) StoreLogs(entries []*raft.Log) error {
+	return l.p.timed(func() error { return l.BoltStore.StoreLogs(entries) })
+}
+
+// IsMonotonic hides the library's answer: with true, Raft would delete the whole log after a snapshot was received,
+// entries above its index included.
+func (l *log) IsMonotonic() bool { return false }
+
+// Get implements raft.StableStore.
+func (l *log) Get(key []byte) ([]byte, error) {
+	if string(key) != raftlog.KeyVoteCandidate {
+		return l.get(key)
+	}
+	vote, err := l.get([]byte(keyVote))
+	if err != nil {
+		return nil, err
+	}
+	if len(vote) < 8 {
+		return nil, fmt.Errorf("%w: vote in %s", raftlog.ErrCorrupt, l.path)
+	}
+	return vote[8:], nil
+}
+
+func (l *log) get(key []byte) ([]byte, error) {
+	value, err := l.BoltStore.Get(key)
+	if errors.Is(err, raftboltdb.ErrKeyNotFound) {
+		return nil, raftlog.ErrKeyNotFound
+	}
+	return value, err
+}
+
+// Set implements raft.StableStore.
+func (l *log) Set(key, value []byte) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if string(key) == raftlog.KeyVoteCandidate {
+		term := l.votedTerm
+		if !l.staged {
+			var err error
+			if term, err = l.voteTerm(); err != nil {
+				return err
+			}
+		}
+		value = append(binary.BigEndian.AppendUint64(nil, term), value...)
+		if err := l.set([]byte(keyVote), value); err != nil {
+			return err
+		}
+		l.staged = false
+		return nil
+	}
+	return l.set(key, value)
+}
+
+func (l *log) set(key, value []byte) error {
+	old, err := l.get(key)
+	if err == nil && string(old) == string(value) {
+		return nil
+	}
+	if err != nil && !errors.Is(err, raftlog.ErrKeyNotFound) {
+		return err
+	}
+	return l.p.timed(func() error { return l.BoltStore.Set(key, value) })
+}
+
+// SetUint64 implements raft.StableStore. The term of a vote waits for its candidate, which Raft sets next.
+func (l *log) SetUint64(key []byte, v uint64) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if string(key) == raftlog.KeyVoteTerm {
+		l.votedTerm, l.staged = v, true
+		return nil
+	}
+	return l.set(key, binary.BigEndian.AppendUint64(nil, v))
+}
+
+// GetUint64 implements raft.StableStore; a key without a value is 0.
+func (l *log) GetUint64(key []byte) (uint64, error) {
+	if string(key) == raftlog.KeyVoteTerm {
+		return l.voteTerm()
+	}
+	value, err := l.get(key)
+	if errors.Is(err, raftlog.ErrKeyNotFound) {
+		return 0, nil
+	}
+	if err == nil && len(value) != 8 {
+		err = fmt.Errorf("%w: %s in %s", raftlog.ErrCorrupt, key, l.path)
+	}
+	if err != nil {
+		return 0, err
+	}
+	return binary.BigEndian.Uint64(value), nil
+}
+
+func (l *log) voteTerm() (uint64, error) {
+	vote, err := l.get([]byte(keyVote))
+	if errors.Is(err, raftlog.ErrKeyNotFound) {
+		return 0, nil
+	}
+	if err == nil && len(vote) < 8 {
+		err = fmt.Errorf("%w: vote in %s", raftlog.ErrCorrupt, l.path)
+	}
+	if err != nil {
+		return 0, err
+	}
+	return binary.BigEndian.Uint64(vote), nil
+}
+
+// Destroy implements raftlog.Log.
+func (l *log) Destroy() error {
+	if err := l.BoltStore.Close(); err != nil {
+		return fmt.Errorf("close %s: %w", l.path, err)
+	}
+	if err := os.Remove(l.path); err != nil {
+		return fmt.Errorf("remove the log: %w", err)
+	}
+	return nil
+}

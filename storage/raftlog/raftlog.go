@@ -1,0 +1,177 @@
+// Package raftlog keeps the Raft logs and votes of all groups of a node in one Pebble database, so that the groups share
+// one write-ahead log and one sync.
+package raftlog
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/sstable"
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/hashicorp/raft"
+)
+
+// Log is one group's log and stable store. It tolerates gaps between entries, as a received snapshot leaves them, and
+// makes the two halves of a vote durable in one write: a crash between them could vote twice (hashicorp/raft #661).
+type Log interface {
+	raft.LogStore
+	raft.StableStore
+	// Destroy removes everything of the group, durably. The Log must not be used after.
+	Destroy() error
+	Close() error
+}
+
+// Provider opens logs. Implementations are Store here and bolt.Provider.
+type Provider interface {
+	Open(group uint32) (Log, error)
+	// SyncPending is how long the oldest synced write has been under way, 0 if there is none: a disk that hangs
+	// shows here first.
+	SyncPending() time.Duration
+	Close() error
+}
+
+// The keys under which hashicorp/raft stores a vote, in this order.
+const (
+	KeyVoteTerm      = "LastVoteTerm"
+	KeyVoteCandidate = "LastVoteCand"
+)
+
+// ErrKeyNotFound is what hashicorp/raft expects for a key without a value; it compares the text.
+var ErrKeyNotFound = errors.New("not found")
+
+// ErrCorrupt is returned, wrapped, for a stored entry that fails its checks.
+var ErrCorrupt = errors.New("raftlog: corrupt entry")
+
+// Options says where and how to keep the logs.
+type Options struct {
+	// FS is the file system; nil means the real one, watched for slow writes.
+	FS     vfs.FS
+	Dir    string
+	Logger *slog.Logger
+	// OnSync is told how long each synced write took.
+	OnSync func(time.Duration)
+	// OnDiskSlow is told when a write takes long.
+	OnDiskSlow func(d time.Duration, path string)
+	// OnFatal is called when the store cannot go on; the default logs and ends the process. Whether an entry is on
+	// disk is unknown after a failed write, so there is nothing else to do.
+	OnFatal func(error)
+	// CacheBytes bounds the newest entries kept in memory for each group; default 4 MiB.
+	CacheBytes int
+}
+
+// Store keeps logs in Pebble. Its methods are safe for concurrent use.
+type Store struct {
+	opts Options
+	db   *pebble.DB
+	once sync.Once
+
+	mu      sync.Mutex
+	pending map[uint64]time.Time // synced writes under way
+	next    uint64
+}
+
+// Open opens or creates the database.
+func Open(opts Options) (*Store, error) {
+	if opts.Logger == nil {
+		opts.Logger = slog.New(slog.DiscardHandler)
+	}
+	if opts.OnFatal == nil {
+		opts.OnFatal = func(err error) {
+			opts.Logger.Error("the Raft log cannot go on, stopping the process", "error", err)
+			os.Exit(1)
+		}
+	}
+	if opts.CacheBytes == 0 {
+		opts.CacheBytes = 4 << 20
+	}
+	cache := pebble.NewCache(8 << 20)
+	defer cache.Unref()
+	options := &pebble.Options{
+		FS:                          opts.FS,
+		Cache:                       cache,
+		FormatMajorVersion:          pebble.FormatNewest,
+		MemTableSize:                64 << 20, // entries should die before they are flushed
+		MemTableStopWritesThreshold: 4,
+		L0CompactionThreshold:       4,
+		L0StopWritesThreshold:       24,
+		BytesPerSync:                512 << 10,
+		FlushDelayDeleteRange:       5 * time.Second,
+		Logger:                      logger{opts.Logger, opts.OnFatal},
+		EventListener:               &pebble.EventListener{},
+	}
+	for i := range options.Levels {
+		options.Levels[i].Compression = func() *sstable.CompressionProfile { return sstable.NoCompression }
+	}
+	if opts.OnDiskSlow != nil {
+		options.EventListener.DiskSlow = func(info pebble.DiskSlowInfo) { opts.OnDiskSlow(info.Duration, info.Path) }
+	}
+	db, err := pebble.Open(opts.Dir, options)
+	if err != nil {
+		return nil, fmt.Errorf("open Raft log %s: %w", opts.Dir, err)
+	}
+	return &Store{opts: opts, db: db, pending: make(map[uint64]time.Time)}, nil
+}
+
+// Close closes the database. All logs must be out of use.
+func (s *Store) Close() error {
+	var err error
+	s.once.Do(func() { err = s.db.Close() })
+	if err != nil {
+		return fmt.Errorf("close Raft log: %w", err)
+	}
+	return nil
+}
+
+// SyncPending implements Provider.
+func (s *Store) SyncPending() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var oldest time.Duration
+	for _, since := range s.pending {
+		oldest = max(oldest, time.Since(since))
+	}
+	return oldest
+}
+
+// commit writes a batch and waits until it is durable.
+func (s *Store) commit(b *pebble.Batch) error {
+	start := time.Now()
+	s.mu.Lock()
+	id := s.next
+	s.next++
+	s.pending[id] = start
+	s.mu.Unlock()
+	err := b.Commit(pebble.Sync)
+	s.mu.Lock()
+	delete(s.pending, id)
+	s.mu.Unlock()
+	if s.opts.OnSync != nil {
+		s.opts.OnSync(time.Since(start))
+	}
+	return err
+}
+
+// logger passes Pebble's lines on at debug level; what it calls fatal ends the process.
+type logger struct {
+	log   *slog.Logger
+	fatal func(error)
+}
+
+func (l logger) Infof(format string, args ...any) {
+	l.log.Debug("raft log", "line", fmt.Sprintf(format, args...))
+}
+
+func (l logger) Errorf(format string, args ...any) {
+	l.log.Error("raft log", "line", fmt.Sprintf(format, args...))
+}
+
+func (l logger) Fatalf(format string, args ...any) {
+	err := fmt.Errorf(format, args...)
+	l.fatal(err)
+	panic(err) // reached when a test's OnFatal returns
+}
