@@ -2,9 +2,10 @@ package fsm
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"hash/crc32"
+
+	"github.com/holdfastdb/holdfast/storage/wire"
 )
 
 // Bounds of what one frame and one client may hold. They are part of the log's meaning: every replica refuses alike.
@@ -56,7 +57,7 @@ type Entry struct {
 }
 
 // ErrCorrupt is returned, wrapped, for bytes that are not what this code wrote.
-var ErrCorrupt = errors.New("fsm: corrupt data")
+var ErrCorrupt = wire.ErrCorrupt
 
 const (
 	entryVersion = 1
@@ -90,18 +91,18 @@ func DecodeEntry(b []byte) (Entry, error) {
 	if sum := crc32.Checksum(b[entryHeader:], castagnoli); sum != binary.LittleEndian.Uint32(b[1:]) {
 		return Entry{}, fmt.Errorf("%w: entry checksum", ErrCorrupt)
 	}
-	d := NewDecoder(b[entryHeader:])
+	d := wire.NewDecoder(b[entryHeader:])
 	e := Entry{Kind: EntryKind(d.Byte()), Time: Time(d.Varint())}
 	n := d.Count(1)
 	if e.Kind > Nudge {
 		return Entry{}, fmt.Errorf("%w: entry kind %d: upgrade this node", ErrCorrupt, e.Kind)
 	}
 	for range n {
-		f, rest, err := DecodeFrame(d.b)
+		f, rest, err := DecodeFrame(d.Rest())
 		if err != nil {
 			return Entry{}, err
 		}
-		d.b = rest
+		d.Skip(rest)
 		e.Frames = append(e.Frames, f)
 	}
 	return e, d.End("entry")
@@ -145,7 +146,7 @@ func (f *Frame) Append(dst []byte) []byte {
 // DecodeFrame parses one frame at the start of b and returns the rest. The bodies alias b. An error wraps ErrCorrupt.
 func DecodeFrame(b []byte) (Frame, []byte, error) {
 	var f Frame
-	d := NewDecoder(b)
+	d := wire.NewDecoder(b)
 	kind := d.Byte()
 	if kind > frameOfKey {
 		d.Fail()
@@ -181,7 +182,7 @@ func DecodeFrame(b []byte) (Frame, []byte, error) {
 	if d.Bad() {
 		return Frame{}, nil, fmt.Errorf("%w: frame", ErrCorrupt)
 	}
-	return f, d.b, nil
+	return f, d.Rest(), nil
 }
 
 // Noop is a placeholder in a frame: it has no effect and answers Skipped. It keeps the numbering of a frame's

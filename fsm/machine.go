@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 
 	"github.com/holdfastdb/holdfast/storage/kv"
+	"github.com/holdfastdb/holdfast/storage/wire"
 )
 
 // Store is one shard's part of the state database.
@@ -237,7 +238,7 @@ func ReadApplied(r kv.Reader) (Applied, error) {
 	if err != nil {
 		return a, fmt.Errorf("read applied index: %w", err)
 	}
-	d := NewDecoder(value)
+	d := wire.NewDecoder(value)
 	a.Index, a.Term, a.Time, a.Clients = d.Uvarint(), d.Uvarint(), Time(d.Varint()), d.Uvarint()
 	if err := d.End("applied index"); err != nil {
 		return Applied{}, err
@@ -249,9 +250,9 @@ func ReadApplied(r kv.Reader) (Applied, error) {
 	if err != nil {
 		return Applied{}, fmt.Errorf("read configuration: %w", err)
 	}
-	d = NewDecoder(value)
+	d = wire.NewDecoder(value)
 	a.ConfigIndex = d.Uvarint()
-	a.Configuration = append([]byte(nil), d.b...)
+	a.Configuration = append([]byte(nil), d.Rest()...)
 	if d.Bad() {
 		return Applied{}, fmt.Errorf("%w: configuration", ErrCorrupt)
 	}

@@ -3,6 +3,8 @@ package fsm
 import (
 	"encoding/binary"
 	"fmt"
+
+	"github.com/holdfastdb/holdfast/storage/wire"
 )
 
 // Outcome is what applying one log entry gave.
@@ -49,14 +51,14 @@ func AppendFrameOutcome(dst []byte, o *FrameOutcome) []byte {
 
 // DecodeFrameOutcome parses what AppendFrameOutcome wrote and returns the rest of b, which the results alias.
 func DecodeFrameOutcome(b []byte) (FrameOutcome, []byte, error) {
-	d := NewDecoder(b)
+	d := wire.NewDecoder(b)
 	o := FrameOutcome{Code: Code(d.Byte()), Replayed: d.Byte() == 1, Index: d.Uvarint(), Time: Time(d.Varint())}
 	o.Message = string(d.Bytes(d.Count(1)))
 	o.Results = decodeResults(&d)
 	if d.Bad() {
 		return FrameOutcome{}, nil, fmt.Errorf("%w: frame outcome", ErrCorrupt)
 	}
-	return o, d.b, nil
+	return o, d.Rest(), nil
 }
 
 // AppendResults appends the encoding of results: their number, then code, length and body of each.
@@ -72,12 +74,12 @@ func AppendResults(dst []byte, results []Result) []byte {
 
 // DecodeResults parses what AppendResults wrote and nothing more. The bodies alias b.
 func DecodeResults(b []byte) ([]Result, error) {
-	d := NewDecoder(b)
+	d := wire.NewDecoder(b)
 	results := decodeResults(&d)
 	return results, d.End("results")
 }
 
-func decodeResults(d *Decoder) []Result {
+func decodeResults(d *wire.Decoder) []Result {
 	n := d.Count(2)
 	if n == 0 {
 		return nil

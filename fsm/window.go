@@ -3,6 +3,8 @@ package fsm
 import (
 	"encoding/binary"
 	"fmt"
+
+	"github.com/holdfastdb/holdfast/storage/wire"
 )
 
 // The exactly-once window (after Ongaro, "Consensus: Bridging Theory and Practice", section 6.3, with expiry by shard
@@ -64,14 +66,14 @@ func (s *windowSlot) append(dst []byte) []byte {
 }
 
 func decodeWindowSlot(b []byte) (windowSlot, error) {
-	d := NewDecoder(b)
+	d := wire.NewDecoder(b)
 	s := windowSlot{seq: d.Uvarint(), ackUpTo: d.Uvarint(), deadline: Time(d.Varint()), retain: Millis(d.Uvarint())}
 	s.fingerprint = d.Uint64()
 	s.index, s.time = d.Uvarint(), Time(d.Varint())
 	if d.Bad() || s.seq == 0 {
 		return windowSlot{}, fmt.Errorf("%w: window slot", ErrCorrupt)
 	}
-	s.results = append([]byte(nil), d.b...)
+	s.results = append([]byte(nil), d.Rest()...)
 	if _, err := DecodeResults(s.results); err != nil {
 		return windowSlot{}, err
 	}

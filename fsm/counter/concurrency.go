@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 
 	"github.com/holdfastdb/holdfast/fsm"
+	"github.com/holdfastdb/holdfast/storage/wire"
 )
 
 // concurrency counts slots in use. Each take leaves a hold, which ends when it is released or when its time is over:
@@ -45,7 +46,7 @@ func (c *concurrency) append(dst []byte, _ fsm.Time) []byte {
 	return binary.AppendUvarint(dst, uint64(c.inUse))
 }
 
-func (c *concurrency) decode(d *fsm.Decoder, _ fsm.Time) {
+func (c *concurrency) decode(d *wire.Decoder, _ fsm.Time) {
 	n := d.Uvarint()
 	if n > 1<<40 {
 		d.Fail()

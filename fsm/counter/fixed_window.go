@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 
 	"github.com/holdfastdb/holdfast/fsm"
+	"github.com/holdfastdb/holdfast/storage/wire"
 )
 
 // fixedWindow counts what was used since the window began. Windows are aligned to the Unix epoch or to the calendar, so
@@ -61,7 +62,7 @@ func (w *fixedWindow) append(dst []byte, base fsm.Time) []byte {
 	return binary.AppendUvarint(dst, uint64(w.count))
 }
 
-func (w *fixedWindow) decode(d *fsm.Decoder, base fsm.Time) {
+func (w *fixedWindow) decode(d *wire.Decoder, base fsm.Time) {
 	w.start = base - fsm.Time(d.Varint())
 	count := d.Uvarint()
 	if count > 1<<62 {

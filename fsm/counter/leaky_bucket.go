@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 
 	"github.com/holdfastdb/holdfast/fsm"
+	"github.com/holdfastdb/holdfast/storage/wire"
 )
 
 // leakyBucket is the leaky bucket as a meter, which is the generic cell rate algorithm (ITU-T I.371): a request is
@@ -65,7 +66,7 @@ func (b *leakyBucket) append(dst []byte, base fsm.Time) []byte {
 	return binary.AppendVarint(dst, int64(base-b.at))
 }
 
-func (b *leakyBucket) decode(d *fsm.Decoder, base fsm.Time) {
+func (b *leakyBucket) decode(d *wire.Decoder, base fsm.Time) {
 	b.window = decodeWindow(d)
 	ahead := d.Uvarint()
 	if ahead > 1<<63-1 {

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 
 	"github.com/holdfastdb/holdfast/fsm"
+	"github.com/holdfastdb/holdfast/storage/wire"
 )
 
 // LeaseRequest takes tokens in bulk, for a holder that decides by itself until the lease ends. The tokens are deducted
@@ -44,7 +45,7 @@ func (q *LeaseRequest) Append(dst []byte) []byte {
 
 // Decode implements the requests of package fsm.
 func (q *LeaseRequest) Decode(b []byte) error {
-	d := fsm.NewDecoder(b)
+	d := wire.NewDecoder(b)
 	q.Want = d.Uint32()
 	ttl := d.Uvarint()
 	n := d.Count(minReturnSize)
@@ -87,7 +88,7 @@ func (g *LeaseResult) Append(dst []byte) []byte {
 
 // DecodeLeaseResult parses what lease answered.
 func DecodeLeaseResult(b []byte) (LeaseResult, error) {
-	d := fsm.NewDecoder(b)
+	d := wire.NewDecoder(b)
 	g := LeaseResult{Leasable: d.Byte() == 1, ID: d.Uvarint(), Granted: d.Uint32(), TTL: fsm.Millis(d.Uvarint())}
 	g.State = decodeTake(&d)
 	return g, d.End("lease result")

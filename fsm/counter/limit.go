@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/holdfastdb/holdfast/fsm"
+	"github.com/holdfastdb/holdfast/storage/wire"
 )
 
 // KeyBytes is the length of a Key.
@@ -131,7 +132,7 @@ func (l *Limit) append(dst []byte) []byte {
 	return binary.AppendUvarint(dst, uint64(l.Burst))
 }
 
-func decodeLimit(d *fsm.Decoder) Limit {
+func decodeLimit(d *wire.Decoder) Limit {
 	var l Limit
 	copy(l.Key[:], d.Bytes(KeyBytes))
 	flags := d.Byte()
@@ -156,7 +157,7 @@ func appendLimits(dst []byte, limits []Limit) []byte {
 	return dst
 }
 
-func decodeLimits(d *fsm.Decoder) []Limit {
+func decodeLimits(d *wire.Decoder) []Limit {
 	n := d.Count(limitMinBytes)
 	if n == 0 || n > MaxLimits {
 		d.Fail()

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 
 	"github.com/holdfastdb/holdfast/fsm"
+	"github.com/holdfastdb/holdfast/storage/wire"
 )
 
 // ResetRequest forgets what was used of the counters Keys. Leases that are out stay on the books.
@@ -16,7 +17,7 @@ func (q *ResetRequest) Append(dst []byte) []byte { return appendKeys(dst, q.Keys
 
 // Decode implements the requests of package fsm.
 func (q *ResetRequest) Decode(b []byte) error {
-	d := fsm.NewDecoder(b)
+	d := wire.NewDecoder(b)
 	q.Keys = decodeKeys(&d)
 	return d.End("reset")
 }
@@ -31,7 +32,7 @@ func (s *ResetResult) Append(dst []byte) []byte { return binary.AppendUvarint(ds
 
 // DecodeResetResult parses what reset answered.
 func DecodeResetResult(b []byte) (ResetResult, error) {
-	d := fsm.NewDecoder(b)
+	d := wire.NewDecoder(b)
 	s := ResetResult{Reset: d.Uint32()}
 	return s, d.End("reset result")
 }

@@ -6,6 +6,7 @@ import (
 
 	"github.com/holdfastdb/holdfast/fsm"
 	"github.com/holdfastdb/holdfast/storage/kv"
+	"github.com/holdfastdb/holdfast/storage/wire"
 )
 
 // row is one stored counter. Its key is the Key.
@@ -144,7 +145,7 @@ func (r *row) Append(dst []byte) []byte {
 const holdMinBytes = 12
 
 func decodeRow(b []byte) (fsm.Row, error) {
-	d := fsm.NewDecoder(b)
+	d := wire.NewDecoder(b)
 	head := d.Byte()
 	r := &row{alg: Algorithm(head &^ rowHasHolds), expires: fsm.Time(d.Varint()), stored: true}
 	if head&rowHasHolds != 0 {

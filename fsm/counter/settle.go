@@ -6,6 +6,7 @@ import (
 
 	"github.com/holdfastdb/holdfast/fsm"
 	"github.com/holdfastdb/holdfast/storage/kv"
+	"github.com/holdfastdb/holdfast/storage/wire"
 )
 
 // ReserveRequest takes an estimate that is settled later. What is not settled within TTL is given back by itself.
@@ -28,7 +29,7 @@ func (q *ReserveRequest) Append(dst []byte) []byte {
 
 // Decode implements the requests of package fsm.
 func (q *ReserveRequest) Decode(b []byte) error {
-	d := fsm.NewDecoder(b)
+	d := wire.NewDecoder(b)
 	q.ID = d.Uint64()
 	ttl := d.Uvarint()
 	if ttl < 1 || ttl > MaxReserve {
@@ -115,7 +116,7 @@ func (q *SettleRequest) Append(dst []byte) []byte {
 
 // Decode implements the requests of package fsm.
 func (q *SettleRequest) Decode(b []byte) error {
-	d := fsm.NewDecoder(b)
+	d := wire.NewDecoder(b)
 	q.ID, q.Mode, q.Actual = d.Uint64(), SettleMode(d.Byte()), d.Uint32()
 	if q.Mode != Confirm && q.Mode != Charge {
 		d.Fail()
@@ -132,7 +133,7 @@ func appendKeys(dst []byte, keys []Key) []byte {
 	return dst
 }
 
-func decodeKeys(d *fsm.Decoder) []Key {
+func decodeKeys(d *wire.Decoder) []Key {
 	n := d.Count(KeyBytes)
 	if n == 0 || n > MaxLimits {
 		d.Fail()
@@ -157,7 +158,7 @@ func (s *SettleResult) Append(dst []byte) []byte {
 
 // DecodeSettleResult parses what settle answered.
 func DecodeSettleResult(b []byte) (SettleResult, error) {
-	d := fsm.NewDecoder(b)
+	d := wire.NewDecoder(b)
 	s := SettleResult{Refunded: d.Uint32(), Charged: d.Uint32()}
 	return s, d.End("settle result")
 }

@@ -5,6 +5,7 @@ import (
 	"sort"
 
 	"github.com/holdfastdb/holdfast/fsm"
+	"github.com/holdfastdb/holdfast/storage/wire"
 )
 
 // slidingLog remembers when each token of the last window was used, and so is exact: no window of that length, wherever
@@ -104,7 +105,7 @@ func (l *slidingLog) append(dst []byte, base fsm.Time) []byte {
 	return dst
 }
 
-func (l *slidingLog) decode(d *fsm.Decoder, base fsm.Time) {
+func (l *slidingLog) decode(d *wire.Decoder, base fsm.Time) {
 	l.window = decodeWindow(d)
 	n := d.Count(2)
 	l.entries = make([]logged, n)

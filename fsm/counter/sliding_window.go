@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 
 	"github.com/holdfastdb/holdfast/fsm"
+	"github.com/holdfastdb/holdfast/storage/wire"
 )
 
 // slidingWindow weights the count of the window before by the share of it that a window ending now still covers. It
@@ -89,7 +90,7 @@ func (w *slidingWindow) append(dst []byte, base fsm.Time) []byte {
 	return binary.AppendUvarint(dst, uint64(w.cur))
 }
 
-func (w *slidingWindow) decode(d *fsm.Decoder, base fsm.Time) {
+func (w *slidingWindow) decode(d *wire.Decoder, base fsm.Time) {
 	w.window = decodeWindow(d)
 	w.start = base - fsm.Time(d.Varint())
 	prev, cur := d.Uvarint(), d.Uvarint()

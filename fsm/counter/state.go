@@ -4,6 +4,7 @@ import (
 	"math/bits"
 
 	"github.com/holdfastdb/holdfast/fsm"
+	"github.com/holdfastdb/holdfast/storage/wire"
 )
 
 // Never is a time that does not come: what is asked for is more than the limit can ever give.
@@ -36,7 +37,7 @@ type state interface {
 	// append encodes the state. base is a moment near those in the state, to keep it small.
 	append(dst []byte, base fsm.Time) []byte
 	// decode is the inverse of append.
-	decode(d *fsm.Decoder, base fsm.Time)
+	decode(d *wire.Decoder, base fsm.Time)
 }
 
 // newState returns the state of an unused counter, nil for an unknown algorithm.

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 
 	"github.com/holdfastdb/holdfast/fsm"
+	"github.com/holdfastdb/holdfast/storage/wire"
 )
 
 // TakeRequest asks for Weight tokens of every limit, or of none. The keys of its limits differ.
@@ -19,7 +20,7 @@ func (q *TakeRequest) Append(dst []byte) []byte {
 
 // Decode implements the requests of package fsm.
 func (q *TakeRequest) Decode(b []byte) error {
-	d := fsm.NewDecoder(b)
+	d := wire.NewDecoder(b)
 	q.Weight, q.Limits = d.Uint32(), decodeLimits(&d)
 	return d.End("take")
 }
@@ -78,7 +79,7 @@ func (t *TakeResult) Append(dst []byte) []byte {
 	return dst
 }
 
-func decodeTake(d *fsm.Decoder) TakeResult {
+func decodeTake(d *wire.Decoder) TakeResult {
 	var t TakeResult
 	t.Allowed = d.Byte() == 1
 	t.Hold = d.Uvarint()
@@ -101,7 +102,7 @@ func decodeTake(d *fsm.Decoder) TakeResult {
 
 // DecodeTakeResult parses the result of take, reserve and peek.
 func DecodeTakeResult(b []byte) (TakeResult, error) {
-	d := fsm.NewDecoder(b)
+	d := wire.NewDecoder(b)
 	t := decodeTake(&d)
 	return t, d.End("take result")
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 
 	"github.com/holdfastdb/holdfast/fsm"
+	"github.com/holdfastdb/holdfast/storage/wire"
 )
 
 // tokenBucket fills at rate tokens a window up to burst; a request takes its tokens out. One token is counted as window
@@ -64,13 +65,13 @@ func (b *tokenBucket) append(dst []byte, base fsm.Time) []byte {
 	return binary.AppendVarint(dst, int64(base-b.at))
 }
 
-func (b *tokenBucket) decode(d *fsm.Decoder, base fsm.Time) {
+func (b *tokenBucket) decode(d *wire.Decoder, base fsm.Time) {
 	b.window = decodeWindow(d)
 	b.level = d.Varint()
 	b.at = base - fsm.Time(d.Varint())
 }
 
-func decodeWindow(d *fsm.Decoder) fsm.Millis {
+func decodeWindow(d *wire.Decoder) fsm.Millis {
 	w := d.Uvarint()
 	if w < 1 || w > MaxWindow {
 		d.Fail()

@@ -1,9 +1,15 @@
-package fsm
+// Package wire reads the primitives that Holdfast's own encodings are made of, in the log, on disk and between nodes. It is
+// a leaf and knows nothing of what they mean.
+package wire
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 )
+
+// ErrCorrupt is returned, wrapped, for bytes that are not what Holdfast wrote.
+var ErrCorrupt = errors.New("corrupt data")
 
 // Decoder reads the primitives of Holdfast's encodings, which all start from encoding/binary's Append functions. After
 // a failure every read gives zero, so a caller checks once, with End or Bad.
@@ -23,6 +29,9 @@ func (d *Decoder) Bad() bool { return d.bad }
 
 // Rest returns what was not read yet.
 func (d *Decoder) Rest() []byte { return d.b }
+
+// Skip goes on at rest, which somebody else's decoder left of Rest.
+func (d *Decoder) Skip(rest []byte) { d.b = rest }
 
 // Byte reads one byte.
 func (d *Decoder) Byte() byte {
