@@ -38,6 +38,8 @@ func (c *concurrency) ready(p *Params, now fsm.Time, n int64, holds []hold) fsm.
 
 func (c *concurrency) full(_ *Params, now fsm.Time) fsm.Time { return now } // holds keep the row alive
 
+func (c *concurrency) charged(expires fsm.Time, _ int64) fsm.Time { return expires } // slots are not charged
+
 func (c *concurrency) lease(*Params, fsm.Time, fsm.Time) (fsm.Time, fsm.Time, bool) {
 	return 0, 0, false
 }

@@ -25,7 +25,13 @@ func (w *fixedWindow) advance(p *Params, now fsm.Time, _ int64) {
 
 func (w *fixedWindow) free(p *Params) int64 { return int64(p.Rate) - w.count }
 
-func (w *fixedWindow) take(_ fsm.Time, n int64) { w.count += n }
+// take does nothing for a window that is over: whether a charge comes before or after the first request of the next
+// window makes no difference.
+func (w *fixedWindow) take(at fsm.Time, n int64) {
+	if at >= w.start {
+		w.count += n
+	}
+}
 
 func (w *fixedWindow) give(at fsm.Time, n int64) {
 	if at >= w.start {
@@ -51,6 +57,9 @@ func (w *fixedWindow) full(_ *Params, now fsm.Time) fsm.Time {
 	}
 	return w.end
 }
+
+// charged needs no more time: see row.whole.
+func (w *fixedWindow) charged(expires fsm.Time, _ int64) fsm.Time { return expires }
 
 // lease ends with the window: the tokens are of this window.
 func (w *fixedWindow) lease(_ *Params, now, until fsm.Time) (fsm.Time, fsm.Time, bool) {

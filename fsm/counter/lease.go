@@ -130,7 +130,7 @@ func (d *deal) takeBack(returns []LeaseReturn) {
 				r.st.give(h.at, int64(min(back.Unused, h.n)))
 			}
 		}
-		r.st.advance(&d.limits[i].Params, d.now, r.leased())
+		r.st.advance(&d.limits[i].Params, d.now, r.out())
 	}
 }
 

@@ -71,8 +71,8 @@ type Params struct {
 const (
 	MaxRate      = 1_000_000_000
 	MaxWindow    = 366 * 24 * 3600 * 1000
-	MaxListed    = 10_000  // Rate of SlidingLog and Concurrency, which keep a list
-	maxTokenTime = 1 << 62 // tokens times milliseconds must not overflow
+	MaxListed    = 10_000    // Rate of SlidingLog and Concurrency, which keep a list
+	maxTokenTime = 1<<62 - 1 // tokens times milliseconds: the sum of two must not overflow
 )
 
 // Validate explains what is wrong with the rules, for people. Commands must only carry rules that pass.

@@ -146,9 +146,11 @@ func TestHugeChargeSaturates(t *testing.T) {
 	eachAlgorithm(t, []Algorithm{TokenBucket, LeakyBucket, FixedWindow, SlidingLog, SlidingWindow}, func(t *testing.T, a Algorithm) {
 		s := newShard(t)
 		l := limit(1, params(a, 10, MaxWindow))
-		for range 3 {
-			s.reserve(7, 60_000, 0, l)
-			s.settle(SettleRequest{ID: 7, Mode: Charge, Actual: 1<<32 - 1, Keys: []Key{l.Key}})
+		for id := range uint64(3) {
+			s.reserve(id+1, 60_000, 0, l)
+		}
+		for id := range uint64(3) {
+			s.settle(SettleRequest{ID: id + 1, Mode: Charge, Actual: 1<<32 - 1, Keys: []Key{l.Key}})
 			if r := s.take(1, l); r.Allowed || r.Limits[0].Remaining != 0 || r.Limits[0].RetryIn <= 0 {
 				t.Fatalf("%+v", r)
 			}
@@ -182,8 +184,8 @@ func TestExpiryFarAway(t *testing.T) {
 	s := newShard(t)
 	l := limit(1, bucket(1, 100_000_000, MaxWindow))
 	s.take(100_000_000, l)
-	if s.machine.NextExpiry() <= s.now {
-		t.Fatalf("to be swept at %d, it is %d", s.machine.NextExpiry(), s.now)
+	if at := s.open(s.kept).NextExpiry(); at != maxExpiry {
+		t.Fatalf("to be swept at %d, it is %d", at, s.now)
 	}
 }
 

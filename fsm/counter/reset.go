@@ -49,7 +49,9 @@ func reset(tx *fsm.Tx, q *ResetRequest) (*ResetResult, error) {
 			continue
 		}
 		r.restart(0)
-		r.expires = max(tx.Now(), r.lastHold())
+		if len(r.holds) == 0 { // leases still keep the row as long as before
+			r.expires = tx.Now()
+		}
 		r.put(tx, &q.Keys[i])
 		s.Reset++
 	}

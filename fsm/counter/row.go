@@ -3,6 +3,7 @@ package counter
 import (
 	"encoding/binary"
 	"fmt"
+	"sort"
 
 	"github.com/holdfastdb/holdfast/fsm"
 	"github.com/holdfastdb/holdfast/storage/kv"
@@ -35,10 +36,11 @@ type hold struct {
 	at, until fsm.Time // when the tokens count as taken; when the hold ends
 }
 
-func (r *row) leased() int64 {
+// out is how many tokens are leased or reserved.
+func (r *row) out() int64 {
 	var n int64
 	for i := range r.holds {
-		if r.holds[i].kind == leased {
+		if r.holds[i].kind != slot {
 			n += int64(r.holds[i].n)
 		}
 	}
@@ -67,20 +69,22 @@ func (r *row) add(h hold) {
 func (r *row) drop(i int) { r.holds = append(r.holds[:i], r.holds[i+1:]...) }
 
 // advance brings the counter to now under the rules p. Holds end one after the other, each at its own time: the tokens
-// of a lease may be used until it ends, so the bucket must not fill beyond burst less these before.
+// of a lease may be used until it ends, so the bucket must not fill beyond burst less these before. The same goes for a
+// reservation, whose tokens may come back: a bucket that filled up meanwhile would have them twice.
 func (r *row) advance(p *Params, now fsm.Time) {
 	if r.alg != p.Algorithm {
 		r.restart(p.Algorithm)
+		r.bringLeases(p, now)
 	}
 	for len(r.holds) > 0 && r.holds[0].until <= now {
 		h := r.holds[0]
-		r.st.advance(p, h.until, r.leased())
+		r.st.advance(p, h.until, r.out())
 		r.drop(0)
 		if h.kind != leased {
 			r.st.give(h.at, int64(h.n))
 		}
 	}
-	r.st.advance(p, now, r.leased())
+	r.st.advance(p, now, r.out())
 }
 
 // restart makes the state new. What is leased may still be used and stays on the books.
@@ -93,6 +97,46 @@ func (r *row) restart(a Algorithm) {
 		}
 	}
 	r.holds = kept
+}
+
+// bringLeases takes what is leased from a new state. An algorithm that cannot be leased has nothing to do with leases of
+// the one before.
+func (r *row) bringLeases(p *Params, now fsm.Time) {
+	if len(r.holds) == 0 {
+		return
+	}
+	now = min(now, r.holds[0].until)
+	r.st.advance(p, now, 0)
+	for i := range r.holds {
+		h := &r.holds[i]
+		_, at, ok := r.st.lease(p, now, h.until)
+		if !ok {
+			r.holds = nil
+			return
+		}
+		h.at = at
+		r.st.take(at, int64(h.n))
+	}
+}
+
+// whole is when the counter is as good as new, whatever becomes of its holds: the tokens of a lease may be used up to its
+// last moment and have to come back after that, and a charge may come as long as there is a reservation.
+func (r *row) whole(p *Params, now fsm.Time) fsm.Time {
+	end := max(r.st.full(p, now), r.lastHold())
+	if w, ok := r.st.(*fixedWindow); ok && len(r.holds) > 0 {
+		return max(end, w.end)
+	}
+	var lent int64
+	var last fsm.Time
+	for i := range r.holds {
+		if h := &r.holds[i]; h.kind == leased {
+			lent, last = lent+int64(h.n), h.until
+		}
+	}
+	if lent > 0 {
+		end = max(end, r.st.charged(last, lent))
+	}
+	return end
 }
 
 // settleDue gives back what ended before now without knowing the rules. Leases wait for the next advance.
@@ -114,6 +158,12 @@ func (r *row) lastHold() fsm.Time {
 		return r.holds[n-1].until
 	}
 	return 0
+}
+
+// living is how many holds have not ended.
+func (r *row) living(now fsm.Time) int {
+	ended := sort.Search(len(r.holds), func(i int) bool { return r.holds[i].until > now })
+	return len(r.holds) - ended
 }
 
 const rowHasHolds = 0x80
@@ -188,11 +238,17 @@ func load(tx *fsm.Tx, key *Key) (*row, error) {
 // looked at all the time.
 const minLife = 60_000
 
+// maxExpiry is the last time that the expiry index can hold.
+const maxExpiry fsm.Time = 1<<48 - 1
+
+// expiry is when the sweep shall look at the counter next.
+func (r *row) expiry(now fsm.Time) fsm.Time { return min(max(r.expires, now+minLife), maxExpiry) }
+
 // put stores the counter.
 func (r *row) put(tx *fsm.Tx, key *Key) {
 	if !r.stored {
 		r.stored = true
-		tx.ExpireAt(key[:], max(r.expires, tx.Now()+minLife))
+		tx.ExpireAt(key[:], r.expiry(tx.Now()))
 	}
 	tx.PutRow(key[:], r)
 }
@@ -205,7 +261,7 @@ func sweep(tx *fsm.Tx, key []byte) error {
 	}
 	r := stored.(*row)
 	if r.expires > tx.Now() {
-		tx.ExpireAt(key, max(r.expires, tx.Now()+minLife))
+		tx.ExpireAt(key, r.expiry(tx.Now()))
 		return nil
 	}
 	tx.DeleteRow(key)

@@ -55,7 +55,10 @@ func reserve(tx *fsm.Tx, q *ReserveRequest) (*TakeResult, error) {
 	weight := int64(q.Weight)
 	again := false
 	for i := range d.limits {
-		again = again || d.rows[i].find(id, false) >= 0
+		l, r := &d.limits[i], d.rows[i]
+		// A hold that has ended, or that a change of the rules ends, is not there any more.
+		at := r.find(id, false)
+		again = again || at >= 0 && r.holds[at].until > d.now && r.alg == l.Algorithm
 	}
 	if again { // the first answer was lost
 		d.weigh(0)
@@ -213,6 +216,7 @@ func (r *row) settle(at int, q *SettleRequest, s *SettleResult) {
 		s.Refunded = max(s.Refunded, h.n-actual)
 	} else if actual > h.n {
 		r.st.take(h.at, int64(actual-h.n))
+		r.expires = r.st.charged(r.expires, int64(actual-h.n))
 		s.Charged = max(s.Charged, actual-h.n)
 	}
 }

@@ -45,6 +45,9 @@ func (l *slidingLog) find(at fsm.Time) (int, bool) {
 }
 
 func (l *slidingLog) take(at fsm.Time, n int64) {
+	if n == 0 {
+		return
+	}
 	i, found := l.find(at)
 	if !found {
 		l.entries = append(l.entries, logged{})
@@ -88,6 +91,10 @@ func (l *slidingLog) full(_ *Params, now fsm.Time) fsm.Time {
 	return now
 }
 
+func (l *slidingLog) charged(expires fsm.Time, _ int64) fsm.Time {
+	return max(expires, l.full(nil, expires))
+}
+
 // lease: the holder may use the tokens until the end of the lease, so that is when they count as used.
 func (l *slidingLog) lease(_ *Params, _, until fsm.Time) (fsm.Time, fsm.Time, bool) {
 	return until, until, true
@@ -112,7 +119,7 @@ func (l *slidingLog) decode(d *wire.Decoder, base fsm.Time) {
 	for i := range l.entries {
 		at := base + fsm.Time(d.Varint())
 		count := d.Uvarint()
-		if count < 1 || count > 1<<40 || i > 0 && at <= base {
+		if count < 1 || count > 1<<62 || i > 0 && at <= base {
 			d.Fail()
 			return
 		}

@@ -38,7 +38,14 @@ func (w *slidingWindow) weighted() int64 {
 
 func (w *slidingWindow) free(p *Params) int64 { return int64(p.Rate) - w.used(p) }
 
-func (w *slidingWindow) take(_ fsm.Time, n int64) { w.cur += n }
+func (w *slidingWindow) take(at fsm.Time, n int64) {
+	switch {
+	case at >= w.start:
+		w.cur += n
+	case at >= w.start-fsm.Time(w.window):
+		w.prev += n
+	}
+}
 
 func (w *slidingWindow) give(at fsm.Time, n int64) {
 	switch {
@@ -76,6 +83,10 @@ func (w *slidingWindow) full(_ *Params, now fsm.Time) fsm.Time {
 		return w.start + fsm.Time(w.window)
 	}
 	return now
+}
+
+func (w *slidingWindow) charged(expires fsm.Time, _ int64) fsm.Time {
+	return max(expires, w.full(nil, expires))
 }
 
 // lease ends with the window: the tokens are counted in this one.

@@ -177,7 +177,7 @@ func (d *deal) store(tx *fsm.Tx, taken bool) {
 	for i := range d.limits {
 		r := d.rows[i]
 		if r.stored || taken && !d.short[i] {
-			r.expires = max(r.st.full(&d.limits[i].Params, d.now), r.lastHold())
+			r.expires = r.whole(&d.limits[i].Params, d.now)
 			r.put(tx, &d.limits[i].Key)
 		}
 	}
@@ -186,7 +186,7 @@ func (d *deal) store(tx *fsm.Tx, taken bool) {
 // room refuses holds beyond what a counter may list.
 func (d *deal) room() error {
 	for i := range d.limits {
-		if len(d.rows[i].holds) >= MaxListed {
+		if d.rows[i].living(d.now) >= MaxListed {
 			return fsm.Errorf(fsm.Exhausted, "a counter has %d reservations, leases or slots already", MaxListed)
 		}
 	}
