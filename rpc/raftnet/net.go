@@ -1,0 +1,190 @@
+// Package raftnet carries the Raft groups' requests between nodes, and the nodes' own calls.
+//
+// All groups share one gRPC stream for each direction between two nodes; whatever waits travels in one message. States
+// of replicas and calls have connections of their own, so that neither delays heartbeats. Messages are encoded by hand:
+// see codec.go.
+//
+// Two rules keep the Raft library safe. Nothing is handed to it but through its main loop: its fast path for heartbeats
+// changes the term from another goroutine (hashicorp/raft #695). And nothing here blocks for ever: every request has a
+// deadline, every queue a bound.
+package raftnet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/mem"
+)
+
+// Config is what a Net needs of its node.
+type Config struct {
+	NodeID string
+	// ClusterID is checked when nodes connect; empty means not known yet.
+	ClusterID func() string
+	// Resolve finds the address of a node.
+	Resolve func(nodeID string) (addr string, ok bool)
+	// Dial connects; nil means TCP.
+	Dial func(ctx context.Context, addr string) (net.Conn, error)
+	// Creds secures connections; nil means plain text.
+	Creds credentials.TransportCredentials
+	// DiskStalled tells that the Raft log does not get synced: then no heartbeats are sent, so that a node whose
+	// disk hangs does not go on leading (hashicorp/raft #503). Nil means never.
+	DiskStalled func() bool
+	Logger      *slog.Logger
+	// Heartbeat is the groups' heartbeat timeout, which bounds how long an answer is waited for. Default 1 s.
+	Heartbeat time.Duration
+}
+
+// Handler answers another node's call. An error is told to the caller as text.
+type Handler func(ctx context.Context, from string, request []byte) ([]byte, error)
+
+// Net is a node's end of the network between nodes. Its methods are safe for concurrent use.
+type Net struct {
+	cfg Config
+	log *slog.Logger
+
+	ctx  context.Context
+	stop context.CancelFunc
+
+	mu       sync.Mutex
+	peers    map[string]*peer
+	groups   map[uint32]*GroupTransport
+	handlers map[string]Handler
+	clocks   map[string]time.Duration
+}
+
+var (
+	errClosed      = errors.New("raftnet: closed")
+	errNoAddress   = errors.New("raftnet: no address is known for the node")
+	errNoReplica   = errors.New("raftnet: no such replica here")
+	errDiskStalled = errors.New("raftnet: the disk does not answer, no heartbeat is sent")
+	errTimeout     = errors.New("raftnet: no answer in time")
+	errBusy        = errors.New("raftnet: the replica is behind with its requests")
+)
+
+// New starts a node's end. It serves nothing before Register.
+func New(cfg Config) *Net {
+	if cfg.Heartbeat == 0 {
+		cfg.Heartbeat = time.Second
+	}
+	if cfg.ClusterID == nil {
+		cfg.ClusterID = func() string { return "" }
+	}
+	n := &Net{
+		cfg: cfg, log: cfg.Logger, peers: make(map[string]*peer), groups: make(map[uint32]*GroupTransport),
+		handlers: make(map[string]Handler), clocks: make(map[string]time.Duration),
+	}
+	n.ctx, n.stop = context.WithCancel(context.Background())
+	n.Handle(methodTerms, n.serveTerms)
+	return n
+}
+
+// Close ends all connections. Requests under way fail.
+func (n *Net) Close() {
+	n.stop()
+	n.mu.Lock()
+	peers := n.peers
+	n.peers = make(map[string]*peer)
+	n.mu.Unlock()
+	for _, p := range peers {
+		p.close()
+	}
+}
+
+// Handle sets the handler of a method.
+func (n *Net) Handle(method string, h Handler) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.handlers[method] = h
+}
+
+func (n *Net) handler(method string) (Handler, bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	h, ok := n.handlers[method]
+	return h, ok
+}
+
+func (n *Net) peer(id string) (*peer, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.ctx.Err() != nil {
+		return nil, errClosed
+	}
+	p := n.peers[id]
+	if p == nil {
+		p = &peer{n: n, id: id}
+		n.peers[id] = p
+	}
+	return p, nil
+}
+
+// Call asks another node, or this one, and waits for the answer.
+func (n *Net) Call(ctx context.Context, nodeID, method string, request []byte) ([]byte, error) {
+	if nodeID == n.cfg.NodeID {
+		h, ok := n.handler(method)
+		if !ok {
+			return nil, fmt.Errorf("raftnet: no method %q", method)
+		}
+		return h(ctx, nodeID, request)
+	}
+	p, err := n.peer(nodeID)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := p.conn(callConn)
+	if err != nil {
+		return nil, err
+	}
+	in, out := encodeCall(method, request), []byte(nil)
+	if err := conn.Invoke(n.outgoing(ctx), methodCall, &in, &out); err != nil {
+		return nil, fmt.Errorf("call %s of node %s: %w", method, nodeID, err)
+	}
+	return out, nil
+}
+
+// ClockOffset is how far another node's wall clock is ahead of ours, as the last ConfirmTerms measured it.
+func (n *Net) ClockOffset(nodeID string) (time.Duration, bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	d, ok := n.clocks[nodeID]
+	return d, ok
+}
+
+// ServerOptions are those of the gRPC server that Register is called with. It can serve nothing else.
+func (n *Net) ServerOptions() []grpc.ServerOption {
+	options := []grpc.ServerOption{grpc.ForceServerCodecV2(bytesCodec{}), grpc.MaxRecvMsgSize(maxMessage)}
+	if n.cfg.Creds != nil {
+		options = append(options, grpc.Creds(n.cfg.Creds))
+	}
+	return options
+}
+
+// bytesCodec passes messages through: what is sent and received is a *[]byte.
+type bytesCodec struct{}
+
+func (bytesCodec) Name() string { return "holdfast" }
+
+func (bytesCodec) Marshal(v any) (mem.BufferSlice, error) {
+	b, ok := v.(*[]byte)
+	if !ok {
+		return nil, fmt.Errorf("raftnet: cannot send %T", v)
+	}
+	return mem.BufferSlice{mem.SliceBuffer(*b)}, nil
+}
+
+func (bytesCodec) Unmarshal(data mem.BufferSlice, v any) error {
+	b, ok := v.(*[]byte)
+	if !ok {
+		return fmt.Errorf("raftnet: cannot receive %T", v)
+	}
+	*b = data.Materialize() // a copy: entries are kept
+	return nil
+}

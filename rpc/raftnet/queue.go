@@ -1,0 +1,77 @@
+package raftnet
+
+import (
+	"context"
+	"errors"
+	"sync"
+)
+
+// errQueueFull: the other node does not take what is sent to it.
+var errQueueFull = errors.New("too much is waiting to be sent")
+
+// queue collects frames for one stream; its writer sends all that wait in one message, so that a busy stream needs few.
+type queue struct {
+	mu     sync.Mutex
+	buf    []byte
+	closed bool
+	wake   chan struct{}
+}
+
+const (
+	// maxQueued bounds what waits for one stream.
+	maxQueued = 32 << 20
+	// maxMessage is what gRPC may receive at once: a full queue and one frame more.
+	maxMessage = 2 * maxQueued
+)
+
+func newQueue() *queue { return &queue{wake: make(chan struct{}, 1)} }
+
+func (q *queue) push(f *frame) error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.closed {
+		return errClosed
+	}
+	if len(q.buf) > maxQueued {
+		return errQueueFull
+	}
+	if len(q.buf) == 0 {
+		q.buf = append(q.buf, formatVersion)
+	}
+	q.buf = f.append(q.buf)
+	select {
+	case q.wake <- struct{}{}:
+	default:
+	}
+	return nil
+}
+
+func (q *queue) take() []byte {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	b := q.buf
+	q.buf = nil // gRPC keeps the message until it is written
+	return b
+}
+
+func (q *queue) close() {
+	q.mu.Lock()
+	q.closed = true
+	q.mu.Unlock()
+}
+
+// write sends what is pushed until ctx ends or sending fails.
+func (q *queue) write(ctx context.Context, send func(any) error) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-q.wake:
+			if b := q.take(); len(b) > 0 {
+				if err := send(&b); err != nil {
+					return err
+				}
+			}
+		}
+	}
+}

@@ -1,0 +1,390 @@
+package raftnet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/raft"
+	"google.golang.org/grpc"
+)
+
+// book finds nodes' addresses.
+type book struct {
+	mu    sync.Mutex
+	addrs map[string]string
+}
+
+func (b *book) find(id string) (string, bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	a, ok := b.addrs[id]
+	return a, ok
+}
+
+func (b *book) set(id, addr string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.addrs[id] = addr
+}
+
+type node struct {
+	*Net
+	server *grpc.Server
+	served sync.WaitGroup
+	raft   *raft.Raft
+	fsm    *words
+	logs   *raft.InmemStore
+	snaps  *raft.InmemSnapshotStore
+}
+
+func (n *node) close() {
+	if n.raft != nil {
+		_ = n.raft.Shutdown().Error()
+	}
+	n.server.Stop()
+	n.Net.Close()
+	n.served.Wait()
+}
+
+func startNode(t *testing.T, b *book, id string, cfg Config) *node {
+	t.Helper()
+	cfg.NodeID, cfg.Resolve, cfg.Logger = id, b.find, slog.New(slog.DiscardHandler)
+	cfg.Heartbeat = 300 * time.Millisecond
+	n := &node{Net: New(cfg)}
+	n.server = grpc.NewServer(n.ServerOptions()...)
+	n.Register(n.server)
+	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.set(id, lis.Addr().String())
+	n.served.Go(func() { _ = n.server.Serve(lis) })
+	return n
+}
+
+// words is a state machine that keeps what it is told, in order.
+type words struct {
+	mu   sync.Mutex
+	list []string
+}
+
+func (w *words) Apply(l *raft.Log) any {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.list = append(w.list, string(l.Data))
+	return len(w.list)
+}
+
+func (w *words) text() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return strings.Join(w.list, ",")
+}
+
+func (w *words) Snapshot() (raft.FSMSnapshot, error) { return snapshotOf(w.text()), nil }
+
+func (w *words) Restore(r io.ReadCloser) error {
+	b, err := io.ReadAll(r)
+	if err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.list = strings.Split(string(b), ",")
+	return r.Close()
+}
+
+type snapshotOf string
+
+func (s snapshotOf) Persist(sink raft.SnapshotSink) error {
+	if _, err := sink.Write([]byte(s)); err != nil {
+		return err
+	}
+	return sink.Close()
+}
+func (s snapshotOf) Release() {}
+
+const group = 7
+
+func (n *node) startRaft(t *testing.T, bootstrap ...string) {
+	t.Helper()
+	if n.logs == nil {
+		n.logs, n.snaps, n.fsm = raft.NewInmemStore(), raft.NewInmemSnapshotStore(), &words{}
+	}
+	replica := n.cfg.NodeID + "/1"
+	c := raft.DefaultConfig()
+	c.LocalID, c.Logger = raft.ServerID(replica), hclog.NewNullLogger()
+	c.HeartbeatTimeout, c.ElectionTimeout, c.LeaderLeaseTimeout = 300*time.Millisecond, 300*time.Millisecond, 300*time.Millisecond
+	c.CommitTimeout, c.TrailingLogs, c.SnapshotThreshold = 20*time.Millisecond, 5, 1<<40
+	tr := n.Group(group, replica)
+	if len(bootstrap) > 0 {
+		var servers []raft.Server
+		for _, id := range bootstrap {
+			servers = append(servers, raft.Server{ID: raft.ServerID(id + "/1"), Address: raft.ServerAddress(id + "/1")})
+		}
+		if err := raft.BootstrapCluster(c, n.logs, n.logs, n.snaps, tr, raft.Configuration{Servers: servers}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r, err := raft.NewRaft(c, n.fsm, n.logs, n.logs, n.snaps, tr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tr.Attach(r)
+	n.raft = r
+}
+
+// eventually polls, as there is no event to wait for.
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); !ok(); {
+		if time.Now().After(end) {
+			t.Fatalf("did not happen: %s", what)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+func leader(t *testing.T, nodes ...*node) *node {
+	t.Helper()
+	var found *node
+	eventually(t, "a leader", func() bool {
+		for _, n := range nodes {
+			if n.raft.State() == raft.Leader {
+				found = n
+				return true
+			}
+		}
+		return false
+	})
+	return found
+}
+
+func TestAGroupElectsReplicatesAndSurvivesItsLeader(t *testing.T) {
+	before := runtime.NumGoroutine()
+	b := &book{addrs: map[string]string{}}
+	nodes := map[string]*node{}
+	for _, id := range []string{"a", "b", "c"} {
+		nodes[id] = startNode(t, b, id, Config{})
+	}
+	for _, n := range nodes {
+		n.startRaft(t, "a", "b", "c")
+	}
+	l := leader(t, nodes["a"], nodes["b"], nodes["c"])
+	var want []string
+	apply := func(n *node, count int) {
+		t.Helper()
+		var futures []raft.ApplyFuture
+		for range count {
+			want = append(want, fmt.Sprint(len(want)))
+			futures = append(futures, n.raft.Apply([]byte(want[len(want)-1]), 5*time.Second))
+		}
+		for _, f := range futures {
+			if err := f.Error(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	apply(l, 1000)
+	var alive []*node
+	for _, n := range nodes {
+		if n != l {
+			alive = append(alive, n)
+		}
+	}
+	l.close()
+	l2 := leader(t, alive...)
+	apply(l2, 500)
+
+	// The old leader comes back, far behind a compacted log: it gets the state.
+	if err := l2.raft.Snapshot().Error(); err != nil {
+		t.Fatal(err)
+	}
+	back := startNode(t, b, l.cfg.NodeID, Config{})
+	back.startRaft(t)
+	eventually(t, "the returned node has everything", func() bool { return back.fsm.text() == strings.Join(want, ",") })
+	for _, n := range alive {
+		eventually(t, "all nodes agree", func() bool { return n.fsm.text() == strings.Join(want, ",") })
+	}
+
+	follower := alive[0]
+	if follower == l2 {
+		follower = alive[1]
+	}
+	terms, err := l2.ConfirmTerms(t.Context(), follower.cfg.NodeID, []TermQuery{
+		{Group: group, Replica: follower.cfg.NodeID + "/1"}, {Group: group, Replica: follower.cfg.NodeID + "/2"}, {Group: 99, Replica: "x/1"},
+	})
+	if err != nil || terms[0] != l2.raft.CurrentTerm() || terms[1] != 0 || terms[2] != 0 {
+		t.Fatalf("terms %v, %v; the leader's is %d", terms, err, l2.raft.CurrentTerm())
+	}
+	if d, ok := l2.ClockOffset(follower.cfg.NodeID); !ok || d.Abs() > time.Second {
+		t.Fatalf("clocks of one machine differ by %v", d)
+	}
+	back.close()
+	for _, n := range alive {
+		n.close()
+	}
+	eventually(t, "all goroutines end", func() bool { return runtime.NumGoroutine() <= before+2 })
+}
+
+func TestCalls(t *testing.T) {
+	b := &book{addrs: map[string]string{}}
+	a, c := startNode(t, b, "a", Config{ClusterID: func() string { return "one" }}), startNode(t, b, "c", Config{ClusterID: func() string { return "two" }})
+	d := startNode(t, b, "d", Config{ClusterID: func() string { return "one" }})
+	defer a.close()
+	defer c.close()
+	defer d.close()
+	echo := func(_ context.Context, from string, q []byte) ([]byte, error) {
+		if len(q) == 0 {
+			return nil, errors.New("nothing to say")
+		}
+		return append([]byte(from+":"), q...), nil
+	}
+	hang := func(ctx context.Context, _ string, _ []byte) ([]byte, error) {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	for _, n := range []*node{a, c, d} {
+		n.Handle("echo", echo)
+		n.Handle("hang", hang)
+	}
+	for _, target := range []string{"a", "d"} { // itself, and another
+		if got, err := a.Call(t.Context(), target, "echo", []byte("hi")); err != nil || string(got) != "a:hi" {
+			t.Errorf("%s answered %q, %v", target, got, err)
+		}
+		if _, err := a.Call(t.Context(), target, "echo", nil); err == nil || !strings.Contains(err.Error(), "nothing to say") {
+			t.Errorf("%s: error %v", target, err)
+		}
+		if _, err := a.Call(t.Context(), target, "nothing", nil); err == nil {
+			t.Errorf("%s: an unknown method was answered", target)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		if _, err := a.Call(ctx, target, "hang", nil); err == nil {
+			t.Errorf("%s: a call outlived its deadline", target)
+		}
+		cancel()
+	}
+	if _, err := a.Call(t.Context(), "c", "echo", []byte("hi")); err == nil || !strings.Contains(err.Error(), "cluster two") {
+		t.Errorf("a node of another cluster answered: %v", err)
+	}
+	if _, err := a.Call(t.Context(), "nobody", "echo", nil); !errors.Is(err, errNoAddress) {
+		t.Errorf("error %v for an unknown node", err)
+	}
+}
+
+type fixedState struct{ term, last uint64 }
+
+func (s fixedState) CurrentTerm() uint64 { return s.term }
+func (s fixedState) LastIndex() uint64   { return s.last }
+
+// A heartbeat of the current term is answered while the main loop is busy, but only if the loop will hear of it.
+func TestHeartbeatsAreAnsweredAtOnceOnlyIfRaftWillSeeThem(t *testing.T) {
+	n := New(Config{NodeID: "a", Resolve: (&book{}).find, Logger: slog.New(slog.DiscardHandler)})
+	defer n.Close()
+	g := n.Group(group, "a/1")
+	beat := &raft.AppendEntriesRequest{RPCHeader: header, Term: 5}
+	if g.answerHeartbeat(beat) != nil {
+		t.Fatal("answered before Raft was there")
+	}
+	g.Attach(fixedState{term: 5, last: 40})
+	for i := range consumerLength {
+		if a := g.answerHeartbeat(beat); a == nil || !a.Success || a.Term != 5 || a.LastLog != 40 {
+			t.Fatalf("heartbeat %d: %+v", i, a)
+		}
+	}
+	if a := g.answerHeartbeat(beat); a != nil {
+		t.Fatalf("answered %+v though Raft takes nothing", a)
+	}
+	if a := g.answerHeartbeat(&raft.AppendEntriesRequest{Term: 4}); a == nil || a.Success || a.Term != 5 {
+		t.Fatalf("an old leader got %+v", a)
+	}
+	if a := g.answerHeartbeat(&raft.AppendEntriesRequest{Term: 6}); a != nil {
+		t.Fatalf("a new term was answered without Raft: %+v", a)
+	}
+	for range consumerLength {
+		if rpc := <-g.Consumer(); rpc.Command != any(beat) {
+			t.Fatal("Raft did not get the heartbeat")
+		}
+	}
+	if isHeartbeat(&raft.AppendEntriesRequest{LeaderCommitIndex: 1}) || isHeartbeat(&raft.AppendEntriesRequest{PrevLogEntry: 1}) {
+		t.Fatal("an append that carries something counts as a heartbeat")
+	}
+}
+
+func TestAStalledDiskSendsNoHeartbeat(t *testing.T) {
+	b := &book{addrs: map[string]string{}}
+	a := startNode(t, b, "a", Config{DiskStalled: func() bool { return true }})
+	defer a.close()
+	g := a.Group(group, "a/1")
+	err := g.AppendEntries("b/1", "b/1", &raft.AppendEntriesRequest{Term: 1}, &raft.AppendEntriesResponse{})
+	if !errors.Is(err, errDiskStalled) {
+		t.Fatalf("error %v", err)
+	}
+}
+
+// The other side takes nothing: the pipeline must come back with an error, and report no future as answered.
+func TestAPipelineEndsWhenTheOtherSideHangsUp(t *testing.T) {
+	b := &book{addrs: map[string]string{}}
+	a, c := startNode(t, b, "a", Config{}), startNode(t, b, "c", Config{})
+	defer a.close()
+	c.Group(group, "c/1").Attach(fixedState{term: 1}) // nobody reads its Consumer
+	p, err := a.Group(group, "a/1").AppendEntriesPipeline("c/1", "c/1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	q := &raft.AppendEntriesRequest{RPCHeader: header, Term: 1, PrevLogEntry: 1}
+	for range pipelineDepth {
+		if _, err := p.AppendEntries(q, &raft.AppendEntriesResponse{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	blocked := make(chan error, 1)
+	go func() {
+		_, err := p.AppendEntries(q, &raft.AppendEntriesResponse{})
+		blocked <- err
+	}()
+	c.close()
+	select {
+	case err := <-blocked:
+		if err == nil {
+			t.Fatal("the append was accepted")
+		}
+	case <-time.After(15 * time.Second):
+		t.Fatal("the pipeline blocks")
+	}
+	select {
+	case f := <-p.Consumer():
+		t.Fatalf("a failed append was delivered: %+v", f.Response())
+	default:
+	}
+	if err := p.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestRequestsForAnotherReplicaAreRefused(t *testing.T) {
+	b := &book{addrs: map[string]string{}}
+	a, c := startNode(t, b, "a", Config{}), startNode(t, b, "c", Config{})
+	defer a.close()
+	defer c.close()
+	c.Group(group, "c/2").Attach(fixedState{term: 1})
+	g := a.Group(group, "a/1")
+	err := g.RequestVote("c/1", "c/1", &raft.RequestVoteRequest{RPCHeader: header, Term: 9}, &raft.RequestVoteResponse{})
+	if err == nil || !strings.Contains(err.Error(), errNoReplica.Error()) {
+		t.Fatalf("a vote was asked of a replica that is gone: %v", err)
+	}
+	err = g.InstallSnapshot("c/1", "c/1", &raft.InstallSnapshotRequest{RPCHeader: header, Term: 9}, &raft.InstallSnapshotResponse{}, strings.NewReader(""))
+	if err == nil || !strings.Contains(err.Error(), errNoReplica.Error()) {
+		t.Fatalf("a state was sent to a replica that is gone: %v", err)
+	}
+}

@@ -1,0 +1,352 @@
+package raftnet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"github.com/holdfastdb/holdfast/storage/wire"
+)
+
+// The service between nodes. Messages are bytes, see codec.go.
+const (
+	serviceName   = "holdfast.peer.v1.Peer"
+	methodFrames  = "/" + serviceName + "/Frames"
+	methodInstall = "/" + serviceName + "/Install"
+	methodCall    = "/" + serviceName + "/Call"
+)
+
+var (
+	framesDesc  = grpc.StreamDesc{StreamName: "Frames", ServerStreams: true, ClientStreams: true}
+	installDesc = grpc.StreamDesc{StreamName: "Install", ServerStreams: true, ClientStreams: true}
+)
+
+// Register serves the other nodes.
+func (n *Net) Register(s *grpc.Server) {
+	frames, install := framesDesc, installDesc
+	frames.Handler = func(srv any, st grpc.ServerStream) error { return n.serveFrames(st) }
+	install.Handler = func(srv any, st grpc.ServerStream) error { return n.serveInstall(st) }
+	s.RegisterService(&grpc.ServiceDesc{
+		ServiceName: serviceName,
+		HandlerType: (*any)(nil),
+		Streams:     []grpc.StreamDesc{frames, install},
+		Methods: []grpc.MethodDesc{{MethodName: "Call", Handler: func(_ any, ctx context.Context, decode func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
+			return n.serveCall(ctx, decode)
+		}}},
+	}, n)
+}
+
+const (
+	headerNode    = "holdfast-node"
+	headerCluster = "holdfast-cluster"
+)
+
+func (n *Net) outgoing(ctx context.Context) context.Context {
+	return metadata.AppendToOutgoingContext(ctx, headerNode, n.cfg.NodeID, headerCluster, n.cfg.ClusterID())
+}
+
+// sender tells which node a request comes from, and refuses one of another cluster.
+func (n *Net) sender(ctx context.Context) (string, error) {
+	md, _ := metadata.FromIncomingContext(ctx)
+	first := func(key string) string {
+		if v := md.Get(key); len(v) > 0 {
+			return v[0]
+		}
+		return ""
+	}
+	mine, theirs := n.cfg.ClusterID(), first(headerCluster)
+	if mine != "" && theirs != "" && mine != theirs {
+		return "", status.Errorf(codes.FailedPrecondition, "this node belongs to cluster %s, not %s", mine, theirs)
+	}
+	id := first(headerNode)
+	if id == "" {
+		return "", status.Error(codes.Unauthenticated, "the sender does not say which node it is")
+	}
+	return id, nil
+}
+
+func encodeCall(method string, request []byte) []byte {
+	return append(wire.AppendText(nil, method), request...)
+}
+
+func (n *Net) serveCall(ctx context.Context, decode func(any) error) (any, error) {
+	from, err := n.sender(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var b []byte
+	if err := decode(&b); err != nil {
+		return nil, err
+	}
+	d := wire.NewDecoder(b)
+	method := d.Text()
+	h, ok := n.handler(method)
+	if d.Bad() || !ok {
+		return nil, status.Errorf(codes.Unimplemented, "no method %q: upgrade this node", method)
+	}
+	answer, err := h(ctx, from, d.Rest())
+	if err != nil {
+		return nil, status.Error(codes.Unknown, err.Error())
+	}
+	return &answer, nil
+}
+
+// serveFrames takes the requests of another node's replicas until the stream ends.
+func (n *Net) serveFrames(st grpc.ServerStream) error {
+	if _, err := n.sender(st.Context()); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(st.Context())
+	in := &inbound{n: n, ctx: ctx, answers: newQueue(), lanes: make(map[lane]chan work)}
+	stopped := context.AfterFunc(n.ctx, cancel)
+	defer func() {
+		stopped()
+		cancel()
+		in.work.Wait()
+	}()
+	in.work.Go(func() {
+		defer cancel()
+		_ = in.answers.write(ctx, st.SendMsg) // the other side sees the stream end
+	})
+	for {
+		var b []byte
+		if err := st.RecvMsg(&b); err != nil {
+			if errors.Is(err, io.EOF) {
+				return nil
+			}
+			return err
+		}
+		frames, err := decodeFrames(b)
+		if err != nil {
+			return status.Error(codes.InvalidArgument, err.Error())
+		}
+		for i := range frames {
+			in.take(&frames[i])
+		}
+	}
+}
+
+// inbound is one stream of another node's requests.
+type inbound struct {
+	n       *Net
+	ctx     context.Context
+	answers *queue
+	work    sync.WaitGroup
+	lanes   map[lane]chan work // only the stream's reader uses it
+}
+
+// lane is what must stay in order: the requests of one replica to another.
+type lane struct {
+	group uint32
+	from  string
+}
+
+type work struct {
+	g       *GroupTransport
+	id      uint64
+	request any
+}
+
+// laneLength bounds the requests that wait in a lane; Raft itself has few under way.
+const laneLength = 64
+
+func (in *inbound) take(f *frame) {
+	g, err := in.n.local(f.group, f.to)
+	if err != nil {
+		in.fail(f.id, err)
+		return
+	}
+	request, err := decodeRequest(f.kind, f.body)
+	if err != nil {
+		in.fail(f.id, err)
+		return
+	}
+	if q, ok := request.(*raft.AppendEntriesRequest); ok && isHeartbeat(q) {
+		if answer := g.answerHeartbeat(q); answer != nil {
+			in.answer(f.id, answer)
+			return
+		}
+	}
+	key := lane{f.group, f.from}
+	queue := in.lanes[key]
+	if queue == nil {
+		queue = make(chan work, laneLength)
+		in.lanes[key] = queue
+		in.work.Go(func() { in.run(queue) })
+	}
+	select {
+	case queue <- work{g, f.id, request}:
+	default:
+		in.fail(f.id, errBusy)
+	}
+}
+
+// run hands the requests of one lane to Raft, one after the other.
+func (in *inbound) run(queue chan work) {
+	for {
+		select {
+		case <-in.ctx.Done():
+			return
+		case w := <-queue:
+			answer, err := w.g.deliver(in.ctx, w.request, nil)
+			if err != nil {
+				in.fail(w.id, err)
+			} else {
+				in.answer(w.id, answer)
+			}
+		}
+	}
+}
+
+func (in *inbound) answer(id uint64, answer any) {
+	body, err := appendAnswer(nil, answer)
+	if err != nil {
+		in.fail(id, err)
+		return
+	}
+	_ = in.answers.push(&frame{kind: kindAnswer, id: id, body: body}) // or the asker's deadline tells it
+}
+
+func (in *inbound) fail(id uint64, err error) {
+	_ = in.answers.push(&frame{kind: kindFailure, id: id, body: []byte(err.Error())})
+}
+
+// serveInstall receives a replica's state: the request, then the bytes; then it answers.
+func (n *Net) serveInstall(st grpc.ServerStream) error {
+	if _, err := n.sender(st.Context()); err != nil {
+		return err
+	}
+	var b []byte
+	if err := st.RecvMsg(&b); err != nil {
+		return err
+	}
+	frames, err := decodeFrames(b)
+	if err == nil && len(frames) != 1 {
+		err = fmt.Errorf("%w: install", wire.ErrCorrupt)
+	}
+	if err != nil {
+		return status.Error(codes.InvalidArgument, err.Error())
+	}
+	f := &frames[0]
+	g, err := n.local(f.group, f.to)
+	if err != nil {
+		return status.Error(codes.NotFound, err.Error())
+	}
+	request, err := decodeRequest(f.kind, f.body)
+	if err != nil || f.kind != kindSnapshot {
+		return status.Errorf(codes.InvalidArgument, "install: %v", err)
+	}
+	answer, err := g.deliver(st.Context(), request, &chunkReader{st: st})
+	if err != nil {
+		return status.Error(codes.Unknown, err.Error())
+	}
+	out, err := appendAnswer(nil, answer)
+	if err != nil {
+		return err
+	}
+	return st.SendMsg(&out)
+}
+
+// chunkReader reads the bytes that follow in a stream's messages.
+type chunkReader struct {
+	st   grpc.ServerStream
+	rest []byte
+}
+
+func (r *chunkReader) Read(p []byte) (int, error) {
+	for len(r.rest) == 0 {
+		var b []byte
+		if err := r.st.RecvMsg(&b); err != nil {
+			return 0, err // io.EOF at the end
+		}
+		r.rest = b
+	}
+	n := copy(p, r.rest)
+	r.rest = r.rest[n:]
+	return n, nil
+}
+
+// local finds the replica that a request is for. One of another generation is not it.
+func (n *Net) local(group uint32, replica string) (*GroupTransport, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	g := n.groups[group]
+	if g == nil || g.replica != replica {
+		return nil, fmt.Errorf("%w: %s of group %d", errNoReplica, replica, group)
+	}
+	return g, nil
+}
+
+// isHeartbeat tells an empty append that carries nothing but the leader's term.
+func isHeartbeat(q *raft.AppendEntriesRequest) bool {
+	return len(q.Entries) == 0 && q.PrevLogEntry == 0 && q.PrevLogTerm == 0 && q.LeaderCommitIndex == 0
+}
+
+// answerHeartbeat answers at once what needs no change of state: a term that is ours, or older. For ours a copy goes
+// through the main loop, which learns from it that the leader lives; with no room for that the answer must wait too, or a
+// replica whose main loop hangs would look alive. Nil means that the main loop answers.
+func (g *GroupTransport) answerHeartbeat(q *raft.AppendEntriesRequest) *raft.AppendEntriesResponse {
+	state := g.state()
+	if state == nil {
+		return nil
+	}
+	header := raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(g.replica), Addr: []byte(g.replica)}
+	switch term := state.CurrentTerm(); {
+	case q.Term < term:
+		return &raft.AppendEntriesResponse{RPCHeader: header, Term: term, LastLog: state.LastIndex()}
+	case q.Term > term:
+		return nil
+	}
+	select {
+	case g.consumer <- raft.RPC{Command: q, RespChan: make(chan raft.RPCResponse, 1)}:
+		return &raft.AppendEntriesResponse{RPCHeader: header, Term: q.Term, LastLog: state.LastIndex(), Success: true}
+	default:
+		return nil
+	}
+}
+
+// deliver hands a request to Raft's main loop and waits for the answer.
+func (g *GroupTransport) deliver(ctx context.Context, request any, r io.Reader) (any, error) {
+	answers := make(chan raft.RPCResponse, 1)
+	select {
+	case g.consumer <- raft.RPC{Command: request, Reader: r, RespChan: answers}:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-g.closed():
+		return nil, errClosed
+	}
+	select {
+	case a := <-answers:
+		return a.Response, a.Error
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-g.closed():
+		return nil, errClosed
+	}
+}
+
+// serveTerms answers ConfirmTerms.
+func (n *Net) serveTerms(_ context.Context, _ string, request []byte) ([]byte, error) {
+	queries, err := decodeTermQueries(request)
+	if err != nil {
+		return nil, err
+	}
+	terms := make([]uint64, len(queries))
+	for i, q := range queries {
+		if g, err := n.local(q.Group, q.Replica); err == nil {
+			if state := g.state(); state != nil {
+				terms[i] = state.CurrentTerm()
+			}
+		}
+	}
+	return appendTerms(nil, time.Now(), terms), nil
+}
