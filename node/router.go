@@ -11,12 +11,12 @@ import (
 	"time"
 
 	"github.com/holdfastdb/holdfast/fsm"
+	"github.com/holdfastdb/holdfast/node/shard"
 )
 
 // replica is what the router needs of a Raft group on this node.
 type replica interface {
-	// Propose has the group execute the frame. The error tells whether the frame may have had an effect, see
-	// refusal and outcomeUnknown.
+	// Propose has the group execute the frame. shard.Safe tells of an error without effect.
 	Propose(ctx context.Context, f *fsm.Frame) (fsm.FrameOutcome, error)
 	// Query answers from the group's state as of now, linearizably.
 	Query(ctx context.Context, calls []fsm.Call) ([]fsm.Result, fsm.Applied, error)
@@ -42,20 +42,10 @@ const (
 	callQuery   = "query"
 )
 
-// refusal is an error that is known to have had no effect: another try is safe.
-type refusal struct {
-	leader string // node id, if known
-	after  time.Duration
-	err    error
-}
-
-func (r *refusal) Error() string { return r.err.Error() }
-func (r *refusal) Unwrap() error { return r.err }
-
+// These tell of no effect, as shard.Safe does.
 var (
-	errNoLeader       = errors.New("the shard has no leader at the moment")
-	errOverloaded     = errors.New("the shard's queue is full")
-	errOutcomeUnknown = errors.New("outcome unknown: the request may have been executed")
+	errNoLeader  = fmt.Errorf("%w: no leader is known at the moment", shard.ErrNotLeader)
+	errMalformed = fmt.Errorf("%w: malformed request between nodes", shard.ErrNotLeader)
 )
 
 const (
@@ -73,20 +63,19 @@ func (r *router) propose(ctx context.Context, group uint32, f *fsm.Frame) (fsm.F
 		if err == nil {
 			return out, nil
 		}
-		var refused *refusal
 		switch {
-		case errors.As(err, &refused):
+		case shard.Safe(err):
 		case f.Client == [16]byte{}:
 			return fsm.FrameOutcome{}, err
 		default:
 			unknown = true
 		}
-		if errors.Is(err, errOverloaded) {
+		if errors.Is(err, shard.ErrOverloaded) {
 			return fsm.FrameOutcome{}, err // the caller is told at once, or queues grow everywhere
 		}
 		if stop := wait(ctx, pause); stop != nil {
 			if unknown {
-				err = fmt.Errorf("%w: %w", errOutcomeUnknown, err)
+				err = fmt.Errorf("%w: %w", shard.ErrOutcomeUnknown, err)
 			}
 			return fsm.FrameOutcome{}, fmt.Errorf("shard %d: %w", group, errors.Join(err, stop))
 		}
@@ -100,11 +89,11 @@ func (r *router) proposeOnce(ctx context.Context, group uint32, f *fsm.Frame, re
 	}
 	leader, ok := r.leader(group)
 	if !ok {
-		return fsm.FrameOutcome{}, &refusal{err: errNoLeader}
+		return fsm.FrameOutcome{}, errNoLeader
 	}
 	answer, err := r.call(ctx, leader, callPropose, request)
 	if err != nil {
-		return fsm.FrameOutcome{}, fmt.Errorf("%w: node %s: %w", errOutcomeUnknown, leader, err)
+		return fsm.FrameOutcome{}, fmt.Errorf("%w: node %s: %w", shard.ErrOutcomeUnknown, leader, err)
 	}
 	body, err := readAnswer(answer)
 	if err != nil {
@@ -171,28 +160,27 @@ const (
 
 func readAnswer(b []byte) ([]byte, error) {
 	if len(b) == 0 {
-		return nil, fmt.Errorf("%w: empty answer", errOutcomeUnknown)
+		return nil, fmt.Errorf("%w: empty answer", shard.ErrOutcomeUnknown)
 	}
 	switch message := string(b[1:]); b[0] {
 	case answerOutcome:
 		return b[1:], nil
 	case answerRefused:
-		return nil, &refusal{err: errors.New(message)}
+		return nil, fmt.Errorf("%w: %s", shard.ErrNotLeader, message)
 	case answerOverloaded:
-		return nil, &refusal{err: fmt.Errorf("%w: %s", errOverloaded, message)}
+		return nil, fmt.Errorf("%w: %s", shard.ErrOverloaded, message)
 	default:
-		return nil, fmt.Errorf("%w: %s", errOutcomeUnknown, message)
+		return nil, fmt.Errorf("%w: %s", shard.ErrOutcomeUnknown, message)
 	}
 }
 
 func writeAnswer(out *fsm.FrameOutcome, err error) []byte {
-	var refused *refusal
 	switch {
 	case err == nil:
 		return fsm.AppendFrameOutcome([]byte{answerOutcome}, out)
-	case errors.Is(err, errOverloaded):
+	case errors.Is(err, shard.ErrOverloaded):
 		return append([]byte{answerOverloaded}, err.Error()...)
-	case errors.As(err, &refused):
+	case shard.Safe(err):
 		return append([]byte{answerRefused}, err.Error()...)
 	default:
 		return append([]byte{answerUnknown}, err.Error()...)
@@ -221,15 +209,15 @@ func (r *router) serveQuery(ctx context.Context, request []byte) ([]byte, error)
 func (r *router) target(request []byte) (replica, *fsm.Frame, error) {
 	group, n := binary.Uvarint(request)
 	if n <= 0 || group > 1<<32-1 {
-		return nil, nil, &refusal{err: errors.New("malformed request between nodes")}
+		return nil, nil, errMalformed
 	}
 	f, rest, err := fsm.DecodeFrame(request[n:])
 	if err != nil || len(rest) != 0 {
-		return nil, nil, &refusal{err: errors.New("malformed frame between nodes")}
+		return nil, nil, errMalformed
 	}
 	g, ok := r.local(uint32(group))
 	if !ok || !g.IsLeader() {
-		return nil, nil, &refusal{err: fmt.Errorf("%w here", errNoLeader)}
+		return nil, nil, errNoLeader
 	}
 	return g, &f, nil
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/holdfastdb/holdfast/fsm"
+	"github.com/holdfastdb/holdfast/node/shard"
 )
 
 // fakeReplica is one group's replica on one of several fake nodes.
@@ -94,7 +95,7 @@ func TestRouterAsksTheLeaderAndRetriesWhatIsSafe(t *testing.T) {
 				nodes.add("b", &fakeReplica{leading: true, propose: func(f *fsm.Frame) (fsm.FrameOutcome, error) {
 					executed++
 					if executed <= tt.refusals {
-						return fsm.FrameOutcome{}, &refusal{err: errNoLeader}
+						return fsm.FrameOutcome{}, errNoLeader
 					}
 					return echoOutcome(f)
 				}}, "")
@@ -102,7 +103,7 @@ func TestRouterAsksTheLeaderAndRetriesWhatIsSafe(t *testing.T) {
 				ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 				defer cancel()
 				out, err := a.propose(ctx, 1, &tt.frame)
-				if tt.unknown != errors.Is(err, errOutcomeUnknown) || (err == nil && string(out.Results[0].Body) != "x") {
+				if tt.unknown != errors.Is(err, shard.ErrOutcomeUnknown) || (err == nil && string(out.Results[0].Body) != "x") {
 					t.Errorf("%+v, %v", out, err)
 				}
 				if executed != tt.executed {
@@ -132,12 +133,12 @@ func TestRouterGivesUpWithItsContextAndTellsOverloadAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		nodes := &fakeNodes{routers: map[string]*router{}}
 		full := &fakeReplica{leading: true, propose: func(*fsm.Frame) (fsm.FrameOutcome, error) {
-			return fsm.FrameOutcome{}, &refusal{err: errOverloaded}
+			return fsm.FrameOutcome{}, shard.ErrOverloaded
 		}}
 		nodes.add("b", full, "")
 		a := nodes.add("a", &fakeReplica{leader: "b/1"}, "")
 		begin := time.Now()
-		if _, err := a.propose(t.Context(), 1, &fsm.Frame{}); !errors.Is(err, errOverloaded) || time.Since(begin) != 0 {
+		if _, err := a.propose(t.Context(), 1, &fsm.Frame{}); !errors.Is(err, shard.ErrOverloaded) || time.Since(begin) != 0 {
 			t.Errorf("after %v: %v", time.Since(begin), err)
 		}
 
@@ -145,7 +146,7 @@ func TestRouterGivesUpWithItsContextAndTellsOverloadAtOnce(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		_, err := alone.propose(ctx, 1, &fsm.Frame{Client: [16]byte{1}, Seq: 1})
-		if !errors.Is(err, errNoLeader) || !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, errOutcomeUnknown) {
+		if !errors.Is(err, errNoLeader) || !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, shard.ErrOutcomeUnknown) {
 			t.Errorf("no leader: %v", err)
 		}
 	})

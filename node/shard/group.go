@@ -28,6 +28,9 @@ type Log interface {
 	raft.StableStore
 }
 
+// Raft is the library's Raft instance, of which transports ask a few things directly.
+type Raft = raft.Raft
+
 // TermCheck asks whether a leader's term is still the newest: a question to a majority of Voters.
 type TermCheck struct {
 	Group  uint32
@@ -256,6 +259,12 @@ func (g *Group) fatal(err error) {
 		g.cfg.OnFatal(err)
 	}
 }
+
+// ID is the group's number.
+func (g *Group) ID() uint32 { return g.cfg.Group }
+
+// ReplicaID is this replica's id.
+func (g *Group) ReplicaID() string { return g.cfg.ReplicaID }
 
 // Applied is the position of the state.
 func (g *Group) Applied() fsm.Applied { return g.machine.Applied() }

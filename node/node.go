@@ -1,0 +1,383 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/hashicorp/memberlist"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+
+	"github.com/holdfastdb/holdfast/fsm"
+	"github.com/holdfastdb/holdfast/fsm/catalog"
+	"github.com/holdfastdb/holdfast/node/gossip"
+	"github.com/holdfastdb/holdfast/node/shard"
+	"github.com/holdfastdb/holdfast/rpc/raftnet"
+	"github.com/holdfastdb/holdfast/storage"
+	"github.com/holdfastdb/holdfast/storage/raftlog"
+	"github.com/holdfastdb/holdfast/storage/raftlog/bolt"
+)
+
+// catalogGroup is the number of the group that every node has a replica of.
+const catalogGroup = 0
+
+// Config is what a node is told.
+type Config struct {
+	Name, Zone string
+	// Dir is the data directory.
+	Dir string
+	// FS is the file system; nil means the real one.
+	FS vfs.FS
+	// GRPC and HTTP are the addresses at which others reach this node's services.
+	GRPC, HTTP string
+	// Peer listens for the other nodes; PeerAddr is the address at which they reach it, by default the listener's.
+	Peer     net.Listener
+	PeerAddr string
+	// Dial connects to other nodes; nil means TCP.
+	Dial func(ctx context.Context, addr string) (net.Conn, error)
+	// PeerCreds secures the traffic between nodes; nil means plain text.
+	PeerCreds credentials.TransportCredentials
+	// Gossip is the address to gossip at; GossipTransport replaces it in tests.
+	Gossip          string
+	GossipTransport memberlist.Transport
+	GossipKey       []byte
+	// Bootstrap makes a new cluster of this node, unless its directory belongs to one.
+	Bootstrap bool
+	// Join lists gossip addresses of the cluster to join.
+	Join []string
+	// Shards and Replicas are those of a new cluster.
+	Shards   uint32
+	Replicas int
+	// BoltLog keeps the shards' Raft logs in BoltDB files, as the catalog's is, instead of the shared Pebble.
+	BoltLog bool
+	// Types are the data types of the shards.
+	Types  []fsm.Type
+	Timing shard.Timing
+	Logger *slog.Logger
+	// OnSync is told how long each synced write of the Raft log took. It must not block.
+	OnSync func(time.Duration)
+	// OnFatal is called when the node must stop; the default logs and ends the process.
+	OnFatal func(error)
+}
+
+// Node is a running node. Its methods are safe for concurrent use.
+type Node struct {
+	cfg      Config
+	log      *slog.Logger
+	identity identity
+
+	state    *storage.Engine
+	logs     raftlog.Provider // of the shards
+	catLogs  raftlog.Provider // of the catalog
+	shardReg *fsm.Registry
+	catReg   *fsm.Registry
+
+	net       *raftnet.Net
+	peers     *grpc.Server
+	gossip    *gossip.Gossip
+	router    *router
+	gateway   *gateway
+	confirmer *confirmer
+
+	mu      sync.RWMutex
+	groups  map[uint32]*member
+	cluster atomic.Pointer[string] // cluster id
+
+	topology atomic.Pointer[catalog.Topology]
+	watchers struct {
+		sync.Mutex
+		list map[int]func()
+		next int
+	}
+
+	ctx  context.Context
+	stop context.CancelFunc
+	work sync.WaitGroup
+	poke chan struct{}
+	once sync.Once
+	err  error
+}
+
+// member is a replica on this node.
+type member struct {
+	*shard.Group
+	log raftlog.Log
+}
+
+// Open starts a node and returns when it belongs to a cluster; Ready tells when it serves. ctx ends the start, not the
+// node.
+func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.OnFatal == nil {
+		cfg.OnFatal = func(err error) {
+			cfg.Logger.Error("the node cannot go on, stopping the process", "error", err)
+			os.Exit(1)
+		}
+	}
+	if cfg.PeerAddr == "" {
+		cfg.PeerAddr = cfg.Peer.Addr().String()
+	}
+	n := &Node{cfg: cfg, log: cfg.Logger, groups: make(map[uint32]*member), poke: make(chan struct{}, 1)}
+	n.watchers.list = make(map[int]func())
+	n.ctx, n.stop = context.WithCancel(context.Background())
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, n.Close())
+		}
+	}()
+	if err := n.openStorage(); err != nil {
+		return nil, err
+	}
+	if err := n.openNetwork(); err != nil {
+		return nil, err
+	}
+	if err := n.enter(ctx); err != nil {
+		return nil, err
+	}
+	n.work.Go(n.reconcileLoop)
+	n.work.Go(n.clockLoop)
+	return n, nil
+}
+
+func (n *Node) openStorage() (err error) {
+	filesystem := n.cfg.FS
+	if filesystem == nil {
+		filesystem = vfs.Default
+	}
+	if err := filesystem.MkdirAll(n.cfg.Dir, 0o700); err != nil {
+		return fmt.Errorf("make the data directory: %w", err)
+	}
+	var found bool
+	if n.identity, found, err = loadIdentity(filesystem, n.cfg.Dir); err != nil {
+		return err
+	}
+	if !found {
+		if !n.cfg.Bootstrap && len(n.cfg.Join) == 0 {
+			return fmt.Errorf("data directory %s is new: start with --bootstrap to make a cluster, or with --join to become part of one", n.cfg.Dir)
+		}
+		if err := n.identity.save(filesystem, n.cfg.Dir); err != nil {
+			return err
+		}
+	}
+	n.log = n.log.With("node", n.cfg.Name)
+	n.setCluster(n.identity.ClusterID)
+	if n.catReg, err = fsm.New(catalog.Type()); err != nil {
+		return err
+	}
+	if n.shardReg, err = fsm.New(n.cfg.Types...); err != nil {
+		return err
+	}
+	slow := func(d time.Duration, path string) {
+		n.log.Warn("a write to the disk takes long", "duration", d, "path", path)
+	}
+	n.state, err = storage.Open(storage.Options{
+		FS: n.cfg.FS, Dir: filesystem.PathJoin(n.cfg.Dir, "state"), Logger: n.log, OnDiskSlow: slow, OnFatal: n.cfg.OnFatal,
+	})
+	if err != nil {
+		return err
+	}
+	if n.logs, err = n.openLogs(filesystem, "raft", n.cfg.BoltLog, slow); err != nil {
+		return err
+	}
+	// BoltDB needs real files; with another file system the catalog shares the format of the shards.
+	n.catLogs, err = n.openLogs(filesystem, "catalog", n.cfg.FS == nil, slow)
+	return err
+}
+
+func (n *Node) openLogs(filesystem vfs.FS, name string, useBolt bool, slow func(time.Duration, string)) (raftlog.Provider, error) {
+	dir := filesystem.PathJoin(n.cfg.Dir, name)
+	if useBolt {
+		return bolt.Open(bolt.Options{Dir: dir, OnSync: n.cfg.OnSync})
+	}
+	return raftlog.Open(raftlog.Options{FS: n.cfg.FS, Dir: dir, Logger: n.log, OnSync: n.cfg.OnSync, OnDiskSlow: slow, OnFatal: n.cfg.OnFatal})
+}
+
+// diskStall is how long a synced write may take before this node stops claiming to lead.
+const diskStall = 2 * time.Second
+
+func (n *Node) openNetwork() (err error) {
+	n.net = raftnet.New(raftnet.Config{
+		NodeID: n.identity.NodeID, ClusterID: n.ClusterID, Resolve: n.resolvePeer, Dial: n.cfg.Dial, Creds: n.cfg.PeerCreds,
+		DiskStalled: func() bool { return max(n.logs.SyncPending(), n.catLogs.SyncPending()) > diskStall },
+		Logger:      n.log, Heartbeat: n.cfg.Timing.Heartbeat,
+	})
+	n.router = &router{nodeID: n.identity.NodeID, local: n.local, hint: n.gossipLeader, call: n.net.Call, log: n.log}
+	n.gateway = newGateway(randomID(), time.Now, n.router.propose)
+	n.confirmer = &confirmer{ask: n.net.ConfirmTerms, self: n.identity.NodeID}
+	n.net.Handle(callPropose, func(ctx context.Context, _ string, q []byte) ([]byte, error) { return n.router.servePropose(ctx, q) })
+	n.net.Handle(callQuery, func(ctx context.Context, _ string, q []byte) ([]byte, error) { return n.router.serveQuery(ctx, q) })
+	n.net.Handle(callJoin, n.serveJoin)
+	n.net.Handle(callStatus, n.serveStatus)
+	n.net.Handle(callCatalogAt, n.serveCatalogAt)
+	n.net.Handle(callTransfer, n.serveTransfer)
+	n.gossip, err = gossip.Start(gossip.Config{
+		NodeID: n.identity.NodeID, Bind: n.cfg.Gossip, Transport: n.cfg.GossipTransport, Key: n.cfg.GossipKey,
+		Meta: n.meta(), OnChange: n.wake, Logger: n.log,
+	})
+	if err != nil {
+		return err
+	}
+	n.peers = grpc.NewServer(n.net.ServerOptions()...)
+	n.net.Register(n.peers)
+	n.work.Go(func() {
+		if err := n.peers.Serve(n.cfg.Peer); err != nil && n.ctx.Err() == nil {
+			n.cfg.OnFatal(fmt.Errorf("serve other nodes: %w", err))
+		}
+	})
+	return nil
+}
+
+func (n *Node) meta() gossip.Meta {
+	return gossip.Meta{
+		ClusterID: n.ClusterID(), Name: n.cfg.Name, GRPC: n.cfg.GRPC, HTTP: n.cfg.HTTP, Peer: n.cfg.PeerAddr, Zone: n.cfg.Zone,
+	}
+}
+
+// ID is the node's id.
+func (n *Node) ID() string { return n.identity.NodeID }
+
+// ClusterID is the id of the node's cluster, empty until it belongs to one.
+func (n *Node) ClusterID() string { return *n.cluster.Load() }
+
+func (n *Node) setCluster(id string) { n.cluster.Store(&id) }
+
+// resolvePeer finds where a node takes requests of other nodes: gossip knows best, the catalog remembers.
+func (n *Node) resolvePeer(id string) (string, bool) {
+	if m, ok := n.gossip.Member(id); ok && m.Meta.Peer != "" {
+		return m.Meta.Peer, true
+	}
+	if t := n.topology.Load(); t != nil {
+		if node, ok := t.Node(id); ok {
+			return node.Peer, true
+		}
+	}
+	return "", false
+}
+
+func (n *Node) gossipLeader(group uint32) (string, bool) {
+	lead, ok := n.gossip.Leader(group)
+	return lead.NodeID, ok
+}
+
+func (n *Node) local(group uint32) (replica, bool) {
+	g, ok := n.Group(group)
+	return g, ok
+}
+
+// Group returns this node's replica of a group.
+func (n *Node) Group(group uint32) (*shard.Group, bool) {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	m, ok := n.groups[group]
+	if !ok {
+		return nil, false
+	}
+	return m.Group, true
+}
+
+func (n *Node) members() map[uint32]*member {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	groups := make(map[uint32]*member, len(n.groups))
+	for id, m := range n.groups {
+		groups[id] = m
+	}
+	return groups
+}
+
+// openGroup starts a replica on this node.
+func (n *Node) openGroup(group uint32, gen uint32, bootstrap bool) error {
+	n.mu.RLock()
+	_, open := n.groups[group]
+	n.mu.RUnlock()
+	if open {
+		return nil
+	}
+	provider, registry := n.logs, n.shardReg
+	var onApplied func(fsm.Applied)
+	if group == catalogGroup {
+		provider, registry, onApplied = n.catLogs, n.catReg, func(fsm.Applied) { n.wake() }
+	}
+	log, err := provider.Open(group)
+	if err != nil {
+		return err
+	}
+	id := catalog.ReplicaID(n.identity.NodeID, gen)
+	transport := n.net.Group(group, id)
+	g, err := shard.Open(shard.Config{
+		Group: group, ReplicaID: id, Registry: registry, State: n.state.Shard(group), Sync: n.state.Sync, Log: log,
+		Transport: transport, Attach: func(r *shard.Raft) { transport.Attach(r) }, Confirm: n.confirmer.confirm,
+		Timing: n.cfg.Timing, Bootstrap: bootstrap, Logger: n.log, OnApplied: onApplied, OnFatal: n.cfg.OnFatal,
+		OnLead: func(leading bool, term uint64) {
+			if leading {
+				n.gossip.Announce(group, term)
+			}
+			n.wake()
+		},
+	})
+	if err != nil {
+		return errors.Join(err, log.Close())
+	}
+	n.mu.Lock()
+	n.groups[group] = &member{g, log}
+	n.mu.Unlock()
+	return nil
+}
+
+// Close hands leadership over, stops everything and closes the files.
+func (n *Node) Close() error {
+	n.once.Do(func() { n.err = n.close() })
+	return n.err
+}
+
+func (n *Node) close() error {
+	n.stop()
+	if n.gateway != nil {
+		n.gateway.close()
+	}
+	var errs []error
+	var closing sync.WaitGroup
+	var mu sync.Mutex
+	for _, m := range n.members() {
+		closing.Go(func() {
+			err := m.Group.Close()
+			mu.Lock()
+			errs = append(errs, err)
+			mu.Unlock()
+		})
+	}
+	closing.Wait()
+	if n.peers != nil {
+		n.peers.Stop()
+	}
+	if n.net != nil {
+		n.net.Close()
+	}
+	if n.gossip != nil {
+		errs = append(errs, n.gossip.Close())
+	}
+	n.work.Wait()
+	for _, m := range n.members() {
+		errs = append(errs, m.log.Close())
+	}
+	if n.logs != nil {
+		errs = append(errs, n.logs.Close())
+	}
+	if n.catLogs != nil {
+		errs = append(errs, n.catLogs.Close())
+	}
+	if n.state != nil {
+		errs = append(errs, n.state.Close())
+	}
+	return errors.Join(errs...)
+}
