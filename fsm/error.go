@@ -1,6 +1,9 @@
 package fsm
 
-import "fmt"
+import (
+	"errors"
+	"fmt"
+)
 
 // Code classifies the outcome of an operation. Codes are stored with the results in the exactly-once window: new ones
 // go at the end and none is ever reordered or removed.
@@ -47,4 +50,22 @@ func (r Result) Err() error {
 		return nil
 	}
 	return &Error{Code: r.Code, Message: string(r.Body)}
+}
+
+// The errors of proposing a frame to a group. After the first three nothing happened and nothing will: trying again is
+// safe, there or elsewhere.
+var (
+	// ErrNotLeader: the node asked does not lead the group.
+	ErrNotLeader = errors.New("this node does not lead the shard")
+	// ErrOverloaded: the group's queue is full; wait before trying again.
+	ErrOverloaded = errors.New("the shard's queue is full")
+	// ErrClosed: the group is stopping on this node.
+	ErrClosed = errors.New("the shard is closed on this node")
+	// ErrOutcomeUnknown: the frame may have been executed, or may be later. The same frame may be sent again.
+	ErrOutcomeUnknown = errors.New("outcome unknown: the command may have been executed")
+)
+
+// Safe reports that err tells of a frame that had no effect and will have none.
+func Safe(err error) bool {
+	return errors.Is(err, ErrNotLeader) || errors.Is(err, ErrOverloaded) || errors.Is(err, ErrClosed)
 }

@@ -245,7 +245,7 @@ func (n *Node) Ready() error {
 		return errors.New("the catalog is not here yet")
 	}
 	if n.ctx.Err() != nil {
-		return errNodeClosed
+		return fsm.ErrClosed
 	}
 	check := func(group uint32) error {
 		g, ok := n.Group(group)

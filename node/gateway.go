@@ -2,7 +2,6 @@ package node
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -51,12 +50,6 @@ const (
 	gatewayDeadline = 10 * time.Second
 )
 
-// errGatewayFull is returned at once when too many callers wait. Nothing happened.
-var errGatewayFull = errors.New("too many requests wait for this shard")
-
-// errNodeClosed is returned after Close. Nothing happened.
-var errNodeClosed = errors.New("the node is stopping")
-
 func newGateway(client [16]byte, now func() time.Time, send func(context.Context, uint32, *fsm.Frame) (fsm.FrameOutcome, error)) *gateway {
 	ctx, stop := context.WithCancel(context.Background())
 	return &gateway{client: client, send: send, now: now, lanes: make(map[uint32]*lane), ctx: ctx, stop: stop}
@@ -76,7 +69,7 @@ func (g *gateway) do(ctx context.Context, group uint32, calls []fsm.Call) (fsm.F
 	case <-p.done:
 		return p.out, p.err
 	case <-ctx.Done():
-		return fsm.FrameOutcome{}, fmt.Errorf("waiting for shard %d, outcome unknown: %w", group, ctx.Err())
+		return fsm.FrameOutcome{}, fmt.Errorf("%w: waiting for shard %d: %w", fsm.ErrOutcomeUnknown, group, ctx.Err())
 	}
 }
 
@@ -84,7 +77,7 @@ func (g *gateway) enqueue(group uint32, p *parcel) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.closed {
-		return errNodeClosed
+		return fsm.ErrClosed
 	}
 	l := g.lanes[group]
 	if l == nil {
@@ -92,7 +85,7 @@ func (g *gateway) enqueue(group uint32, p *parcel) error {
 		g.lanes[group] = l
 	}
 	if len(l.waiting) >= gatewayQueue {
-		return errGatewayFull
+		return fsm.ErrOverloaded
 	}
 	l.waiting = append(l.waiting, p)
 	g.launch(l)
@@ -171,7 +164,7 @@ func (g *gateway) close() {
 	g.closed = true
 	for _, l := range g.lanes {
 		for _, p := range l.waiting {
-			p.err = errNodeClosed
+			p.err = fsm.ErrClosed
 			close(p.done)
 		}
 		l.waiting = nil

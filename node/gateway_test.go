@@ -111,13 +111,13 @@ func TestGatewayRefusesAfterCloseAndWhenFull(t *testing.T) {
 			wg.Go(func() { _, _ = g.do(ctx, 1, []fsm.Call{{Type: 1, Op: 1}}) })
 		}
 		synctest.Wait()
-		if _, err := g.do(t.Context(), 1, []fsm.Call{{Type: 1, Op: 1}}); !errors.Is(err, errGatewayFull) {
+		if _, err := g.do(t.Context(), 1, []fsm.Call{{Type: 1, Op: 1}}); !errors.Is(err, fsm.ErrOverloaded) {
 			t.Errorf("full queue: %v", err)
 		}
 		g.close()
 		cancel()
 		wg.Wait()
-		if _, err := g.do(t.Context(), 1, []fsm.Call{{Type: 1, Op: 1}}); !errors.Is(err, errNodeClosed) {
+		if _, err := g.do(t.Context(), 1, []fsm.Call{{Type: 1, Op: 1}}); !errors.Is(err, fsm.ErrClosed) {
 			t.Errorf("closed: %v", err)
 		}
 	})

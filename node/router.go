@@ -44,8 +44,8 @@ const (
 
 // These tell of no effect, as shard.Safe does.
 var (
-	errNoLeader  = fmt.Errorf("%w: no leader is known at the moment", shard.ErrNotLeader)
-	errMalformed = fmt.Errorf("%w: malformed request between nodes", shard.ErrNotLeader)
+	errNoLeader  = fmt.Errorf("%w: no leader is known at the moment", fsm.ErrNotLeader)
+	errMalformed = fmt.Errorf("%w: malformed request between nodes", fsm.ErrNotLeader)
 )
 
 const (
@@ -64,18 +64,18 @@ func (r *router) propose(ctx context.Context, group uint32, f *fsm.Frame) (fsm.F
 			return out, nil
 		}
 		switch {
-		case shard.Safe(err):
+		case fsm.Safe(err):
 		case f.Client == [16]byte{}:
 			return fsm.FrameOutcome{}, err
 		default:
 			unknown = true
 		}
-		if errors.Is(err, shard.ErrOverloaded) {
+		if errors.Is(err, fsm.ErrOverloaded) {
 			return fsm.FrameOutcome{}, err // the caller is told at once, or queues grow everywhere
 		}
 		if stop := wait(ctx, pause); stop != nil {
 			if unknown {
-				err = fmt.Errorf("%w: %w", shard.ErrOutcomeUnknown, err)
+				err = fmt.Errorf("%w: %w", fsm.ErrOutcomeUnknown, err)
 			}
 			return fsm.FrameOutcome{}, fmt.Errorf("shard %d: %w", group, errors.Join(err, stop))
 		}
@@ -93,7 +93,7 @@ func (r *router) proposeOnce(ctx context.Context, group uint32, f *fsm.Frame, re
 	}
 	answer, err := r.call(ctx, leader, callPropose, request)
 	if err != nil {
-		return fsm.FrameOutcome{}, fmt.Errorf("%w: node %s: %w", shard.ErrOutcomeUnknown, leader, err)
+		return fsm.FrameOutcome{}, fmt.Errorf("%w: node %s: %w", fsm.ErrOutcomeUnknown, leader, err)
 	}
 	body, err := readAnswer(answer)
 	if err != nil {
@@ -160,17 +160,17 @@ const (
 
 func readAnswer(b []byte) ([]byte, error) {
 	if len(b) == 0 {
-		return nil, fmt.Errorf("%w: empty answer", shard.ErrOutcomeUnknown)
+		return nil, fmt.Errorf("%w: empty answer", fsm.ErrOutcomeUnknown)
 	}
 	switch message := string(b[1:]); b[0] {
 	case answerOutcome:
 		return b[1:], nil
 	case answerRefused:
-		return nil, fmt.Errorf("%w: %s", shard.ErrNotLeader, message)
+		return nil, fmt.Errorf("%w: %s", fsm.ErrNotLeader, message)
 	case answerOverloaded:
-		return nil, fmt.Errorf("%w: %s", shard.ErrOverloaded, message)
+		return nil, fmt.Errorf("%w: %s", fsm.ErrOverloaded, message)
 	default:
-		return nil, fmt.Errorf("%w: %s", shard.ErrOutcomeUnknown, message)
+		return nil, fmt.Errorf("%w: %s", fsm.ErrOutcomeUnknown, message)
 	}
 }
 
@@ -178,9 +178,9 @@ func writeAnswer(out *fsm.FrameOutcome, err error) []byte {
 	switch {
 	case err == nil:
 		return fsm.AppendFrameOutcome([]byte{answerOutcome}, out)
-	case errors.Is(err, shard.ErrOverloaded):
+	case errors.Is(err, fsm.ErrOverloaded):
 		return append([]byte{answerOverloaded}, err.Error()...)
-	case shard.Safe(err):
+	case fsm.Safe(err):
 		return append([]byte{answerRefused}, err.Error()...)
 	default:
 		return append([]byte{answerUnknown}, err.Error()...)

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/holdfastdb/holdfast/fsm"
-	"github.com/holdfastdb/holdfast/node/shard"
 )
 
 // fakeReplica is one group's replica on one of several fake nodes.
@@ -103,7 +102,7 @@ func TestRouterAsksTheLeaderAndRetriesWhatIsSafe(t *testing.T) {
 				ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 				defer cancel()
 				out, err := a.propose(ctx, 1, &tt.frame)
-				if tt.unknown != errors.Is(err, shard.ErrOutcomeUnknown) || (err == nil && string(out.Results[0].Body) != "x") {
+				if tt.unknown != errors.Is(err, fsm.ErrOutcomeUnknown) || (err == nil && string(out.Results[0].Body) != "x") {
 					t.Errorf("%+v, %v", out, err)
 				}
 				if executed != tt.executed {
@@ -133,12 +132,12 @@ func TestRouterGivesUpWithItsContextAndTellsOverloadAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		nodes := &fakeNodes{routers: map[string]*router{}}
 		full := &fakeReplica{leading: true, propose: func(*fsm.Frame) (fsm.FrameOutcome, error) {
-			return fsm.FrameOutcome{}, shard.ErrOverloaded
+			return fsm.FrameOutcome{}, fsm.ErrOverloaded
 		}}
 		nodes.add("b", full, "")
 		a := nodes.add("a", &fakeReplica{leader: "b/1"}, "")
 		begin := time.Now()
-		if _, err := a.propose(t.Context(), 1, &fsm.Frame{}); !errors.Is(err, shard.ErrOverloaded) || time.Since(begin) != 0 {
+		if _, err := a.propose(t.Context(), 1, &fsm.Frame{}); !errors.Is(err, fsm.ErrOverloaded) || time.Since(begin) != 0 {
 			t.Errorf("after %v: %v", time.Since(begin), err)
 		}
 
@@ -146,7 +145,7 @@ func TestRouterGivesUpWithItsContextAndTellsOverloadAtOnce(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		_, err := alone.propose(ctx, 1, &fsm.Frame{Client: [16]byte{1}, Seq: 1})
-		if !errors.Is(err, errNoLeader) || !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, shard.ErrOutcomeUnknown) {
+		if !errors.Is(err, errNoLeader) || !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, fsm.ErrOutcomeUnknown) {
 			t.Errorf("no leader: %v", err)
 		}
 	})

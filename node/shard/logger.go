@@ -10,7 +10,7 @@ import (
 )
 
 // raftLogger writes the Raft library's lines to slog. What it calls information is of interest to developers only, so
-// everything moves down one level.
+// everything moves down, also what it calls errors: most tell that another node is away.
 type raftLogger struct {
 	hclog.Logger
 	log *slog.Logger
@@ -20,7 +20,7 @@ func newRaftLogger(l *slog.Logger) hclog.Logger { return raftLogger{hclog.NewNul
 
 var raftLevels = map[hclog.Level]slog.Level{
 	hclog.Trace: slog.LevelDebug - 4, hclog.Debug: slog.LevelDebug - 4, hclog.Info: slog.LevelDebug,
-	hclog.Warn: slog.LevelInfo, hclog.Error: slog.LevelWarn,
+	hclog.Warn: slog.LevelDebug, hclog.Error: slog.LevelInfo - 1,
 }
 
 func (l raftLogger) Log(level hclog.Level, msg string, args ...any) {

@@ -5,6 +5,8 @@ import (
 	"fmt"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/holdfastdb/holdfast/fsm"
 )
 
 // Member is a replica in the group's Raft configuration.
@@ -55,7 +57,7 @@ func (g *Group) change(ctx context.Context, what string, start func(*raft.Raft) 
 	g.members.Lock()
 	defer g.members.Unlock()
 	if !g.IsLeader() {
-		return fmt.Errorf("%s: %w", what, ErrNotLeader)
+		return fmt.Errorf("%s: %w", what, fsm.ErrNotLeader)
 	}
 	if err := wait(ctx, g, start(g.raft())); err != nil {
 		return fmt.Errorf("%s: %w", what, err)
@@ -69,7 +71,7 @@ func (g *Group) TransferLeadership(ctx context.Context, replicaID string) error 
 	g.members.Lock()
 	defer g.members.Unlock()
 	if !g.IsLeader() {
-		return fmt.Errorf("transfer leadership: %w", ErrNotLeader)
+		return fmt.Errorf("transfer leadership: %w", fsm.ErrNotLeader)
 	}
 	future := g.raft().LeadershipTransferToServer(raft.ServerID(replicaID), raft.ServerAddress(replicaID))
 	if err := wait(ctx, g, future); err != nil {

@@ -66,9 +66,9 @@ func (p *proposer) submit(f *fsm.Frame, done func(fsm.FrameOutcome, error)) erro
 	defer p.mu.Unlock()
 	switch {
 	case p.closed:
-		return ErrClosed
+		return fsm.ErrClosed
 	case p.ops+len(f.Calls) > maxWaitingOps && p.ops > 0:
-		return ErrOverloaded
+		return fsm.ErrOverloaded
 	}
 	p.waiting = append(p.waiting, proposal{frame: f, size: frameSize(f), done: done})
 	p.ops += len(f.Calls)
@@ -143,7 +143,7 @@ func (p *proposer) complete() {
 		if err == nil {
 			out, _ = b.future.Response().(*fsm.Outcome)
 			if out == nil || len(out.Frames) != len(b.proposals) {
-				err = ErrOutcomeUnknown // the replica is stopping after a failed apply
+				err = fsm.ErrOutcomeUnknown // the replica is stopping after a failed apply
 			}
 		}
 		for i := range b.proposals {
@@ -164,7 +164,7 @@ func (p *proposer) close() {
 	p.waiting, p.ops = nil, 0
 	p.mu.Unlock()
 	for i := range waiting {
-		waiting[i].done(fsm.FrameOutcome{}, ErrClosed)
+		waiting[i].done(fsm.FrameOutcome{}, fsm.ErrClosed)
 	}
 }
 
@@ -172,7 +172,7 @@ func (p *proposer) close() {
 // block. The frame must not change before. An error means that done will not be called.
 func (g *Group) ProposeAsync(f *fsm.Frame, done func(fsm.FrameOutcome, error)) error {
 	if !g.IsLeader() {
-		return ErrNotLeader
+		return fsm.ErrNotLeader
 	}
 	return g.proposer.submit(f, done)
 }
@@ -192,6 +192,6 @@ func (g *Group) Propose(ctx context.Context, f *fsm.Frame) (fsm.FrameOutcome, er
 	case a := <-answers:
 		return a.out, a.err
 	case <-ctx.Done():
-		return fsm.FrameOutcome{}, ErrOutcomeUnknown
+		return fsm.FrameOutcome{}, fsm.ErrOutcomeUnknown
 	}
 }

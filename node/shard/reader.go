@@ -40,7 +40,7 @@ func (g *Group) sync(ctx context.Context) error {
 	r := g.raft()
 	term, ok := g.leading(r)
 	if !ok {
-		return ErrNotLeader
+		return fsm.ErrNotLeader
 	}
 	if g.clock.now()-g.machine.Applied().Time > maxLag {
 		// Committing an entry in this term proves as much as asking.
@@ -49,7 +49,7 @@ func (g *Group) sync(ctx context.Context) error {
 	index := r.CommitIndex()
 	check := TermCheck{Group: g.cfg.Group, Term: term, Self: g.cfg.ReplicaID, Voters: g.voters(r)}
 	if err := g.cfg.Confirm(ctx, check); err != nil {
-		return fmt.Errorf("%w: %w", ErrNotLeader, err)
+		return fmt.Errorf("%w: %w", fsm.ErrNotLeader, err)
 	}
 	return g.machine.wait(ctx, index)
 }

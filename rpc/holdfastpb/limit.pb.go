@@ -1068,10 +1068,8 @@ type LeaseRequest struct {
 	Want uint32 `protobuf:"varint,2,opt,name=want,proto3" json:"want,omitempty"`
 	// Milliseconds that the grant shall last; the shard may shorten it (a window's end).
 	TtlMs uint32 `protobuf:"varint,3,opt,name=ttl_ms,json=ttlMs,proto3" json:"ttl_ms,omitempty"`
-	// Names the lease: the SDK instance. A new request of the same holder and key replaces its lease.
-	Holder uint64 `protobuf:"fixed64,4,opt,name=holder,proto3" json:"holder,omitempty"`
-	// Of the lease before, tokens that were not used and go back.
-	Unused        uint32 `protobuf:"varint,5,opt,name=unused,proto3" json:"unused,omitempty"`
+	// Earlier leases of the same limits that end with this request. Their holder uses none of them any more.
+	Returns       []*LeaseReturn `protobuf:"bytes,4,rep,name=returns,proto3" json:"returns,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1127,14 +1125,60 @@ func (x *LeaseRequest) GetTtlMs() uint32 {
 	return 0
 }
 
-func (x *LeaseRequest) GetHolder() uint64 {
+func (x *LeaseRequest) GetReturns() []*LeaseReturn {
 	if x != nil {
-		return x.Holder
+		return x.Returns
+	}
+	return nil
+}
+
+type LeaseReturn struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	LeaseId uint64                 `protobuf:"fixed64,1,opt,name=lease_id,json=leaseId,proto3" json:"lease_id,omitempty"`
+	// Tokens that were not used and go back.
+	Unused        uint32 `protobuf:"varint,2,opt,name=unused,proto3" json:"unused,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LeaseReturn) Reset() {
+	*x = LeaseReturn{}
+	mi := &file_holdfast_v1_limit_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LeaseReturn) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LeaseReturn) ProtoMessage() {}
+
+func (x *LeaseReturn) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_limit_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LeaseReturn.ProtoReflect.Descriptor instead.
+func (*LeaseReturn) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_limit_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *LeaseReturn) GetLeaseId() uint64 {
+	if x != nil {
+		return x.LeaseId
 	}
 	return 0
 }
 
-func (x *LeaseRequest) GetUnused() uint32 {
+func (x *LeaseReturn) GetUnused() uint32 {
 	if x != nil {
 		return x.Unused
 	}
@@ -1153,13 +1197,14 @@ type LeaseResponse struct {
 	State *CheckResponse `protobuf:"bytes,4,opt,name=state,proto3" json:"state,omitempty"`
 	// What to do when the cluster cannot be reached.
 	OnUnavailable OnUnavailable `protobuf:"varint,5,opt,name=on_unavailable,json=onUnavailable,proto3,enum=holdfast.v1.OnUnavailable" json:"on_unavailable,omitempty"`
+	LeaseId       uint64        `protobuf:"fixed64,6,opt,name=lease_id,json=leaseId,proto3" json:"lease_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *LeaseResponse) Reset() {
 	*x = LeaseResponse{}
-	mi := &file_holdfast_v1_limit_proto_msgTypes[16]
+	mi := &file_holdfast_v1_limit_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1171,7 +1216,7 @@ func (x *LeaseResponse) String() string {
 func (*LeaseResponse) ProtoMessage() {}
 
 func (x *LeaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_limit_proto_msgTypes[16]
+	mi := &file_holdfast_v1_limit_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1184,7 +1229,7 @@ func (x *LeaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseResponse.ProtoReflect.Descriptor instead.
 func (*LeaseResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_limit_proto_rawDescGZIP(), []int{16}
+	return file_holdfast_v1_limit_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *LeaseResponse) GetGranted() uint32 {
@@ -1220,6 +1265,13 @@ func (x *LeaseResponse) GetOnUnavailable() OnUnavailable {
 		return x.OnUnavailable
 	}
 	return OnUnavailable_ON_UNAVAILABLE_UNSPECIFIED
+}
+
+func (x *LeaseResponse) GetLeaseId() uint64 {
+	if x != nil {
+		return x.LeaseId
+	}
+	return 0
 }
 
 var File_holdfast_v1_limit_proto protoreflect.FileDescriptor
@@ -1304,19 +1356,22 @@ const file_holdfast_v1_limit_proto_rawDesc = "" +
 	"\x0eReleaseRequest\x12#\n" +
 	"\rrelease_token\x18\x01 \x01(\tR\freleaseToken\"-\n" +
 	"\x0fReleaseResponse\x12\x1a\n" +
-	"\breleased\x18\x01 \x01(\bR\breleased\"\x9a\x01\n" +
+	"\breleased\x18\x01 \x01(\bR\breleased\"\x9e\x01\n" +
 	"\fLeaseRequest\x12/\n" +
 	"\x05check\x18\x01 \x01(\v2\x19.holdfast.v1.CheckRequestR\x05check\x12\x12\n" +
 	"\x04want\x18\x02 \x01(\rR\x04want\x12\x15\n" +
-	"\x06ttl_ms\x18\x03 \x01(\rR\x05ttlMs\x12\x16\n" +
-	"\x06holder\x18\x04 \x01(\x06R\x06holder\x12\x16\n" +
-	"\x06unused\x18\x05 \x01(\rR\x06unused\"\xd5\x01\n" +
+	"\x06ttl_ms\x18\x03 \x01(\rR\x05ttlMs\x122\n" +
+	"\areturns\x18\x04 \x03(\v2\x18.holdfast.v1.LeaseReturnR\areturns\"@\n" +
+	"\vLeaseReturn\x12\x19\n" +
+	"\blease_id\x18\x01 \x01(\x06R\aleaseId\x12\x16\n" +
+	"\x06unused\x18\x02 \x01(\rR\x06unused\"\xf0\x01\n" +
 	"\rLeaseResponse\x12\x18\n" +
 	"\agranted\x18\x01 \x01(\rR\agranted\x12\x19\n" +
 	"\bvalid_ms\x18\x02 \x01(\rR\avalidMs\x12\x1a\n" +
 	"\bleasable\x18\x03 \x01(\bR\bleasable\x120\n" +
 	"\x05state\x18\x04 \x01(\v2\x1a.holdfast.v1.CheckResponseR\x05state\x12A\n" +
-	"\x0eon_unavailable\x18\x05 \x01(\x0e2\x1a.holdfast.v1.OnUnavailableR\ronUnavailable*|\n" +
+	"\x0eon_unavailable\x18\x05 \x01(\x0e2\x1a.holdfast.v1.OnUnavailableR\ronUnavailable\x12\x19\n" +
+	"\blease_id\x18\x06 \x01(\x06R\aleaseId*|\n" +
 	"\rOnUnavailable\x12\x1e\n" +
 	"\x1aON_UNAVAILABLE_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14ON_UNAVAILABLE_ALLOW\x10\x01\x12\x17\n" +
@@ -1345,7 +1400,7 @@ func file_holdfast_v1_limit_proto_rawDescGZIP() []byte {
 }
 
 var file_holdfast_v1_limit_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_holdfast_v1_limit_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_holdfast_v1_limit_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_holdfast_v1_limit_proto_goTypes = []any{
 	(OnUnavailable)(0),            // 0: holdfast.v1.OnUnavailable
 	(*CheckRequest)(nil),          // 1: holdfast.v1.CheckRequest
@@ -1364,41 +1419,43 @@ var file_holdfast_v1_limit_proto_goTypes = []any{
 	(*ReleaseRequest)(nil),        // 14: holdfast.v1.ReleaseRequest
 	(*ReleaseResponse)(nil),       // 15: holdfast.v1.ReleaseResponse
 	(*LeaseRequest)(nil),          // 16: holdfast.v1.LeaseRequest
-	(*LeaseResponse)(nil),         // 17: holdfast.v1.LeaseResponse
-	(*timestamppb.Timestamp)(nil), // 18: google.protobuf.Timestamp
+	(*LeaseReturn)(nil),           // 17: holdfast.v1.LeaseReturn
+	(*LeaseResponse)(nil),         // 18: holdfast.v1.LeaseResponse
+	(*timestamppb.Timestamp)(nil), // 19: google.protobuf.Timestamp
 }
 var file_holdfast_v1_limit_proto_depIdxs = []int32{
-	18, // 0: holdfast.v1.CheckResponse.reset_time:type_name -> google.protobuf.Timestamp
+	19, // 0: holdfast.v1.CheckResponse.reset_time:type_name -> google.protobuf.Timestamp
 	3,  // 1: holdfast.v1.CheckResponse.limits:type_name -> holdfast.v1.LimitState
-	18, // 2: holdfast.v1.LimitState.reset_time:type_name -> google.protobuf.Timestamp
+	19, // 2: holdfast.v1.LimitState.reset_time:type_name -> google.protobuf.Timestamp
 	3,  // 3: holdfast.v1.LimitStatusResponse.policies:type_name -> holdfast.v1.LimitState
 	1,  // 4: holdfast.v1.ReserveRequest.check:type_name -> holdfast.v1.CheckRequest
 	2,  // 5: holdfast.v1.ReserveResponse.check:type_name -> holdfast.v1.CheckResponse
-	18, // 6: holdfast.v1.ReserveResponse.expires_at:type_name -> google.protobuf.Timestamp
+	19, // 6: holdfast.v1.ReserveResponse.expires_at:type_name -> google.protobuf.Timestamp
 	1,  // 7: holdfast.v1.LeaseRequest.check:type_name -> holdfast.v1.CheckRequest
-	2,  // 8: holdfast.v1.LeaseResponse.state:type_name -> holdfast.v1.CheckResponse
-	0,  // 9: holdfast.v1.LeaseResponse.on_unavailable:type_name -> holdfast.v1.OnUnavailable
-	1,  // 10: holdfast.v1.Limits.Check:input_type -> holdfast.v1.CheckRequest
-	1,  // 11: holdfast.v1.Limits.Peek:input_type -> holdfast.v1.CheckRequest
-	4,  // 12: holdfast.v1.Limits.Status:input_type -> holdfast.v1.LimitStatusRequest
-	6,  // 13: holdfast.v1.Limits.Reset:input_type -> holdfast.v1.LimitResetRequest
-	8,  // 14: holdfast.v1.Limits.Reserve:input_type -> holdfast.v1.ReserveRequest
-	10, // 15: holdfast.v1.Limits.Commit:input_type -> holdfast.v1.CommitRequest
-	12, // 16: holdfast.v1.Limits.Refund:input_type -> holdfast.v1.RefundRequest
-	14, // 17: holdfast.v1.Limits.Release:input_type -> holdfast.v1.ReleaseRequest
-	2,  // 18: holdfast.v1.Limits.Check:output_type -> holdfast.v1.CheckResponse
-	2,  // 19: holdfast.v1.Limits.Peek:output_type -> holdfast.v1.CheckResponse
-	5,  // 20: holdfast.v1.Limits.Status:output_type -> holdfast.v1.LimitStatusResponse
-	7,  // 21: holdfast.v1.Limits.Reset:output_type -> holdfast.v1.LimitResetResponse
-	9,  // 22: holdfast.v1.Limits.Reserve:output_type -> holdfast.v1.ReserveResponse
-	11, // 23: holdfast.v1.Limits.Commit:output_type -> holdfast.v1.CommitResponse
-	13, // 24: holdfast.v1.Limits.Refund:output_type -> holdfast.v1.RefundResponse
-	15, // 25: holdfast.v1.Limits.Release:output_type -> holdfast.v1.ReleaseResponse
-	18, // [18:26] is the sub-list for method output_type
-	10, // [10:18] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	17, // 8: holdfast.v1.LeaseRequest.returns:type_name -> holdfast.v1.LeaseReturn
+	2,  // 9: holdfast.v1.LeaseResponse.state:type_name -> holdfast.v1.CheckResponse
+	0,  // 10: holdfast.v1.LeaseResponse.on_unavailable:type_name -> holdfast.v1.OnUnavailable
+	1,  // 11: holdfast.v1.Limits.Check:input_type -> holdfast.v1.CheckRequest
+	1,  // 12: holdfast.v1.Limits.Peek:input_type -> holdfast.v1.CheckRequest
+	4,  // 13: holdfast.v1.Limits.Status:input_type -> holdfast.v1.LimitStatusRequest
+	6,  // 14: holdfast.v1.Limits.Reset:input_type -> holdfast.v1.LimitResetRequest
+	8,  // 15: holdfast.v1.Limits.Reserve:input_type -> holdfast.v1.ReserveRequest
+	10, // 16: holdfast.v1.Limits.Commit:input_type -> holdfast.v1.CommitRequest
+	12, // 17: holdfast.v1.Limits.Refund:input_type -> holdfast.v1.RefundRequest
+	14, // 18: holdfast.v1.Limits.Release:input_type -> holdfast.v1.ReleaseRequest
+	2,  // 19: holdfast.v1.Limits.Check:output_type -> holdfast.v1.CheckResponse
+	2,  // 20: holdfast.v1.Limits.Peek:output_type -> holdfast.v1.CheckResponse
+	5,  // 21: holdfast.v1.Limits.Status:output_type -> holdfast.v1.LimitStatusResponse
+	7,  // 22: holdfast.v1.Limits.Reset:output_type -> holdfast.v1.LimitResetResponse
+	9,  // 23: holdfast.v1.Limits.Reserve:output_type -> holdfast.v1.ReserveResponse
+	11, // 24: holdfast.v1.Limits.Commit:output_type -> holdfast.v1.CommitResponse
+	13, // 25: holdfast.v1.Limits.Refund:output_type -> holdfast.v1.RefundResponse
+	15, // 26: holdfast.v1.Limits.Release:output_type -> holdfast.v1.ReleaseResponse
+	19, // [19:27] is the sub-list for method output_type
+	11, // [11:19] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_v1_limit_proto_init() }
@@ -1413,7 +1470,7 @@ func file_holdfast_v1_limit_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_v1_limit_proto_rawDesc), len(file_holdfast_v1_limit_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   17,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

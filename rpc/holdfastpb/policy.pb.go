@@ -1458,7 +1458,7 @@ var File_holdfast_v1_policy_proto protoreflect.FileDescriptor
 
 const file_holdfast_v1_policy_proto_rawDesc = "" +
 	"\n" +
-	"\x18holdfast/v1/policy.proto\x12\vholdfast.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17holdfast/v1/limit.proto\"\xdc\x04\n" +
+	"\x18holdfast/v1/policy.proto\x12\vholdfast.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdc\x04\n" +
 	"\x06Policy\x12\x1b\n" +
 	"\tpolicy_id\x18\x01 \x01(\tR\bpolicyId\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1c\n" +
@@ -1697,7 +1697,6 @@ func file_holdfast_v1_policy_proto_init() {
 	if File_holdfast_v1_policy_proto != nil {
 		return
 	}
-	file_holdfast_v1_limit_proto_init()
 	file_holdfast_v1_policy_proto_msgTypes[1].OneofWrappers = []any{}
 	file_holdfast_v1_policy_proto_msgTypes[5].OneofWrappers = []any{}
 	file_holdfast_v1_policy_proto_msgTypes[8].OneofWrappers = []any{}
