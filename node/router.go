@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/holdfastdb/holdfast/fsm"
-	"github.com/holdfastdb/holdfast/node/shard"
 )
 
 // replica is what the router needs of a Raft group on this node.
