@@ -214,17 +214,27 @@ func TestReserveAgainUnderAnotherAlgorithm(t *testing.T) {
 // Holds whose time is over take no room, even before a command with the rules removes them.
 func TestRoomIsForLivingHolds(t *testing.T) {
 	s := newShard(t)
-	s.withoutReopen = true
 	l := limit(1, params(FixedWindow, 10, MaxWindow))
+	s.reserve(0, 1000, 0, l)
+	// The others are written into the stores: to make ten thousand by commands takes seconds.
+	stored := "\x01" + string(l.Key[:])
+	decoded, err := decodeRow(s.kept.keys[stored])
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := decoded.(*row)
+	for id := range uint64(MaxListed - 1) {
+		r.holds = append(r.holds, hold{kind: reserved, id: 1<<40 + id, at: s.now, until: s.now + 1000})
+	}
+	s.kept.keys[stored] = r.Append(nil)
+	s.stored.keys[stored] = r.Append(nil)
+	s.machine = s.open(s.kept)
+
 	q := &ReserveRequest{TTL: 1000, TakeRequest: TakeRequest{Weight: 0, Limits: []Limit{l}}}
-	calls := make([]fsm.Call, 500)
-	for i := range calls {
-		calls[i] = call(OpReserve, q)
-	}
-	for range MaxListed / len(calls) {
-		s.entry(fsm.Entry{Frames: []fsm.Frame{{Calls: calls}}})
-	}
 	if r := s.do(OpReserve, q); r.Code != fsm.Exhausted {
+		t.Fatalf("%v %s", r.Code, r.Body)
+	}
+	if r := s.do(OpLease, &LeaseRequest{Want: 1, TTL: 1, Limits: []Limit{l}}); r.Code != fsm.Exhausted {
 		t.Fatalf("%v %s", r.Code, r.Body)
 	}
 	s.now += 1000
