@@ -76,15 +76,22 @@ func (r *row) advance(p *Params, now fsm.Time) {
 		r.restart(p.Algorithm)
 		r.bringLeases(p, now)
 	}
-	for len(r.holds) > 0 && r.holds[0].until <= now {
-		h := r.holds[0]
-		r.st.advance(p, h.until, r.out())
-		r.drop(0)
+	out, ended := r.out(), 0
+	for ended < len(r.holds) && r.holds[ended].until <= now {
+		h := &r.holds[ended]
+		r.st.advance(p, h.until, out)
+		if h.kind != slot {
+			out -= int64(h.n)
+		}
 		if h.kind != leased {
 			r.st.give(h.at, int64(h.n))
 		}
+		ended++
 	}
-	r.st.advance(p, now, r.out())
+	if ended > 0 { // all at once: there can be thousands
+		r.holds = append(r.holds[:0], r.holds[ended:]...)
+	}
+	r.st.advance(p, now, out)
 }
 
 // restart makes the state new. What is leased may still be used and stays on the books.
