@@ -48,23 +48,25 @@ func (f *frame) append(dst []byte) []byte {
 	return append(append(dst, h...), f.body...)
 }
 
-// decodeFrames parses a message into the frames it consists of; their bodies alias it.
-func decodeFrames(b []byte) ([]frame, error) {
+// readFrames hands take the frames that a message consists of, one after the other: a list of them could need many times
+// the memory of the message. Their bodies alias it.
+func readFrames(b []byte, take func(*frame) error) error {
 	d := wire.NewDecoder(b)
 	if version := d.Byte(); version != formatVersion && !d.Bad() {
-		return nil, fmt.Errorf("message of format %d between nodes, this one reads %d: upgrade it", version, formatVersion)
+		return fmt.Errorf("%w: message of format %d between nodes, this one reads %d: upgrade it", wire.ErrCorrupt, version, formatVersion)
 	}
-	var frames []frame
 	for len(d.Rest()) > 0 {
 		in := wire.NewDecoder(d.Bytes(d.Count(1)))
 		f := frame{kind: kind(in.Byte()), id: in.Uvarint(), group: in.Uint32(), to: in.Text(), from: in.Text()}
 		f.body = in.Rest()
 		if in.Bad() {
-			return nil, fmt.Errorf("%w: frame between nodes", wire.ErrCorrupt)
+			return fmt.Errorf("%w: frame between nodes", wire.ErrCorrupt)
 		}
-		frames = append(frames, f)
+		if err := take(&f); err != nil {
+			return err
+		}
 	}
-	return frames, d.End("frames between nodes")
+	return d.End("frames between nodes")
 }
 
 func appendHeader(dst []byte, h raft.RPCHeader) []byte {
@@ -126,6 +128,7 @@ func appendRequest(dst []byte, request any) (kind, []byte) {
 		dst = binary.AppendUvarint(dst, q.LastLogTerm)
 		dst = wire.AppendText(dst, string(q.Configuration))
 		dst = binary.AppendUvarint(dst, q.ConfigurationIndex)
+		dst = wire.AppendText(dst, string(q.Peers))
 		return kindSnapshot, binary.AppendUvarint(dst, uint64(q.Size))
 	}
 	panic(fmt.Sprintf("raftnet: no encoding for %T", request))
@@ -145,7 +148,11 @@ func appendLog(dst []byte, l *raft.Log) []byte {
 	return append(dst, l.Data...)
 }
 
-const minLogBytes = 6
+const (
+	minLogBytes = 6
+	// maxLogs is far above what Raft sends at once; it keeps a message of tiny entries from growing in memory.
+	maxLogs = 8192
+)
 
 func decodeLog(d *wire.Decoder) raft.Log {
 	l := raft.Log{Type: raft.LogType(d.Byte()), Index: d.Uvarint(), Term: d.Uvarint()}
@@ -154,6 +161,30 @@ func decodeLog(d *wire.Decoder) raft.Log {
 	}
 	l.Extensions, l.Data = data(d), data(d)
 	return l
+}
+
+// checkLog refuses an entry that Raft would panic over: it trusts its peers.
+func checkLog(l *raft.Log, index uint64) error {
+	switch l.Type {
+	case raft.LogCommand, raft.LogNoop, raft.LogBarrier:
+	case raft.LogConfiguration:
+		if !readableConfiguration(l.Data) {
+			return fmt.Errorf("%w: configuration of a group", wire.ErrCorrupt)
+		}
+	default:
+		return fmt.Errorf("%w: log entry of type %d", wire.ErrCorrupt, l.Type)
+	}
+	if l.Index != index {
+		return fmt.Errorf("%w: log entry %d in the place of %d", wire.ErrCorrupt, l.Index, index)
+	}
+	return nil
+}
+
+// readableConfiguration tells whether raft.DecodeConfiguration reads b, which otherwise panics.
+func readableConfiguration(b []byte) (ok bool) {
+	defer func() { ok = recover() == nil }()
+	raft.DecodeConfiguration(b)
+	return true
 }
 
 // decodeRequest is the inverse of appendRequest. The request aliases b.
@@ -166,11 +197,18 @@ func decodeRequest(k kind, b []byte) (any, error) {
 		q := &raft.AppendEntriesRequest{
 			RPCHeader: h, Term: d.Uvarint(), PrevLogEntry: d.Uvarint(), PrevLogTerm: d.Uvarint(), LeaderCommitIndex: d.Uvarint(),
 		}
-		if n := d.Count(minLogBytes); n > 0 {
+		n := d.Count(minLogBytes)
+		if n > maxLogs {
+			return nil, fmt.Errorf("%w: append of %d entries", wire.ErrCorrupt, n)
+		}
+		if n > 0 {
 			logs := make([]raft.Log, n)
 			q.Entries = make([]*raft.Log, n)
 			for i := range logs {
 				logs[i] = decodeLog(&d)
+				if err := checkLog(&logs[i], q.PrevLogEntry+uint64(i)+1); err != nil {
+					return nil, err
+				}
 				q.Entries[i] = &logs[i]
 			}
 		}
@@ -186,10 +224,10 @@ func decodeRequest(k kind, b []byte) (any, error) {
 	case kindSnapshot:
 		q := &raft.InstallSnapshotRequest{
 			RPCHeader: h, SnapshotVersion: raft.SnapshotVersion(d.Byte()), Term: d.Uvarint(),
-			LastLogIndex: d.Uvarint(), LastLogTerm: d.Uvarint(), Configuration: data(&d), ConfigurationIndex: d.Uvarint(),
+			LastLogIndex: d.Uvarint(), LastLogTerm: d.Uvarint(), Configuration: data(&d), ConfigurationIndex: d.Uvarint(), Peers: data(&d),
 		}
 		size := d.Uvarint()
-		if size > 1<<62 {
+		if size > 1<<62 || q.SnapshotVersion > 0 && !readableConfiguration(q.Configuration) {
 			d.Fail()
 		}
 		q.Size, q.Leader = int64(size), h.Addr

@@ -17,10 +17,22 @@ var update = flag.Bool("update", false, "rewrite the golden files")
 
 var header = raft.RPCHeader{ProtocolVersion: 3, ID: []byte("n1/1"), Addr: []byte("n1/1")}
 
+var configuration = raft.EncodeConfiguration(raft.Configuration{Servers: []raft.Server{{ID: "n1/1", Address: "n1/1"}}})
+
+// decodeFrames lists what readFrames finds.
+func decodeFrames(b []byte) (list []*frame, err error) {
+	err = readFrames(b, func(f *frame) error {
+		list = append(list, f)
+		return nil
+	})
+	return list, err
+}
+
 var requests = []any{
 	&raft.AppendEntriesRequest{RPCHeader: header, Term: 7, PrevLogEntry: 300, PrevLogTerm: 6, LeaderCommitIndex: 299, Entries: []*raft.Log{
 		{Index: 301, Term: 7, Type: raft.LogCommand, Data: []byte("data"), Extensions: []byte("ext"), AppendedAt: time.Unix(0, 1_700_000_000_000_000_001)},
 		{Index: 302, Term: 7, Type: raft.LogNoop},
+		{Index: 303, Term: 7, Type: raft.LogConfiguration, Data: configuration},
 	}},
 	&raft.AppendEntriesRequest{RPCHeader: header, Term: 7},
 	&raft.RequestVoteRequest{RPCHeader: header, Term: 8, LastLogIndex: 302, LastLogTerm: 7, LeadershipTransfer: true},
@@ -28,7 +40,7 @@ var requests = []any{
 	&raft.TimeoutNowRequest{RPCHeader: header},
 	&raft.InstallSnapshotRequest{
 		RPCHeader: header, SnapshotVersion: 1, Term: 8, Leader: []byte("n1/1"), LastLogIndex: 200, LastLogTerm: 5,
-		Configuration: []byte("config"), ConfigurationIndex: 4, Size: 1 << 33,
+		Configuration: configuration, ConfigurationIndex: 4, Peers: []byte("peers"), Size: 1 << 33,
 	},
 }
 

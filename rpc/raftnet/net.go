@@ -19,8 +19,11 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/status"
 )
 
 // Config is what a Net needs of its node.
@@ -38,8 +41,9 @@ type Config struct {
 	// disk hangs does not go on leading (hashicorp/raft #503). Nil means never.
 	DiskStalled func() bool
 	Logger      *slog.Logger
-	// Heartbeat is the groups' heartbeat timeout, which bounds how long an answer is waited for. Default 1 s.
-	Heartbeat time.Duration
+	// Heartbeat and Election are the groups' timeouts, which bound how long the answer to a heartbeat and to a request
+	// for a vote is waited for. Default 1 s, and Heartbeat.
+	Heartbeat, Election time.Duration
 }
 
 // Handler answers another node's call. An error is told to the caller as text.
@@ -52,6 +56,7 @@ type Net struct {
 
 	ctx  context.Context
 	stop context.CancelFunc
+	work sync.WaitGroup // what spawn started
 
 	mu       sync.Mutex
 	peers    map[string]*peer
@@ -61,18 +66,34 @@ type Net struct {
 }
 
 var (
-	errClosed      = errors.New("raftnet: closed")
-	errNoAddress   = errors.New("raftnet: no address is known for the node")
+	// ErrClosed is returned, wrapped, after Close.
+	ErrClosed = errors.New("raftnet: closed")
+	// ErrNoAddress is returned, wrapped, for a node that Resolve does not know.
+	ErrNoAddress = errors.New("raftnet: no address is known for the node")
+	// ErrNoMethod is returned, wrapped, by Call for a method that the other node does not have.
+	ErrNoMethod = errors.New("raftnet: no such method")
+
 	errNoReplica   = errors.New("raftnet: no such replica here")
 	errDiskStalled = errors.New("raftnet: the disk does not answer, no heartbeat is sent")
 	errTimeout     = errors.New("raftnet: no answer in time")
 	errBusy        = errors.New("raftnet: the replica is behind with its requests")
+	errTooLarge    = errors.New("raftnet: too large for one message")
+	errNotLeader   = errors.New("raftnet: the replica does not lead any more")
 )
+
+// callTimeout bounds a call whose context has no deadline.
+const callTimeout = 30 * time.Second
 
 // New starts a node's end. It serves nothing before Register.
 func New(cfg Config) *Net {
 	if cfg.Heartbeat == 0 {
 		cfg.Heartbeat = time.Second
+	}
+	if cfg.Election == 0 {
+		cfg.Election = cfg.Heartbeat
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	if cfg.ClusterID == nil {
 		cfg.ClusterID = func() string { return "" }
@@ -86,16 +107,29 @@ func New(cfg Config) *Net {
 	return n
 }
 
-// Close ends all connections. Requests under way fail.
+// spawn runs f on a goroutine that Close waits for; f must end with n.ctx. It reports whether the Net was open.
+func (n *Net) spawn(f func()) bool {
+	n.mu.Lock() // orders it before or after Close
+	defer n.mu.Unlock()
+	if n.ctx.Err() != nil {
+		return false
+	}
+	n.work.Go(f)
+	return true
+}
+
+// Close ends all connections to other nodes. Requests under way fail. What the gRPC server serves ends with the server,
+// which the caller stops first.
 func (n *Net) Close() {
-	n.stop()
 	n.mu.Lock()
+	n.stop()
 	peers := n.peers
 	n.peers = make(map[string]*peer)
 	n.mu.Unlock()
 	for _, p := range peers {
 		p.close()
 	}
+	n.work.Wait()
 }
 
 // Handle sets the handler of a method.
@@ -116,7 +150,7 @@ func (n *Net) peer(id string) (*peer, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.ctx.Err() != nil {
-		return nil, errClosed
+		return nil, ErrClosed
 	}
 	p := n.peers[id]
 	if p == nil {
@@ -126,12 +160,17 @@ func (n *Net) peer(id string) (*peer, error) {
 	return p, nil
 }
 
-// Call asks another node, or this one, and waits for the answer.
+// Call asks another node, or this one, and waits for the answer, at most until ctx ends.
 func (n *Net) Call(ctx context.Context, nodeID, method string, request []byte) ([]byte, error) {
+	if _, ok := ctx.Deadline(); !ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, callTimeout)
+		defer cancel()
+	}
 	if nodeID == n.cfg.NodeID {
 		h, ok := n.handler(method)
 		if !ok {
-			return nil, fmt.Errorf("raftnet: no method %q", method)
+			return nil, fmt.Errorf("%w: %q", ErrNoMethod, method)
 		}
 		return h(ctx, nodeID, request)
 	}
@@ -144,7 +183,10 @@ func (n *Net) Call(ctx context.Context, nodeID, method string, request []byte) (
 		return nil, err
 	}
 	in, out := encodeCall(method, request), []byte(nil)
-	if err := conn.Invoke(n.outgoing(ctx), methodCall, &in, &out); err != nil {
+	if err := conn.Invoke(n.outgoing(ctx, nodeID), methodCall, &in, &out); err != nil {
+		if status.Code(err) == codes.Unimplemented {
+			return nil, fmt.Errorf("%w: %q of node %s: %w", ErrNoMethod, method, nodeID, err)
+		}
 		return nil, fmt.Errorf("call %s of node %s: %w", method, nodeID, err)
 	}
 	return out, nil
@@ -160,7 +202,13 @@ func (n *Net) ClockOffset(nodeID string) (time.Duration, bool) {
 
 // ServerOptions are those of the gRPC server that Register is called with. It can serve nothing else.
 func (n *Net) ServerOptions() []grpc.ServerOption {
-	options := []grpc.ServerOption{grpc.ForceServerCodecV2(bytesCodec{}), grpc.MaxRecvMsgSize(maxMessage)}
+	options := []grpc.ServerOption{
+		grpc.ForceServerCodecV2(bytesCodec{}), grpc.MaxRecvMsgSize(maxMessage),
+		// The clients' pings keep connections that carry nothing; without this the server takes them for an attack.
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: pingInterval / 2, PermitWithoutStream: true}),
+		// And its own find nodes that are gone, or frozen while they send a state.
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: pingInterval, Timeout: pingTimeout}),
+	}
 	if n.cfg.Creds != nil {
 		options = append(options, grpc.Creds(n.cfg.Creds))
 	}

@@ -2,7 +2,9 @@ package raftnet
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"sync"
 	"time"
@@ -11,6 +13,8 @@ import (
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
+
+	"github.com/holdfastdb/holdfast/storage/wire"
 )
 
 // peer is the way to another node.
@@ -33,8 +37,14 @@ const (
 	conns
 )
 
-// connectTimeout bounds how long a request waits for a connection.
-const connectTimeout = 2 * time.Second
+const (
+	// connectTimeout bounds how long connecting may take.
+	connectTimeout = 2 * time.Second
+	// pingInterval and pingTimeout bound how long a connection to a node that is gone without a word seems alive.
+	// gRPC does not allow a shorter interval.
+	pingInterval = 10 * time.Second
+	pingTimeout  = 5 * time.Second
+)
 
 // conn returns a connection, made anew when the node has moved.
 func (p *peer) conn(which int) (*grpc.ClientConn, error) {
@@ -45,11 +55,11 @@ func (p *peer) conn(which int) (*grpc.ClientConn, error) {
 
 func (p *peer) connLocked(which int) (*grpc.ClientConn, error) {
 	if p.closed {
-		return nil, errClosed
+		return nil, ErrClosed
 	}
 	addr, ok := p.n.cfg.Resolve(p.id)
-	if !ok {
-		return nil, fmt.Errorf("%w: %s", errNoAddress, p.id)
+	if !ok || addr == "" {
+		return nil, fmt.Errorf("%w: %s", ErrNoAddress, p.id)
 	}
 	if addr != p.addr {
 		p.closeConns()
@@ -69,8 +79,9 @@ func (p *peer) connLocked(which int) (*grpc.ClientConn, error) {
 			Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second},
 			MinConnectTimeout: connectTimeout,
 		}),
-		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second, PermitWithoutStream: true}),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: pingInterval, Timeout: pingTimeout, PermitWithoutStream: true}),
 		grpc.WithDisableServiceConfig(),
+		grpc.WithNoProxy(), // the environment has no say in how nodes find each other
 	}
 	if p.n.cfg.Dial != nil {
 		options = append(options, grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) { return p.n.cfg.Dial(ctx, addr) }))
@@ -94,17 +105,13 @@ func (p *peer) closeConns() {
 
 func (p *peer) close() {
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	p.closed = true
-	s := p.stream
 	p.closeConns()
-	p.mu.Unlock()
-	if s != nil {
-		s.end()
-		s.work.Wait()
-	}
 }
 
-// send starts a request on the stream and returns its call.
+// send starts a request on the stream and returns its call. It does not wait for a connection: that is part of the wait
+// for the answer, which the request's own deadline bounds.
 func (p *peer) send(f *frame) (*call, error) {
 	s, err := p.open()
 	if err != nil {
@@ -113,53 +120,89 @@ func (p *peer) send(f *frame) (*call, error) {
 	return s.send(f)
 }
 
-// open returns the live stream, or opens one.
+// open returns the live stream, or begins one.
 func (p *peer) open() (*stream, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.stream != nil && p.stream.ctx.Err() == nil {
-		return p.stream, nil
-	}
 	conn, err := p.connLocked(frameConn)
 	if err != nil {
 		return nil, err
 	}
-	s := &stream{queue: newQueue(), calls: make(map[uint64]*call)}
-	s.ctx, s.end = context.WithCancel(p.n.outgoing(p.n.ctx))
-	late := time.AfterFunc(connectTimeout, s.end)
-	client, err := conn.NewStream(s.ctx, &framesDesc, methodFrames)
-	if !late.Stop() || err != nil {
-		s.end()
-		return nil, fmt.Errorf("connect to node %s at %s: %w", p.id, p.addr, err)
+	if p.stream != nil && p.stream.conn == conn && p.stream.ctx.Err() == nil {
+		return p.stream, nil
 	}
-	s.work.Go(func() {
-		defer s.end()
-		_ = s.queue.write(s.ctx, client.SendMsg) // the reader sees the reason
-	})
-	s.work.Go(func() { s.read(client, p.n) })
+	s := &stream{conn: conn, queue: newQueue(), calls: make(map[uint64]*call)}
+	s.ctx, s.end = context.WithCancel(p.n.outgoing(p.n.ctx, p.id))
+	addr := p.addr
+	if !p.n.spawn(func() { s.run(p.n.log.With("node", p.id, "address", addr)) }) {
+		s.end()
+		return nil, ErrClosed
+	}
 	p.stream = s
 	return s, nil
 }
 
 // stream is one life of the stream to a node.
 type stream struct {
-	ctx   context.Context
+	conn  *grpc.ClientConn
+	ctx   context.Context // ends with the stream
 	end   context.CancelFunc
 	queue *queue
-	work  sync.WaitGroup
 
 	mu    sync.Mutex
 	next  uint64
 	calls map[uint64]*call
 }
 
-// call is a request under way.
-type call struct {
-	s    *stream
-	id   uint64
-	done chan struct{}
-	body []byte
-	err  error
+// run connects and serves the stream until it ends; then all calls under way fail.
+func (s *stream) run(log *slog.Logger) {
+	reason := s.serve()
+	s.end()
+	if errors.Is(reason, wire.ErrCorrupt) {
+		log.Error("unreadable message between nodes", "error", reason)
+	}
+	s.queue.close() // before the calls are taken: who comes later sees it
+	s.mu.Lock()
+	calls := s.calls
+	s.calls = make(map[uint64]*call)
+	s.mu.Unlock()
+	for _, c := range calls {
+		c.err = fmt.Errorf("raftnet: stream ended: %w", reason)
+		close(c.done)
+	}
+}
+
+func (s *stream) serve() error {
+	late := time.AfterFunc(connectTimeout, s.end)
+	client, err := s.conn.NewStream(s.ctx, &framesDesc, methodFrames)
+	if !late.Stop() && err == nil {
+		err = errTimeout
+	}
+	if err != nil {
+		return fmt.Errorf("connect: %w", err)
+	}
+	var writer sync.WaitGroup
+	defer writer.Wait()
+	defer s.end()
+	writer.Go(func() {
+		defer s.end()
+		_ = s.queue.write(s.ctx, client.SendMsg) // the reader sees the reason
+	})
+	for {
+		var b []byte
+		if err := client.RecvMsg(&b); err != nil {
+			return err
+		}
+		err := readFrames(b, func(f *frame) error {
+			if c := s.forget(f.id); c != nil {
+				c.finish(f)
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
 }
 
 func (s *stream) send(f *frame) (*call, error) {
@@ -184,35 +227,13 @@ func (s *stream) forget(id uint64) *call {
 	return c
 }
 
-// read hands answers to their calls. When the stream ends, all calls under way fail.
-func (s *stream) read(client grpc.ClientStream, n *Net) {
-	defer s.end()
-	var reason error
-	for reason == nil {
-		var b []byte
-		if reason = client.RecvMsg(&b); reason != nil {
-			break
-		}
-		var frames []frame
-		if frames, reason = decodeFrames(b); reason != nil {
-			n.log.Error("unreadable message between nodes", "error", reason)
-		}
-		for i := range frames {
-			if c := s.forget(frames[i].id); c != nil {
-				c.finish(&frames[i])
-			}
-		}
-	}
-	s.end()
-	s.queue.close()
-	s.mu.Lock()
-	calls := s.calls
-	s.calls = make(map[uint64]*call)
-	s.mu.Unlock()
-	for _, c := range calls {
-		c.err = fmt.Errorf("raftnet: stream ended: %w", reason)
-		close(c.done)
-	}
+// call is a request under way.
+type call struct {
+	s    *stream
+	id   uint64
+	done chan struct{}
+	body []byte
+	err  error
 }
 
 func (c *call) finish(f *frame) {
@@ -227,15 +248,19 @@ func (c *call) finish(f *frame) {
 	close(c.done)
 }
 
-// wait waits for the answer, at most d.
-func (c *call) wait(d time.Duration) ([]byte, error) {
+// wait waits for the answer, at most d and until one of the channels closes.
+func (c *call) wait(d time.Duration, stop, closed <-chan struct{}) ([]byte, error) {
 	t := time.NewTimer(d)
 	defer t.Stop()
+	err := ErrClosed
 	select {
 	case <-c.done:
 		return c.body, c.err
+	case <-stop:
+	case <-closed:
 	case <-t.C:
-		c.s.forget(c.id)
-		return nil, errTimeout
+		err = errTimeout
 	}
+	c.s.forget(c.id)
+	return nil, err
 }

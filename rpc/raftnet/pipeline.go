@@ -30,7 +30,9 @@ func (g *GroupTransport) AppendEntriesPipeline(id raft.ServerID, _ raft.ServerAd
 		slots: make(chan struct{}, pipelineDepth), queue: make(chan *appendFuture, pipelineDepth),
 		ready: make(chan raft.AppendFuture, pipelineDepth), done: make(chan struct{}),
 	}
-	go p.collect() // ends with Close, which Raft calls, or with the stream
+	if !g.n.spawn(p.collect) { // ends with Close, which Raft calls, or with the Net
+		return nil, ErrClosed
+	}
 	return p, nil
 }
 
@@ -58,13 +60,17 @@ func (p *pipeline) AppendEntries(q *raft.AppendEntriesRequest, a *raft.AppendEnt
 	case <-t.C:
 		return nil, errTimeout
 	}
+	if appendBytes(q) > maxPiece { // outside of the pipeline it goes in pieces
+		_ = p.Close()
+		return nil, errTooLarge
+	}
 	f := &appendFuture{start: time.Now(), request: q, answer: a}
 	var err error
 	if f.call, err = p.g.start(p.target, q); err != nil {
 		_ = p.Close()
 		return nil, err
 	}
-	p.queue <- f // has room: slots are as many
+	p.queue <- f // has room: there are as many slots
 	return f, nil
 }
 
@@ -75,8 +81,10 @@ func (p *pipeline) collect() {
 		select {
 		case <-p.done:
 			return
+		case <-p.g.n.ctx.Done():
+			return
 		case f := <-p.queue:
-			body, err := f.call.wait(appendTimeout)
+			body, err := f.call.wait(appendTimeout, p.done, p.g.closed())
 			if err == nil {
 				err = decodeAnswer(body, f.answer)
 			}
@@ -87,6 +95,8 @@ func (p *pipeline) collect() {
 			case p.ready <- f:
 				<-p.slots
 			case <-p.done:
+				return
+			case <-p.g.n.ctx.Done():
 				return
 			}
 		}

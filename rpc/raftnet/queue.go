@@ -20,7 +20,10 @@ type queue struct {
 const (
 	// maxQueued bounds what waits for one stream.
 	maxQueued = 32 << 20
-	// maxMessage is what gRPC may receive at once: a full queue and one frame more.
+	// maxBody bounds one frame.
+	maxBody = maxQueued - 64<<10
+	// maxMessage is what gRPC may receive at once: a full queue and one frame more. A message above it would end the
+	// stream, and be sent again on the next.
 	maxMessage = 2 * maxQueued
 )
 
@@ -30,7 +33,10 @@ func (q *queue) push(f *frame) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.closed {
-		return errClosed
+		return ErrClosed
+	}
+	if len(f.body) > maxBody {
+		return errTooLarge
 	}
 	if len(q.buf) > maxQueued {
 		return errQueueFull

@@ -277,7 +277,7 @@ func TestCalls(t *testing.T) {
 	if _, err := a.Call(t.Context(), "c", "echo", []byte("hi")); err == nil || !strings.Contains(err.Error(), "cluster two") {
 		t.Errorf("a node of another cluster answered: %v", err)
 	}
-	if _, err := a.Call(t.Context(), "nobody", "echo", nil); !errors.Is(err, errNoAddress) {
+	if _, err := a.Call(t.Context(), "nobody", "echo", nil); !errors.Is(err, ErrNoAddress) {
 		t.Errorf("error %v for an unknown node", err)
 	}
 }

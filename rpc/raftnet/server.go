@@ -47,14 +47,16 @@ func (n *Net) Register(s *grpc.Server) {
 
 const (
 	headerNode    = "holdfast-node"
+	headerTarget  = "holdfast-target"
 	headerCluster = "holdfast-cluster"
 )
 
-func (n *Net) outgoing(ctx context.Context) context.Context {
-	return metadata.AppendToOutgoingContext(ctx, headerNode, n.cfg.NodeID, headerCluster, n.cfg.ClusterID())
+func (n *Net) outgoing(ctx context.Context, target string) context.Context {
+	return metadata.AppendToOutgoingContext(ctx, headerNode, n.cfg.NodeID, headerTarget, target, headerCluster, n.cfg.ClusterID())
 }
 
-// sender tells which node a request comes from, and refuses one of another cluster.
+// sender tells which node a request comes from, and refuses one of another cluster, or for a node that had this one's
+// address before.
 func (n *Net) sender(ctx context.Context) (string, error) {
 	md, _ := metadata.FromIncomingContext(ctx)
 	first := func(key string) string {
@@ -66,6 +68,9 @@ func (n *Net) sender(ctx context.Context) (string, error) {
 	mine, theirs := n.cfg.ClusterID(), first(headerCluster)
 	if mine != "" && theirs != "" && mine != theirs {
 		return "", status.Errorf(codes.FailedPrecondition, "this node belongs to cluster %s, not %s", mine, theirs)
+	}
+	if target := first(headerTarget); target != "" && target != n.cfg.NodeID {
+		return "", status.Errorf(codes.FailedPrecondition, "this is node %s, not %s", n.cfg.NodeID, target)
 	}
 	id := first(headerNode)
 	if id == "" {
@@ -102,11 +107,12 @@ func (n *Net) serveCall(ctx context.Context, decode func(any) error) (any, error
 
 // serveFrames takes the requests of another node's replicas until the stream ends.
 func (n *Net) serveFrames(st grpc.ServerStream) error {
-	if _, err := n.sender(st.Context()); err != nil {
+	from, err := n.sender(st.Context())
+	if err != nil {
 		return err
 	}
 	ctx, cancel := context.WithCancel(st.Context())
-	in := &inbound{n: n, ctx: ctx, answers: newQueue(), lanes: make(map[lane]chan work)}
+	in := &inbound{n: n, from: from, ctx: ctx, answers: newQueue(), lanes: make(map[lane]chan work)}
 	stopped := context.AfterFunc(n.ctx, cancel)
 	defer func() {
 		stopped()
@@ -125,12 +131,9 @@ func (n *Net) serveFrames(st grpc.ServerStream) error {
 			}
 			return err
 		}
-		frames, err := decodeFrames(b)
-		if err != nil {
+		if err := readFrames(b, in.take); err != nil {
+			n.log.Error("bad message between nodes", "node", from, "error", err)
 			return status.Error(codes.InvalidArgument, err.Error())
-		}
-		for i := range frames {
-			in.take(&frames[i])
 		}
 	}
 }
@@ -138,6 +141,7 @@ func (n *Net) serveFrames(st grpc.ServerStream) error {
 // inbound is one stream of another node's requests.
 type inbound struct {
 	n       *Net
+	from    string // node id
 	ctx     context.Context
 	answers *queue
 	work    sync.WaitGroup
@@ -159,26 +163,40 @@ type work struct {
 // laneLength bounds the requests that wait in a lane; Raft itself has few under way.
 const laneLength = 64
 
-func (in *inbound) take(f *frame) {
+// maxLanes bounds the lanes of a stream, each of which has a goroutine. Replicas that are gone leave theirs behind, so a
+// stream may get there; the next begins anew.
+const maxLanes = 4096
+
+// take takes one request. An error ends the stream.
+func (in *inbound) take(f *frame) error {
+	if nodeOf(f.from) != in.from {
+		return fmt.Errorf("%w: frame of replica %q from node %q", wire.ErrCorrupt, f.from, in.from)
+	}
 	g, err := in.n.local(f.group, f.to)
 	if err != nil {
 		in.fail(f.id, err)
-		return
+		return nil
+	}
+	if f.kind == kindSnapshot { // Raft would read the state that does not follow here
+		return fmt.Errorf("%w: state of a replica among the frames", wire.ErrCorrupt)
 	}
 	request, err := decodeRequest(f.kind, f.body)
 	if err != nil {
 		in.fail(f.id, err)
-		return
+		return nil
 	}
 	if q, ok := request.(*raft.AppendEntriesRequest); ok && isHeartbeat(q) {
 		if answer := g.answerHeartbeat(q); answer != nil {
 			in.answer(f.id, answer)
-			return
+			return nil
 		}
 	}
 	key := lane{f.group, f.from}
 	queue := in.lanes[key]
 	if queue == nil {
+		if len(in.lanes) >= maxLanes {
+			return fmt.Errorf("stream of %d replicas: begin a new one", len(in.lanes))
+		}
 		queue = make(chan work, laneLength)
 		in.lanes[key] = queue
 		in.work.Go(func() { in.run(queue) })
@@ -188,6 +206,7 @@ func (in *inbound) take(f *frame) {
 	default:
 		in.fail(f.id, errBusy)
 	}
+	return nil
 }
 
 // run hands the requests of one lane to Raft, one after the other.
@@ -218,61 +237,6 @@ func (in *inbound) answer(id uint64, answer any) {
 
 func (in *inbound) fail(id uint64, err error) {
 	_ = in.answers.push(&frame{kind: kindFailure, id: id, body: []byte(err.Error())})
-}
-
-// serveInstall receives a replica's state: the request, then the bytes; then it answers.
-func (n *Net) serveInstall(st grpc.ServerStream) error {
-	if _, err := n.sender(st.Context()); err != nil {
-		return err
-	}
-	var b []byte
-	if err := st.RecvMsg(&b); err != nil {
-		return err
-	}
-	frames, err := decodeFrames(b)
-	if err == nil && len(frames) != 1 {
-		err = fmt.Errorf("%w: install", wire.ErrCorrupt)
-	}
-	if err != nil {
-		return status.Error(codes.InvalidArgument, err.Error())
-	}
-	f := &frames[0]
-	g, err := n.local(f.group, f.to)
-	if err != nil {
-		return status.Error(codes.NotFound, err.Error())
-	}
-	request, err := decodeRequest(f.kind, f.body)
-	if err != nil || f.kind != kindSnapshot {
-		return status.Errorf(codes.InvalidArgument, "install: %v", err)
-	}
-	answer, err := g.deliver(st.Context(), request, &chunkReader{st: st})
-	if err != nil {
-		return status.Error(codes.Unknown, err.Error())
-	}
-	out, err := appendAnswer(nil, answer)
-	if err != nil {
-		return err
-	}
-	return st.SendMsg(&out)
-}
-
-// chunkReader reads the bytes that follow in a stream's messages.
-type chunkReader struct {
-	st   grpc.ServerStream
-	rest []byte
-}
-
-func (r *chunkReader) Read(p []byte) (int, error) {
-	for len(r.rest) == 0 {
-		var b []byte
-		if err := r.st.RecvMsg(&b); err != nil {
-			return 0, err // io.EOF at the end
-		}
-		r.rest = b
-	}
-	n := copy(p, r.rest)
-	r.rest = r.rest[n:]
-	return n, nil
 }
 
 // local finds the replica that a request is for. One of another generation is not it.
@@ -322,7 +286,7 @@ func (g *GroupTransport) deliver(ctx context.Context, request any, r io.Reader) 
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	case <-g.closed():
-		return nil, errClosed
+		return nil, ErrClosed
 	}
 	select {
 	case a := <-answers:
@@ -330,7 +294,7 @@ func (g *GroupTransport) deliver(ctx context.Context, request any, r io.Reader) 
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	case <-g.closed():
-		return nil, errClosed
+		return nil, ErrClosed
 	}
 }
 

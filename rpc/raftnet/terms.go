@@ -15,11 +15,17 @@ type TermQuery struct {
 	Replica string
 }
 
+// maxQueries is far above how many groups there are; it keeps a forged question from growing in memory.
+const maxQueries = 1 << 17
+
 const methodTerms = "raftnet.terms"
 
 // ConfirmTerms asks a node for the current terms of its replicas; 0 stands for one that is not there. The answer comes
 // without a way through any group's main loop, so one slow disk delays no read.
 func (n *Net) ConfirmTerms(ctx context.Context, nodeID string, queries []TermQuery) ([]uint64, error) {
+	if len(queries) > maxQueries {
+		return nil, fmt.Errorf("%w: %d questions", errTooLarge, len(queries))
+	}
 	sent := time.Now()
 	answer, err := n.Call(ctx, nodeID, methodTerms, appendTermQueries(nil, queries))
 	if err != nil {
@@ -52,7 +58,11 @@ func appendTermQueries(dst []byte, queries []TermQuery) []byte {
 
 func decodeTermQueries(b []byte) ([]TermQuery, error) {
 	d := wire.NewDecoder(b)
-	queries := make([]TermQuery, d.Count(2))
+	count := d.Count(2)
+	if count > maxQueries {
+		return nil, fmt.Errorf("%w: %d questions for terms", wire.ErrCorrupt, count)
+	}
+	queries := make([]TermQuery, count)
 	for i := range queries {
 		queries[i] = TermQuery{Group: d.Uint32(), Replica: d.Text()}
 	}

@@ -1,9 +1,6 @@
 package raftnet
 
 import (
-	"context"
-	"fmt"
-	"io"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -39,7 +36,7 @@ var (
 // consumerLength lets heartbeats through while the main loop is at work on something else.
 const consumerLength = 64
 
-// Group makes the transport of a replica. It takes requests from Attach on.
+// Group makes the transport of a replica, in place of the group's last one. Attach must follow, when Raft has started.
 func (n *Net) Group(group uint32, replicaID string) *GroupTransport {
 	g := &GroupTransport{n: n, group: group, replica: replicaID, consumer: make(chan raft.RPC, consumerLength), done: make(chan struct{})}
 	n.mu.Lock()
@@ -134,7 +131,7 @@ func (g *GroupTransport) ask(target raft.ServerID, request, answer any, timeout 
 	if err != nil {
 		return err
 	}
-	body, err := c.wait(timeout)
+	body, err := c.wait(timeout, g.n.ctx.Done(), g.closed())
 	if err != nil {
 		return err
 	}
@@ -144,7 +141,7 @@ func (g *GroupTransport) ask(target raft.ServerID, request, answer any, timeout 
 // AppendEntries implements raft.Transport.
 func (g *GroupTransport) AppendEntries(id raft.ServerID, _ raft.ServerAddress, q *raft.AppendEntriesRequest, a *raft.AppendEntriesResponse) error {
 	if !isHeartbeat(q) {
-		return g.ask(id, q, a, appendTimeout)
+		return g.append(id, q, a)
 	}
 	if g.n.cfg.DiskStalled != nil && g.n.cfg.DiskStalled() {
 		return errDiskStalled
@@ -152,71 +149,65 @@ func (g *GroupTransport) AppendEntries(id raft.ServerID, _ raft.ServerAddress, q
 	return g.ask(id, q, a, g.n.cfg.Heartbeat)
 }
 
+// maxPiece bounds the entries of one request, as encoded, unless it is a single one. Raft counts entries, not bytes.
+const maxPiece = 8 << 20
+
+// append sends a request in pieces that fit a message, one after the other: each is a lawful append of its own, and the
+// whole has succeeded when the last has.
+func (g *GroupTransport) append(id raft.ServerID, q *raft.AppendEntriesRequest, a *raft.AppendEntriesResponse) error {
+	for _, piece := range pieces(q, maxPiece) {
+		if err := g.ask(id, piece, a, appendTimeout); err != nil {
+			return err
+		}
+		if !a.Success || a.Term > q.Term {
+			return nil
+		}
+	}
+	return nil
+}
+
+// pieces splits a request such that no piece with more than one entry has more than limit bytes. All but the last tell of
+// no commit beyond their own entries: what the follower has there may be another leader's.
+func pieces(q *raft.AppendEntriesRequest, limit int) []*raft.AppendEntriesRequest {
+	var list []*raft.AppendEntriesRequest
+	rest, size := *q, 0
+	for i := 0; i < len(rest.Entries); i++ {
+		n := logBytes(rest.Entries[i])
+		if i > 0 && size+n > limit {
+			piece, last := rest, rest.Entries[i-1]
+			piece.Entries = rest.Entries[:i:i]
+			piece.LeaderCommitIndex = min(q.LeaderCommitIndex, last.Index)
+			list = append(list, &piece)
+			rest.Entries, rest.PrevLogEntry, rest.PrevLogTerm = rest.Entries[i:], last.Index, last.Term
+			i, size = 0, 0
+		}
+		size += n
+	}
+	return append(list, &rest)
+}
+
+// logBytes is about what an entry takes in a message.
+func logBytes(l *raft.Log) int { return len(l.Data) + len(l.Extensions) + 48 }
+
+func appendBytes(q *raft.AppendEntriesRequest) int {
+	size := 0
+	for _, l := range q.Entries {
+		size += logBytes(l)
+	}
+	return size
+}
+
 // RequestVote implements raft.Transport.
 func (g *GroupTransport) RequestVote(id raft.ServerID, _ raft.ServerAddress, q *raft.RequestVoteRequest, a *raft.RequestVoteResponse) error {
-	return g.ask(id, q, a, g.n.cfg.Heartbeat)
+	return g.ask(id, q, a, g.n.cfg.Election)
 }
 
 // RequestPreVote implements raft.WithPreVote.
 func (g *GroupTransport) RequestPreVote(id raft.ServerID, _ raft.ServerAddress, q *raft.RequestPreVoteRequest, a *raft.RequestPreVoteResponse) error {
-	return g.ask(id, q, a, g.n.cfg.Heartbeat)
+	return g.ask(id, q, a, g.n.cfg.Election)
 }
 
 // TimeoutNow implements raft.Transport.
 func (g *GroupTransport) TimeoutNow(id raft.ServerID, _ raft.ServerAddress, q *raft.TimeoutNowRequest, a *raft.TimeoutNowResponse) error {
-	return g.ask(id, q, a, g.n.cfg.Heartbeat)
-}
-
-const (
-	chunkBytes = 256 << 10
-	// installBase and installRate bound how long a state may take: the base and a second for each installRate bytes.
-	installBase = 30 * time.Second
-	installRate = 1 << 20
-)
-
-// InstallSnapshot implements raft.Transport, over a connection of its own.
-func (g *GroupTransport) InstallSnapshot(id raft.ServerID, _ raft.ServerAddress, q *raft.InstallSnapshotRequest, a *raft.InstallSnapshotResponse, data io.Reader) error {
-	p, err := g.n.peer(nodeOf(string(id)))
-	if err != nil {
-		return err
-	}
-	conn, err := p.conn(bulkConn)
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(g.n.outgoing(g.n.ctx), installBase+time.Duration(q.Size/installRate)*time.Second)
-	defer cancel()
-	st, err := conn.NewStream(ctx, &installDesc, methodInstall)
-	if err != nil {
-		return fmt.Errorf("send state to %s: %w", id, err)
-	}
-	k, body := appendRequest(nil, q)
-	message := (&frame{kind: k, group: g.group, to: string(id), from: g.replica, body: body}).append([]byte{formatVersion})
-	err = st.SendMsg(&message)
-	for err == nil {
-		chunk := make([]byte, chunkBytes)
-		n, readErr := io.ReadFull(data, chunk)
-		if n > 0 {
-			chunk = chunk[:n]
-			err = st.SendMsg(&chunk)
-		}
-		if readErr != nil {
-			if readErr != io.EOF && readErr != io.ErrUnexpectedEOF {
-				return fmt.Errorf("send state to %s: %w", id, readErr)
-			}
-			break
-		}
-	}
-	if err == nil {
-		err = st.CloseSend()
-	}
-	// After a failed send RecvMsg has the reason.
-	if err != nil && err != io.EOF {
-		return fmt.Errorf("send state to %s: %w", id, err)
-	}
-	var answer []byte
-	if err := st.RecvMsg(&answer); err != nil {
-		return fmt.Errorf("send state to %s: %w", id, err)
-	}
-	return decodeAnswer(answer, a)
+	return g.ask(id, q, a, g.n.cfg.Election)
 }
