@@ -25,9 +25,11 @@ proto: ## generate rpc/holdfastpb again (needs protoc, the Debian package protob
 	go build -o bin/protoc-gen-go google.golang.org/protobuf/cmd/protoc-gen-go
 	GOBIN=$(CURDIR)/bin go install google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2
 	go build -o bin/protoc-gen-grpc-gateway github.com/grpc-ecosystem/grpc-gateway/v2/protoc-gen-grpc-gateway
+	GOBIN=$(CURDIR)/bin go install github.com/grpc-ecosystem/grpc-gateway/v2/protoc-gen-openapiv2@v2.33.0
 	go run ./rpc/proto/googleapi bin/googleapi.binpb
 	PATH=$(CURDIR)/bin:$$PATH protoc -I rpc/proto --descriptor_set_in=bin/googleapi.binpb \
 		--go_out=. --go_opt=module=github.com/holdfastdb/holdfast \
 		--go-grpc_out=. --go-grpc_opt=module=github.com/holdfastdb/holdfast \
 		--grpc-gateway_out=. --grpc-gateway_opt=module=github.com/holdfastdb/holdfast \
+		--openapiv2_out=rpc/openapi --openapiv2_opt=allow_merge=true,merge_file_name=holdfast,json_names_for_fields=false \
 		$$(cd rpc/proto && ls holdfast/v1/*.proto)

@@ -60,6 +60,11 @@ func (p *pipeline) AppendEntries(q *raft.AppendEntriesRequest, a *raft.AppendEnt
 	case <-t.C:
 		return nil, errTimeout
 	}
+	select {
+	case <-p.done: // a select with several ready cases picks any
+		return nil, raft.ErrPipelineShutdown
+	default:
+	}
 	if appendBytes(q) > maxPiece { // outside of the pipeline it goes in pieces
 		_ = p.Close()
 		return nil, errTooLarge

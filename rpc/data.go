@@ -1,0 +1,348 @@
+package rpc
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/holdfastdb/holdfast/fsm"
+	"github.com/holdfastdb/holdfast/fsm/catalog"
+	"github.com/holdfastdb/holdfast/fsm/counter"
+	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
+)
+
+// data implements holdfast.v1.Data, the stream that SDKs speak.
+type data struct {
+	pb.UnimplementedDataServer
+	node    Node
+	limits  *limits
+	metrics *metrics
+	now     func() time.Time
+}
+
+const (
+	// maxFrames bounds the frames of one stream that are not answered; then its reader waits.
+	maxFrames = 512
+	// defaultFrameTimeout and maxFrameTimeout bound how long a frame may wait, in milliseconds.
+	defaultFrameTimeout = 10_000
+	maxFrameTimeout     = fsm.MaxDeadline
+)
+
+// ClusterMap implements the service.
+func (s *data) ClusterMap(context.Context, *pb.ClusterMapRequest) (*pb.ClusterMapResponse, error) {
+	t := s.node.Topology()
+	if t == nil {
+		return nil, status.Error(codes.Unavailable, "the node does not know the cluster yet")
+	}
+	r := &pb.ClusterMapResponse{ClusterId: t.Cluster.ID, Epoch: t.Cluster.Epoch}
+	for i := range t.Nodes {
+		r.Nodes = append(r.Nodes, nodeInfo(s.node, &t.Nodes[i]))
+	}
+	for i := range t.Shards {
+		r.Shards = append(r.Shards, shardInfo(s.node, &t.Shards[i]))
+	}
+	return r, nil
+}
+
+// stream is one SDK's stream.
+type stream struct {
+	s     *data
+	ctx   context.Context
+	room  chan struct{} // a slot for each frame that is not answered
+	work  sync.WaitGroup
+	mu    sync.Mutex
+	queue []*pb.FrameResponse
+	wake  chan struct{}
+}
+
+// Frames implements the service.
+func (s *data) Frames(st grpc.BidiStreamingServer[pb.FrameRequest, pb.FrameResponse]) error {
+	ctx, cancel := context.WithCancel(st.Context())
+	x := &stream{s: s, ctx: ctx, room: make(chan struct{}, maxFrames), wake: make(chan struct{}, 1)}
+	defer x.work.Wait()
+	defer cancel()
+	x.work.Go(func() {
+		defer cancel() // the reader's Recv ends with the stream
+		x.write(st)
+	})
+	for {
+		q, err := st.Recv()
+		if err != nil {
+			if status.Code(err) == codes.Canceled || errors.Is(err, context.Canceled) {
+				return nil
+			}
+			return nil // the client hung up; its frames under way are finished by their shards
+		}
+		select {
+		case x.room <- struct{}{}:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		x.frame(q)
+	}
+}
+
+// write sends answers, as many as wait, until the stream ends.
+func (x *stream) write(st grpc.BidiStreamingServer[pb.FrameRequest, pb.FrameResponse]) {
+	for {
+		select {
+		case <-x.ctx.Done():
+			return
+		case <-x.wake:
+		}
+		x.mu.Lock()
+		queue := x.queue
+		x.queue = nil
+		x.mu.Unlock()
+		for _, r := range queue {
+			if st.Send(r) != nil {
+				return
+			}
+		}
+	}
+}
+
+// answer ends a frame.
+func (x *stream) answer(r *pb.FrameResponse) {
+	x.mu.Lock()
+	x.queue = append(x.queue, r)
+	x.mu.Unlock()
+	select {
+	case x.wake <- struct{}{}:
+	default:
+	}
+	<-x.room
+}
+
+func (x *stream) refuse(q *pb.FrameRequest, reason pb.FrameError_Reason, message string) {
+	e := &pb.FrameError{Reason: reason, Message: message}
+	switch reason {
+	case pb.FrameError_REASON_NOT_LEADER:
+		e.LeaderHint = x.s.leaderAddr(q.Shard)
+	case pb.FrameError_REASON_OVERLOADED:
+		e.RetryAfterMs = uint32(retryAfter.Milliseconds())
+	}
+	x.s.metrics.refused(reason)
+	x.answer(&pb.FrameResponse{Id: q.Id, Error: e, DeadlineMs: q.DeadlineMs})
+}
+
+func (s *data) leaderAddr(group uint32) string {
+	id, _, ok := s.node.Leader(group)
+	t := s.node.Topology()
+	if !ok || t == nil {
+		return ""
+	}
+	n, _ := t.Node(id)
+	return n.GRPC
+}
+
+// frame handles one request of the stream; it does not wait for the outcome.
+func (x *stream) frame(q *pb.FrameRequest) {
+	begin := time.Now()
+	s := x.s
+	if len(q.Client) != 16 || q.Shard == 0 || len(q.Ops) == 0 || len(q.Ops) > fsm.MaxOps ||
+		!q.Query && (q.Seq == 0 || q.AckUpTo >= q.Seq) || q.TimeoutMs > maxFrameTimeout {
+		x.refuse(q, pb.FrameError_REASON_INVALID, "malformed frame")
+		return
+	}
+	replica, here := s.node.Replica(q.Shard)
+	if !here || !replica.IsLeader() {
+		x.refuse(q, pb.FrameError_REASON_NOT_LEADER, "this node does not lead the shard")
+		return
+	}
+	ops := make([]op, len(q.Ops))
+	f := &fsm.Frame{Client: [16]byte(q.Client), Seq: q.Seq, AckUpTo: q.AckUpTo, Calls: make([]fsm.Call, len(q.Ops))}
+	for i, o := range q.Ops {
+		s.prepare(&ops[i], o, q)
+		f.Calls[i] = ops[i].call
+	}
+	if q.Query {
+		x.work.Go(func() { x.query(q, ops, replica, begin) })
+		return
+	}
+	if q.DeadlineMs == 0 {
+		timeout := q.TimeoutMs
+		if timeout == 0 {
+			timeout = defaultFrameTimeout
+		}
+		q.DeadlineMs = int64(replica.Now()) + int64(timeout)
+	}
+	f.Deadline = fsm.Time(q.DeadlineMs)
+	if f.Deadline > replica.Now()+fsm.MaxDeadline {
+		x.refuse(q, pb.FrameError_REASON_INVALID, "the deadline is too far away")
+		return
+	}
+	err := replica.ProposeAsync(f, func(out fsm.FrameOutcome, err error) { x.executed(q, ops, out, err, begin) })
+	if err != nil {
+		x.failed(q, err)
+	}
+}
+
+func (x *stream) failed(q *pb.FrameRequest, err error) {
+	reason := pb.FrameError_REASON_UNKNOWN_OUTCOME
+	switch {
+	case errors.Is(err, fsm.ErrNotLeader):
+		reason = pb.FrameError_REASON_NOT_LEADER
+	case errors.Is(err, fsm.ErrOverloaded):
+		reason = pb.FrameError_REASON_OVERLOADED
+	case errors.Is(err, fsm.ErrClosed):
+		reason = pb.FrameError_REASON_UNAVAILABLE
+	}
+	x.refuse(q, reason, err.Error())
+}
+
+var frameReasons = map[fsm.Code]pb.FrameError_Reason{
+	fsm.Expired: pb.FrameError_REASON_EXPIRED, fsm.Stale: pb.FrameError_REASON_STALE,
+	fsm.WindowFull: pb.FrameError_REASON_WINDOW_FULL, fsm.Exhausted: pb.FrameError_REASON_OVERLOADED,
+	fsm.Conflict: pb.FrameError_REASON_INVALID,
+}
+
+// executed is called by the group; what takes time goes on elsewhere.
+func (x *stream) executed(q *pb.FrameRequest, ops []op, out fsm.FrameOutcome, err error, begin time.Time) {
+	if err != nil {
+		x.failed(q, err)
+		return
+	}
+	if out.Code != fsm.OK {
+		x.refuse(q, frameReasons[out.Code], out.Message)
+		return
+	}
+	r := &pb.FrameResponse{Id: q.Id, Index: out.Index, ShardTimeMs: int64(out.Time), DeadlineMs: q.DeadlineMs, Results: make([]*pb.OpResult, len(ops))}
+	var elsewhere []int
+	for i := range ops {
+		if ops[i].elsewhere != nil {
+			elsewhere = append(elsewhere, i)
+			continue
+		}
+		r.Results[i] = ops[i].finish(out.Results[i], out.Time)
+	}
+	if len(elsewhere) == 0 {
+		x.s.metrics.frame(ops, begin)
+		x.answer(r)
+		return
+	}
+	// The stream's goroutines include this one while it waits for room to answer: the frame is not answered yet.
+	go func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(x.ctx), requestTimeout)
+		defer cancel()
+		for _, i := range elsewhere {
+			r.Results[i] = ops[i].elsewhere(ctx, q, i)
+		}
+		x.s.metrics.frame(ops, begin)
+		x.answer(r)
+	}()
+}
+
+func (x *stream) query(q *pb.FrameRequest, ops []op, replica Replica, begin time.Time) {
+	var calls []fsm.Call
+	for i := range ops {
+		if ops[i].call.Type != 0 {
+			calls = append(calls, ops[i].call)
+		}
+	}
+	results, applied, err := replica.Query(x.ctx, calls)
+	if err != nil {
+		if !fsm.Safe(err) {
+			err = fsm.ErrClosed // a query has no effect
+		}
+		x.failed(q, err)
+		return
+	}
+	r := &pb.FrameResponse{Id: q.Id, Index: applied.Index, ShardTimeMs: int64(applied.Time), Results: make([]*pb.OpResult, len(ops))}
+	next := 0
+	for i := range ops {
+		result := fsm.Result{Code: fsm.Skipped}
+		if ops[i].call.Type != 0 {
+			result = results[next]
+			next++
+		}
+		if ops[i].elsewhere != nil {
+			r.Results[i] = ops[i].elsewhere(x.ctx, q, i)
+		} else {
+			r.Results[i] = ops[i].finish(result, applied.Time)
+		}
+	}
+	x.s.metrics.frame(ops, begin)
+	x.answer(r)
+}
+
+// op is one operation of a frame on its way.
+type op struct {
+	method uint32
+	call   fsm.Call // a placeholder for one that is not for this shard alone
+	// finish builds the answer from the shard's result; for a placeholder it ignores it.
+	finish func(r fsm.Result, now fsm.Time) *pb.OpResult
+	// elsewhere carries the operation out in several groups.
+	elsewhere func(ctx context.Context, q *pb.FrameRequest, i int) *pb.OpResult
+}
+
+// The methods of the limits in data frames. Part of the protocol, see Op in data.proto.
+const (
+	methodCheck   = 1
+	methodReset   = 2
+	methodReserve = 3
+	methodCommit  = 4
+	methodRefund  = 5
+	methodRelease = 6
+	methodLease   = 7
+	methodPeek    = 64
+	methodStatus  = 65
+)
+
+// prepare turns an operation into a call.
+func (s *data) prepare(o *op, in *pb.Op, q *pb.FrameRequest) {
+	o.method = in.Method
+	o.call = fsm.Noop()
+	if in.Type != counter.TypeID {
+		o.fail(invalidf("no data type %d", in.Type))
+		return
+	}
+	s.prepareLimit(o, in, q)
+}
+
+// fail makes the operation answer with an error.
+func (o *op) fail(err error) {
+	o.call = fsm.Noop()
+	o.finish = func(fsm.Result, fsm.Time) *pb.OpResult { return failure(err) }
+}
+
+func failure(err error) *pb.OpResult {
+	return &pb.OpResult{Code: uint32(kindOf(err).code), Message: err.Error()}
+}
+
+func success(m proto.Message) *pb.OpResult {
+	b, err := proto.Marshal(m)
+	if err != nil {
+		return failure(err)
+	}
+	return &pb.OpResult{Response: b}
+}
+
+// nodeInfo tells of a node.
+func nodeInfo(n Node, c *catalog.Node) *pb.NodeInfo {
+	state := "up"
+	switch {
+	case c.State != catalog.Active:
+		state = string(c.State)
+	case !n.Alive(c.ID):
+		state = "down"
+	}
+	return &pb.NodeInfo{NodeId: c.ID, Name: c.Name, GrpcAddr: c.GRPC, HttpAddr: c.HTTP, Zone: c.Zone, State: state}
+}
+
+func shardInfo(n Node, c *catalog.Shard) *pb.ShardInfo {
+	r := &pb.ShardInfo{Shard: c.ID, FirstSlot: uint32(c.First), LastSlot: uint32(c.Last)}
+	if id, term, ok := n.Leader(c.ID); ok {
+		r.Leader, r.Term = id, term
+	}
+	for _, x := range c.Replicas {
+		r.Replicas = append(r.Replicas, &pb.ReplicaInfo{NodeId: x.Node, ReplicaId: x.ID(), Role: string(x.Role)})
+	}
+	return r
+}

@@ -1,0 +1,178 @@
+package rpc
+
+import (
+	"context"
+	"encoding/binary"
+
+	"github.com/zeebo/xxh3"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/holdfastdb/holdfast/fsm"
+	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
+)
+
+// prepareLimit turns an operation on limits into a call.
+func (s *data) prepareLimit(o *op, in *pb.Op, q *pb.FrameRequest) {
+	if (in.Method >= methodPeek) != q.Query {
+		o.fail(invalidf("method %d of limits does not go into this kind of frame", in.Method))
+		return
+	}
+	switch in.Method {
+	case methodCheck:
+		s.prepareCheck(o, in, q)
+		return
+	case methodLease:
+		s.prepareLease(o, in, q)
+		return
+	}
+	// The others are rare: they run as the plain calls do, one after the other.
+	run := s.limitMethod(in)
+	if run == nil {
+		o.fail(invalidf("no method %d of limits", in.Method))
+		return
+	}
+	o.elsewhere = func(ctx context.Context, q *pb.FrameRequest, i int) *pb.OpResult {
+		m, err := run(withFrame(ctx, q, i))
+		if err != nil {
+			return failure(err)
+		}
+		return success(m)
+	}
+}
+
+func (s *data) prepareCheck(o *op, in *pb.Op, q *pb.FrameRequest) {
+	var check pb.CheckRequest
+	if err := proto.Unmarshal(in.Request, &check); err != nil {
+		o.fail(invalidf("malformed check: %v", err))
+		return
+	}
+	p, err := s.limits.planCheck(&check)
+	switch {
+	case err != nil:
+		o.fail(err)
+	case len(p.parts) == 0:
+		o.finish = func(fsm.Result, fsm.Time) *pb.OpResult { return success(s.limits.answer(p, true, nil, 0)) }
+	case len(p.parts) == 1 && p.parts[0].group == q.Shard:
+		o.call = p.take()
+		o.finish = func(r fsm.Result, now fsm.Time) *pb.OpResult {
+			if err := r.Err(); err != nil {
+				return failure(err)
+			}
+			d, err := decided(p, r.Body, now)
+			return s.checked(p, d, err)
+		}
+	default:
+		// Some counters are not on the subject's shard: the frame holds the operation's place, and with it its
+		// number, while it is carried out in the other groups.
+		o.elsewhere = func(ctx context.Context, q *pb.FrameRequest, i int) *pb.OpResult {
+			d, err := decide(ctx, p, frameID(q, i), framed(s.node, q, i))
+			return s.checked(p, d, err)
+		}
+	}
+}
+
+func (s *data) checked(p *plan, d decision, err error) *pb.OpResult {
+	if err != nil {
+		return failure(err)
+	}
+	m := s.limits.answer(p, d.allowed, d.results, d.now)
+	m.ReleaseToken = encodeToken(d.holds)
+	return success(m)
+}
+
+func (s *data) prepareLease(o *op, in *pb.Op, q *pb.FrameRequest) {
+	var request pb.LeaseRequest
+	if err := proto.Unmarshal(in.Request, &request); err != nil {
+		o.fail(invalidf("malformed lease: %v", err))
+		return
+	}
+	p, call, err := s.limits.planLease(&request)
+	if err != nil {
+		o.fail(err)
+		return
+	}
+	if call.Type == 0 || p.parts[0].group != q.Shard {
+		state := s.limits.answer(p, true, nil, 0)
+		o.finish = func(fsm.Result, fsm.Time) *pb.OpResult {
+			return success(&pb.LeaseResponse{State: state, OnUnavailable: strictest(p)})
+		}
+		return
+	}
+	o.call = call
+	o.finish = func(r fsm.Result, now fsm.Time) *pb.OpResult {
+		if err := r.Err(); err != nil {
+			return failure(err)
+		}
+		m, err := s.limits.leaseAnswer(p, r.Body, now)
+		if err != nil {
+			return failure(err)
+		}
+		return success(m)
+	}
+}
+
+// limitMethod returns how a rare method is carried out, nil if there is none.
+func (s *data) limitMethod(in *pb.Op) func(context.Context) (proto.Message, error) {
+	switch in.Method {
+	case methodReset:
+		return method(in, &pb.LimitResetRequest{}, s.limits.Reset)
+	case methodReserve:
+		return method(in, &pb.ReserveRequest{}, s.limits.Reserve)
+	case methodCommit:
+		return method(in, &pb.CommitRequest{}, s.limits.Commit)
+	case methodRefund:
+		return method(in, &pb.RefundRequest{}, s.limits.Refund)
+	case methodRelease:
+		return method(in, &pb.ReleaseRequest{}, s.limits.Release)
+	case methodPeek:
+		return method(in, &pb.CheckRequest{}, s.limits.Peek)
+	case methodStatus:
+		return method(in, &pb.LimitStatusRequest{}, s.limits.Status)
+	}
+	return nil
+}
+
+func method[Q, R proto.Message](in *pb.Op, q Q, run func(context.Context, Q) (R, error)) func(context.Context) (proto.Message, error) {
+	return func(ctx context.Context) (proto.Message, error) {
+		if err := proto.Unmarshal(in.Request, q); err != nil {
+			return nil, invalidf("malformed request: %v", err)
+		}
+		return run(ctx, q)
+	}
+}
+
+// frameID names an operation of a frame: a repeated frame gives the same.
+func frameID(q *pb.FrameRequest, i int) uint64 {
+	b := append(make([]byte, 0, 40), q.Client...)
+	b = binary.BigEndian.AppendUint32(b, q.Shard)
+	b = binary.BigEndian.AppendUint64(b, q.Seq)
+	return xxh3.Hash(binary.BigEndian.AppendUint32(b, uint32(i)))
+}
+
+// framed executes the calls of one operation of a frame in other groups, under a client id that follows from the
+// operation: a repeated frame repeats them without effect.
+func framed(node Node, q *pb.FrameRequest, i int) proposer {
+	b := append(make([]byte, 0, 40), q.Client...)
+	b = binary.BigEndian.AppendUint32(b, q.Shard)
+	b = binary.BigEndian.AppendUint64(b, q.Seq)
+	b = binary.BigEndian.AppendUint32(b, uint32(i))
+	client := xxh3.Hash128(b).Bytes()
+	client[0] |= 1 // never the id of nobody
+	return func(ctx context.Context, group uint32, step uint64, call fsm.Call) (fsm.FrameOutcome, error) {
+		return node.Propose(ctx, group, &fsm.Frame{
+			Client: client, Seq: step, Deadline: fsm.Time(q.DeadlineMs), Calls: []fsm.Call{call},
+		})
+	}
+}
+
+// frameOp is an operation of a frame, for the plain calls that carry it out.
+type frameOp struct {
+	q *pb.FrameRequest
+	i int
+}
+
+type frameKey struct{}
+
+func withFrame(ctx context.Context, q *pb.FrameRequest, i int) context.Context {
+	return context.WithValue(ctx, frameKey{}, frameOp{q, i})
+}

@@ -1,0 +1,87 @@
+package rpc
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/holdfastdb/holdfast/fsm"
+)
+
+// kind is one row of the error table: how a failure looks from outside.
+type kind struct {
+	code codes.Code
+	// reason names the failure for programs.
+	reason string
+	// retryable: the same request may succeed later and trying again cannot do harm.
+	retryable bool
+}
+
+// The error table. docs/errors.md tells the same to users.
+var (
+	invalid        = kind{codes.InvalidArgument, "INVALID", false}
+	notFound       = kind{codes.NotFound, "NOT_FOUND", false}
+	conflict       = kind{codes.Aborted, "CONFLICT", false}
+	exhausted      = kind{codes.ResourceExhausted, "EXHAUSTED", true}
+	expired        = kind{codes.DeadlineExceeded, "EXPIRED", true}
+	overloaded     = kind{codes.ResourceExhausted, "OVERLOADED", true}
+	unavailable    = kind{codes.Unavailable, "UNAVAILABLE", true}
+	outcomeUnknown = kind{codes.DeadlineExceeded, "OUTCOME_UNKNOWN", false}
+	internal       = kind{codes.Internal, "INTERNAL", false}
+)
+
+var kinds = map[fsm.Code]kind{
+	fsm.Invalid: invalid, fsm.NotFound: notFound, fsm.Conflict: conflict, fsm.Exhausted: exhausted,
+	fsm.Expired: expired, fsm.Stale: conflict, fsm.WindowFull: overloaded, fsm.Skipped: internal,
+}
+
+// kindOf classifies an error of a node or a state machine.
+func kindOf(err error) kind {
+	var refusal *fsm.Error
+	switch {
+	case errors.As(err, &refusal):
+		return kinds[refusal.Code]
+	case errors.Is(err, fsm.ErrOverloaded):
+		return overloaded
+	case errors.Is(err, fsm.ErrOutcomeUnknown):
+		return outcomeUnknown
+	case errors.Is(err, fsm.ErrNotLeader), errors.Is(err, fsm.ErrClosed),
+		errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
+		return unavailable
+	}
+	return internal
+}
+
+const retryAfter = 100 * time.Millisecond
+
+// statusOf makes the gRPC status of an error; nil stays nil.
+func statusOf(err error) error {
+	if err == nil {
+		return nil
+	}
+	if _, ok := status.FromError(err); ok {
+		return err
+	}
+	k := kindOf(err)
+	info := &errdetails.ErrorInfo{Reason: k.reason, Domain: "holdfast", Metadata: map[string]string{"retryable": "false"}}
+	if k.retryable {
+		info.Metadata["retryable"] = "true"
+	}
+	s := status.New(k.code, err.Error())
+	with, detailErr := s.WithDetails(info)
+	if detailErr == nil && k == overloaded {
+		with, detailErr = with.WithDetails(&errdetails.RetryInfo{RetryDelay: durationpb.New(retryAfter)})
+	}
+	if detailErr != nil {
+		return s.Err()
+	}
+	return with.Err()
+}
+
+// invalidf refuses a request that makes no sense.
+func invalidf(format string, args ...any) error { return fsm.Errorf(fsm.Invalid, format, args...) }

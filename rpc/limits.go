@@ -1,0 +1,326 @@
+package rpc
+
+import (
+	"context"
+	"math/rand/v2"
+	"time"
+
+	"github.com/zeebo/xxh3"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/holdfastdb/holdfast/fsm"
+	"github.com/holdfastdb/holdfast/fsm/counter"
+	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
+	"github.com/holdfastdb/holdfast/rpc/policy"
+)
+
+// limits implements holdfast.v1.Limits for callers without an SDK.
+type limits struct {
+	pb.UnimplementedLimitsServer
+	node     Node
+	resolver *policy.Resolver
+	now      func() time.Time
+	leases   *leaser
+}
+
+// headerIdempotency names a request, so that its repetition within a day gets the same answer and has no effect.
+const headerIdempotency = "idempotency-key"
+
+const (
+	// keyRetain is how long a named request is remembered, in milliseconds.
+	keyRetain = fsm.MaxRetain
+	// requestTimeout is the deadline of named requests.
+	requestTimeout = 10 * time.Second
+	maxKeyBytes    = 256
+)
+
+// proposer returns how this request's calls are executed: under the number of its operation in an SDK's frame, or under
+// its idempotency key if it has one; and a number for holds, which is the same when the request is repeated.
+func (l *limits) proposer(ctx context.Context, q proto.Message) (proposer, uint64, error) {
+	if o, ok := ctx.Value(frameKey{}).(frameOp); ok {
+		return framed(l.node, o.q, o.i), frameID(o.q, o.i), nil
+	}
+	md, _ := metadata.FromIncomingContext(ctx)
+	keys := md.Get(headerIdempotency)
+	if len(keys) == 0 || keys[0] == "" {
+		return func(ctx context.Context, group uint32, _ uint64, call fsm.Call) (fsm.FrameOutcome, error) {
+			return l.node.Do(ctx, group, []fsm.Call{call})
+		}, rand.Uint64(), nil
+	}
+	if len(keys[0]) > maxKeyBytes {
+		return nil, 0, invalidf("the idempotency key has %d bytes, at most %d are allowed", len(keys[0]), maxKeyBytes)
+	}
+	text, err := proto.MarshalOptions{Deterministic: true}.Marshal(q)
+	if err != nil {
+		return nil, 0, err
+	}
+	fingerprint := max(xxh3.HashSeed(text, xxh3.HashString(string(q.ProtoReflect().Descriptor().FullName()))), 1)
+	client := xxh3.HashString128(keys[0])
+	id := client.Bytes()
+	id[0] |= 1 // never the id of nobody
+	return func(ctx context.Context, group uint32, step uint64, call fsm.Call) (fsm.FrameOutcome, error) {
+		f := &fsm.Frame{
+			Client: id, Seq: step, Deadline: fsm.Time(l.now().Add(requestTimeout).UnixMilli()),
+			Retain: keyRetain, Fingerprint: fingerprint, Calls: []fsm.Call{call},
+		}
+		return l.node.Propose(ctx, group, f)
+	}, client.Lo, nil
+}
+
+// Check implements the service.
+func (l *limits) Check(ctx context.Context, q *pb.CheckRequest) (*pb.CheckResponse, error) {
+	p, err := l.planCheck(q)
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	if q.Async {
+		if r := l.leases.check(q, p); r != nil {
+			return r, nil
+		}
+	}
+	propose, id, err := l.proposer(ctx, q)
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	d, err := decide(ctx, p, id, propose)
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	r := l.answer(p, d.allowed, d.results, d.now)
+	r.ReleaseToken = encodeToken(d.holds)
+	return r, nil
+}
+
+// decide carries a check out.
+func decide(ctx context.Context, p *plan, id uint64, propose proposer) (decision, error) {
+	switch len(p.parts) {
+	case 0:
+		return decision{allowed: true}, nil
+	case 1:
+		out, err := propose(ctx, p.parts[0].group, 1, p.take())
+		if err != nil {
+			return decision{}, err
+		}
+		body, err := only(out)
+		if err != nil {
+			return decision{}, err
+		}
+		return decided(p, body, out.Time)
+	}
+	return coordinate(ctx, p, id, 0, propose)
+}
+
+// decided reads the result of a take.
+func decided(p *plan, body []byte, now fsm.Time) (decision, error) {
+	t, err := counter.DecodeTakeResult(body)
+	if err != nil {
+		return decision{}, err
+	}
+	d := decision{allowed: t.Allowed, results: t.Limits, now: now}
+	if t.Hold != 0 {
+		d.holds = slots(p, func(int) uint64 { return t.Hold })
+	}
+	return d, nil
+}
+
+// Peek implements the service.
+func (l *limits) Peek(ctx context.Context, q *pb.CheckRequest) (*pb.CheckResponse, error) {
+	p, err := l.planCheck(q)
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	d, err := l.peek(ctx, p)
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	return l.answer(p, d.allowed, d.results, d.now), nil
+}
+
+func (l *limits) peek(ctx context.Context, p *plan) (decision, error) {
+	takes := make([]counter.TakeResult, len(p.parts))
+	times := make([]fsm.Time, len(p.parts))
+	err := p.each(func(i int) error {
+		q := counter.TakeRequest{Weight: p.weight, Limits: p.parts[i].limits}
+		results, applied, err := l.node.Query(ctx, p.parts[i].group, []fsm.Call{{Type: counter.TypeID, Op: counter.OpPeek, Body: q.Append(nil)}})
+		if err != nil {
+			return err
+		}
+		if err := results[0].Err(); err != nil {
+			return err
+		}
+		times[i] = applied.Time
+		takes[i], err = counter.DecodeTakeResult(results[0].Body)
+		return err
+	})
+	d := decision{allowed: true}
+	for i := range takes {
+		d.allowed = d.allowed && takes[i].Allowed
+		d.results = append(d.results, takes[i].Limits...)
+		d.now = max(d.now, times[i])
+	}
+	return d, err
+}
+
+func checkOf(client, apiKey, resource, ip, region, policyID string) *pb.CheckRequest {
+	none := uint32(0)
+	q := &pb.CheckRequest{ClientId: client, ApiKey: apiKey, Resource: resource, Ip: ip, Region: region, Weight: &none}
+	if policyID != "" {
+		q.Policies = []string{policyID}
+	}
+	return q
+}
+
+// Status implements the service.
+func (l *limits) Status(ctx context.Context, q *pb.LimitStatusRequest) (*pb.LimitStatusResponse, error) {
+	p, err := l.planCheck(checkOf(q.ClientId, q.ApiKey, q.Resource, q.Ip, q.Region, q.PolicyId))
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	d, err := l.peek(ctx, p)
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	return &pb.LimitStatusResponse{Policies: l.answer(p, true, d.results, d.now).Limits}, nil
+}
+
+// Reset implements the service.
+func (l *limits) Reset(ctx context.Context, q *pb.LimitResetRequest) (*pb.LimitResetResponse, error) {
+	p, err := l.planCheck(checkOf(q.ClientId, q.ApiKey, q.Resource, q.Ip, q.Region, q.PolicyId))
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	propose, _, err := l.proposer(ctx, q)
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	counts := make([]uint32, len(p.parts))
+	err = p.each(func(i int) error {
+		out, err := propose(ctx, p.parts[i].group, 1, resetCall(p.parts[i].limits))
+		if err != nil {
+			return err
+		}
+		body, err := only(out)
+		if err != nil {
+			return err
+		}
+		r, err := counter.DecodeResetResult(body)
+		counts[i] = r.Reset
+		return err
+	})
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	r := &pb.LimitResetResponse{}
+	for _, n := range counts {
+		r.Reset_ += n
+	}
+	return r, nil
+}
+
+func resetCall(limits []counter.Limit) fsm.Call {
+	q := counter.ResetRequest{Keys: keysOf(limits)}
+	return fsm.Call{Type: counter.TypeID, Op: counter.OpReset, Body: q.Append(nil)}
+}
+
+const (
+	defaultReserve = 60
+	maxReserve     = counter.MaxReserve / 1000
+)
+
+// reservation checks how long a reservation shall last.
+func reservation(ttlSeconds uint32) (time.Duration, error) {
+	if ttlSeconds == 0 {
+		ttlSeconds = defaultReserve
+	}
+	if ttlSeconds > maxReserve {
+		return 0, invalidf("ttl_seconds must be 1 to %d", maxReserve)
+	}
+	return time.Duration(ttlSeconds) * time.Second, nil
+}
+
+// Reserve implements the service.
+func (l *limits) Reserve(ctx context.Context, q *pb.ReserveRequest) (*pb.ReserveResponse, error) {
+	p, err := l.planCheck(q.Check)
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	ttl, err := reservation(q.TtlSeconds)
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	if len(p.parts) == 0 {
+		return &pb.ReserveResponse{Check: l.answer(p, true, nil, 0)}, nil
+	}
+	propose, id, err := l.proposer(ctx, q)
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	d, err := coordinate(ctx, p, id, ttl, propose)
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	r := &pb.ReserveResponse{Check: l.answer(p, d.allowed, d.results, d.now), ReservationId: encodeToken(d.holds)}
+	if d.allowed {
+		r.ExpiresAt = timestamp(d.now + fsm.Time(ttl.Milliseconds()))
+	}
+	return r, nil
+}
+
+// settle ends what a token names.
+func (l *limits) settle(ctx context.Context, q proto.Message, token string, actual uint32) (counter.SettleResult, error) {
+	holds, err := decodeToken(token)
+	if err != nil {
+		return counter.SettleResult{}, err
+	}
+	propose, _, err := l.proposer(ctx, q)
+	if err != nil {
+		return counter.SettleResult{}, err
+	}
+	var all counter.SettleResult
+	for i := range holds {
+		out, err := propose(ctx, holds[i].group, 1, holds[i].settle(counter.Charge, actual))
+		if err != nil {
+			return all, err
+		}
+		body, err := only(out)
+		if err != nil {
+			return all, err
+		}
+		r, err := counter.DecodeSettleResult(body)
+		if err != nil {
+			return all, err
+		}
+		all.Refunded, all.Charged = max(all.Refunded, r.Refunded), max(all.Charged, r.Charged)
+	}
+	return all, nil
+}
+
+// Commit implements the service.
+func (l *limits) Commit(ctx context.Context, q *pb.CommitRequest) (*pb.CommitResponse, error) {
+	if q.Actual > counter.MaxRate {
+		return nil, statusOf(invalidf("actual must be at most %d", counter.MaxRate))
+	}
+	r, err := l.settle(ctx, q, q.ReservationId, q.Actual)
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	return &pb.CommitResponse{Refunded: r.Refunded, Charged: r.Charged}, nil
+}
+
+// Refund implements the service.
+func (l *limits) Refund(ctx context.Context, q *pb.RefundRequest) (*pb.RefundResponse, error) {
+	r, err := l.settle(ctx, q, q.ReservationId, 0)
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	return &pb.RefundResponse{Refunded: r.Refunded}, nil
+}
+
+// Release implements the service.
+func (l *limits) Release(ctx context.Context, q *pb.ReleaseRequest) (*pb.ReleaseResponse, error) {
+	if _, err := l.settle(ctx, q, q.ReleaseToken, 0); err != nil {
+		return nil, statusOf(err)
+	}
+	return &pb.ReleaseResponse{Released: true}, nil
+}

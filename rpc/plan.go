@@ -1,0 +1,203 @@
+package rpc
+
+import (
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/holdfastdb/holdfast/fsm"
+	"github.com/holdfastdb/holdfast/fsm/catalog"
+	"github.com/holdfastdb/holdfast/fsm/counter"
+	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
+	"github.com/holdfastdb/holdfast/rpc/policy"
+)
+
+// plan is a check with its limits found and their shards known.
+type plan struct {
+	weight  uint32
+	matches []policy.Match
+	// parts are the groups that take part, the subject's first. One part is decided in one step.
+	parts []part
+}
+
+// part is one group's share of a check.
+type part struct {
+	group  uint32
+	limits []counter.Limit
+}
+
+// maxField bounds each field of a request.
+const maxField = 512
+
+func checkText(name, value string) error {
+	switch {
+	case len(value) > maxField:
+		return invalidf("%s has %d bytes, at most %d are allowed", name, len(value), maxField)
+	case !utf8.ValidString(value):
+		return invalidf("%s is not UTF-8", name)
+	case strings.IndexByte(value, 0) >= 0:
+		return invalidf("%s contains a NUL character", name)
+	}
+	return nil
+}
+
+// planCheck checks a request and finds its limits. A request that no policy limits has no parts.
+func (l *limits) planCheck(q *pb.CheckRequest) (*plan, error) {
+	p := &plan{weight: 1}
+	if q == nil {
+		return nil, invalidf("the check is missing")
+	}
+	if q.Weight != nil {
+		p.weight = q.GetWeight()
+	}
+	for _, f := range [...]struct{ name, value string }{
+		{"client_id", q.ClientId}, {"api_key", q.ApiKey}, {"resource", q.Resource}, {"ip", q.Ip}, {"region", q.Region},
+	} {
+		if err := checkText(f.name, f.value); err != nil {
+			return nil, err
+		}
+	}
+	request := policy.Request{
+		Client: q.ClientId, APIKey: q.ApiKey, IP: q.Ip, Region: q.Region, Resource: q.Resource, Policies: q.Policies,
+	}
+	if q.ClientId == "" && q.ApiKey == "" && q.Resource == "" && q.Ip == "" && q.Region == "" {
+		return nil, invalidf("give at least one of client_id, api_key, ip, region and resource")
+	}
+	if p.weight > counter.MaxRate {
+		return nil, invalidf("weight must be at most %d", counter.MaxRate)
+	}
+	if request.Client == catalog.Everyone {
+		return nil, invalidf("client_id %q stands for every client; give a client's own", catalog.Everyone)
+	}
+	var err error
+	if p.matches, err = l.resolver.Resolve(&request, fsm.Time(l.now().UnixMilli())); err != nil {
+		return nil, err
+	}
+	if len(p.matches) == 0 {
+		return p, nil
+	}
+	if len(p.matches) > counter.MaxLimits {
+		return nil, invalidf("%d limits apply, at most %d can in one check", len(p.matches), counter.MaxLimits)
+	}
+	return p, l.route(p, &request)
+}
+
+// route assigns the limits to groups.
+func (l *limits) route(p *plan, q *policy.Request) error {
+	home, ok := l.node.ShardOf(q.SubjectKey())
+	if !ok {
+		return fsm.ErrNotLeader
+	}
+	p.parts = append(p.parts, part{group: home})
+	for i := range p.matches {
+		m := &p.matches[i]
+		group, ok := l.node.ShardOf(m.RoutingKey)
+		if !ok {
+			return fsm.ErrNotLeader
+		}
+		at := 0
+		for at < len(p.parts) && p.parts[at].group != group {
+			at++
+		}
+		if at == len(p.parts) {
+			p.parts = append(p.parts, part{group: group})
+		}
+		p.parts[at].limits = append(p.parts[at].limits, m.Limit)
+	}
+	if len(p.parts[0].limits) == 0 { // nothing counts by the subject
+		p.parts = p.parts[1:]
+	}
+	return nil
+}
+
+// take is the call of a check that one group decides.
+func (p *plan) take() fsm.Call { return p.call(counter.OpTake) }
+
+func (p *plan) call(op uint8) fsm.Call {
+	q := counter.TakeRequest{Weight: p.weight, Limits: p.parts[0].limits}
+	size := 8
+	for range q.Limits {
+		size += 40
+	}
+	return fsm.Call{Type: counter.TypeID, Op: op, Body: q.Append(make([]byte, 0, size))}
+}
+
+// unlimited is what remains when no policy applies.
+const unlimited = 1<<32 - 1
+
+// answer builds the response. results are those of all parts; now is the shard time of the decision.
+func (l *limits) answer(p *plan, allowed bool, results []counter.LimitResult, now fsm.Time) *pb.CheckResponse {
+	r := &pb.CheckResponse{Allowed: allowed, RemainingQuota: unlimited}
+	if len(results) == 0 {
+		return r
+	}
+	// All rows in two allocations instead of two each.
+	states := make([]pb.LimitState, len(results))
+	resets := make([]timestamppb.Timestamp, len(results))
+	r.Limits = make([]*pb.LimitState, len(results))
+	var decided *pb.LimitState
+	for i := range results {
+		s := &states[i]
+		l.fill(s, &resets[i], p, &results[i], now)
+		r.Limits[i] = s
+		if s.Shadow {
+			continue
+		}
+		r.RemainingQuota = min(r.RemainingQuota, s.RemainingQuota)
+		if decided == nil || s.Denied && (!decided.Denied || s.RetryAfter > decided.RetryAfter) ||
+			!s.Denied && !decided.Denied && s.RemainingQuota < decided.RemainingQuota {
+			decided = s
+		}
+	}
+	if decided == nil { // only shadow limits
+		return r
+	}
+	r.ResetTime, r.PolicyApplied = decided.ResetTime, decided.PolicyId
+	if !allowed {
+		r.RetryAfter = decided.RetryAfter
+	}
+	return r
+}
+
+// fill describes one limit. The policy may have changed or gone since a repeated request was decided.
+func (l *limits) fill(s *pb.LimitState, reset *timestamppb.Timestamp, p *plan, r *counter.LimitResult, now fsm.Time) {
+	*reset = timestamppb.Timestamp{Seconds: int64(now+fsm.Time(r.ResetIn)) / 1000, Nanos: int32(int64(now+fsm.Time(r.ResetIn))%1000) * 1e6}
+	s.PolicyId = catalog.PolicyID(r.Policy)
+	s.RemainingQuota, s.CurrentUsage, s.Denied, s.Shadow, s.ResetTime = r.Remaining, r.Used, r.Denied, r.Shadow, reset
+	if r.Denied {
+		s.RetryAfter = seconds(r.RetryIn)
+	}
+	var found *catalog.Policy
+	for i := range p.matches {
+		if m := &p.matches[i]; m.Limit.Policy == r.Policy {
+			found = m.Policy
+			s.Limit, s.Window = m.Limit.Rate, seconds(m.Limit.Window)
+		}
+	}
+	if found == nil {
+		if found = l.resolver.Policy(r.Policy); found == nil {
+			return
+		}
+		s.Limit, s.Window = found.Rate, seconds(found.WindowMS)
+	}
+	s.PolicyName, s.Scope = found.Name, found.Scope
+}
+
+// never stands for a request that no waiting helps: it asks for more than the limit ever gives.
+const never = -1
+
+func seconds(ms fsm.Millis) float64 {
+	if ms < 0 {
+		return never
+	}
+	return float64(ms) / 1000
+}
+
+func timestamp(t fsm.Time) *timestamppb.Timestamp {
+	if t == 0 {
+		return nil
+	}
+	return timestamppb.New(time.UnixMilli(int64(t)))
+}

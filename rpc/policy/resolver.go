@@ -1,0 +1,481 @@
+// Package policy finds the rate limits that apply to a request, from this node's copy of the catalog. Checks do that by
+// the hundred thousand a second, so policies are compiled into an index that does not change, and a new one replaces it
+// when the catalog changes; clients' assignments, of which there may be millions, are read when needed and remembered
+// within bounds.
+package policy
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"github.com/zeebo/xxh3"
+
+	"github.com/holdfastdb/holdfast/fsm"
+	"github.com/holdfastdb/holdfast/fsm/catalog"
+	"github.com/holdfastdb/holdfast/fsm/counter"
+	"github.com/holdfastdb/holdfast/storage/kv"
+)
+
+// Source is where the catalog is.
+type Source interface {
+	// CatalogView is a consistent view of the catalog, which the caller closes.
+	CatalogView() kv.View
+	// WatchCatalog has f called after changes, until stop is called.
+	WatchCatalog(f func()) (stop func())
+}
+
+// Request is what is known of a request to be limited.
+type Request struct {
+	Client, APIKey, IP, Region, Resource string
+	// Policies names, by id or name, the policies to apply instead of those that match.
+	Policies []string
+}
+
+// Match is a limit that applies.
+type Match struct {
+	Policy *catalog.Policy
+	// Limit is the counter with its rules; the rate may be the client's own.
+	Limit counter.Limit
+	// RoutingKey decides which shard has the counter.
+	RoutingKey string
+}
+
+// Resolver answers which limits apply. Its methods are safe for concurrent use.
+type Resolver struct {
+	source Source
+	stop   func()
+	index  atomic.Pointer[index]
+
+	refreshing sync.Mutex
+
+	mu       sync.RWMutex
+	revision uint64
+	clients  map[string][]catalog.Assignment
+}
+
+// clientsKept bounds the clients whose assignments are remembered.
+const clientsKept = 100_000
+
+// New starts a resolver, which follows the catalog until Close.
+func New(source Source) (*Resolver, error) {
+	r := &Resolver{source: source, clients: make(map[string][]catalog.Assignment)}
+	r.index.Store(&index{})
+	if err := r.refresh(); err != nil {
+		return nil, err
+	}
+	r.stop = source.WatchCatalog(func() {
+		// An unreadable catalog stops the node where it is applied; here the last good index stays.
+		_ = r.refresh()
+	})
+	return r, nil
+}
+
+// Close ends the following.
+func (r *Resolver) Close() { r.stop() }
+
+// refresh brings the index to the newest revision.
+func (r *Resolver) refresh() error {
+	r.refreshing.Lock()
+	defer r.refreshing.Unlock()
+	view := r.source.CatalogView()
+	defer view.Close()
+	reader := catalog.View(view)
+	changes, revision, err := catalog.Changes(reader, r.revision)
+	all := catalog.IsBehind(err)
+	if err != nil && !all {
+		return err
+	}
+	rebuild := all
+	r.mu.Lock()
+	if all {
+		clear(r.clients)
+	}
+	for _, c := range changes {
+		rebuild = rebuild || c.Policy != 0 || c.Client == catalog.Everyone
+		delete(r.clients, c.Client)
+	}
+	r.revision = revision
+	r.mu.Unlock()
+	if !rebuild {
+		return nil
+	}
+	policies, err := catalog.AllPolicies(reader)
+	if err != nil {
+		return err
+	}
+	everyone, err := catalog.AssignmentsOf(reader, catalog.Everyone)
+	if err != nil {
+		return err
+	}
+	r.index.Store(compile(policies, everyone))
+	return nil
+}
+
+// assignments are a client's, from memory or from the catalog.
+func (r *Resolver) assignments(client string) ([]catalog.Assignment, error) {
+	r.mu.RLock()
+	list, ok := r.clients[client]
+	revision := r.revision
+	r.mu.RUnlock()
+	if ok {
+		return list, nil
+	}
+	view := r.source.CatalogView()
+	defer view.Close()
+	list, err := catalog.AssignmentsOf(catalog.View(view), client)
+	if err != nil {
+		return nil, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.revision == revision { // or what was read may be old by now
+		if len(r.clients) >= clientsKept {
+			clear(r.clients) // rare, and cheap to read again
+		}
+		r.clients[client] = list
+	}
+	return list, nil
+}
+
+// The dimensions of a request, as bits of a scope.
+const (
+	dimClient = 1 << iota
+	dimAPIKey
+	dimIP
+	dimRegion
+	dimResource
+	scopes = 1 << iota // how many combinations there are
+)
+
+var dimNames = [...]string{"client", "api_key", "ip", "region", "resource"}
+
+// ParseScope checks a scope such as "client" or "client+resource" and returns its standard form.
+func ParseScope(scope string) (string, error) {
+	bits, err := scopeBits(scope)
+	if err != nil {
+		return "", err
+	}
+	var names []string
+	for i, name := range dimNames {
+		if bits&(1<<i) != 0 {
+			names = append(names, name)
+		}
+	}
+	return strings.Join(names, "+"), nil
+}
+
+func scopeBits(scope string) (int, error) {
+	bits := 0
+	for name := range strings.SplitSeq(scope, "+") {
+		i := slices.Index(dimNames[:], name)
+		if i < 0 || bits&(1<<i) != 0 {
+			return 0, fmt.Errorf("scope %q: use client, api_key, ip, region or resource, or several joined with +", scope)
+		}
+		bits |= 1 << i
+	}
+	return bits, nil
+}
+
+// rule is a compiled policy.
+type rule struct {
+	policy *catalog.Policy
+	params counter.Params
+	scope  int
+	prefix bool // of the resource
+}
+
+// entry is a rule for everyone, under an assignment.
+type entry struct {
+	*rule
+	assignment catalog.Assignment
+	priority   int32
+}
+
+// index is what does not change between two revisions.
+type index struct {
+	byNumber map[uint32]*rule
+	byName   map[string]*rule
+	// Rules for everyone: by exact resource, by resource prefix, and for all resources. Each list is sorted so that
+	// the first entry of a scope that qualifies is the one that applies.
+	exact    map[string][]entry
+	prefixes map[string][]entry
+	lengths  []int // of the keys of prefixes
+	all      []entry
+}
+
+func compile(policies []catalog.Policy, everyone []catalog.Assignment) *index {
+	x := &index{
+		byNumber: make(map[uint32]*rule, len(policies)), byName: make(map[string]*rule, len(policies)),
+		exact: make(map[string][]entry), prefixes: make(map[string][]entry),
+	}
+	for i := range policies {
+		p := &policies[i]
+		scope, err := scopeBits(p.Scope)
+		params, paramsErr := Params(p)
+		if err != nil || paramsErr != nil {
+			continue // a newer version made it; this one cannot apply it
+		}
+		r := &rule{policy: p, params: params, scope: scope, prefix: strings.HasSuffix(p.Resource, "*")}
+		x.byNumber[p.Number], x.byName[p.Name] = r, r
+	}
+	for _, a := range everyone {
+		r := x.byNumber[a.Policy]
+		if r == nil {
+			continue
+		}
+		e := entry{rule: r, assignment: a, priority: a.EffectivePriority(r.policy)}
+		switch {
+		case r.policy.Resource == "":
+			x.all = append(x.all, e)
+		case r.prefix:
+			key := strings.TrimSuffix(r.policy.Resource, "*")
+			x.prefixes[key] = append(x.prefixes[key], e)
+			if !slices.Contains(x.lengths, len(key)) {
+				x.lengths = append(x.lengths, len(key))
+			}
+		default:
+			x.exact[r.policy.Resource] = append(x.exact[r.policy.Resource], e)
+		}
+	}
+	first := func(a, b entry) int {
+		return cmp.Or(cmp.Compare(a.scope, b.scope), cmp.Compare(b.priority, a.priority), cmp.Compare(a.policy.Number, b.policy.Number))
+	}
+	slices.SortFunc(x.all, first)
+	for _, list := range x.exact {
+		slices.SortFunc(list, first)
+	}
+	for _, list := range x.prefixes {
+		slices.SortFunc(list, first)
+	}
+	return x
+}
+
+// Params are a policy's rules as counters know them, checked.
+func Params(p *catalog.Policy) (counter.Params, error) {
+	algorithm, ok := counter.ParseAlgorithm(p.Algorithm)
+	if !ok {
+		return counter.Params{}, fmt.Errorf("algorithm %q: use one of %s", p.Algorithm, strings.Join(counter.Algorithms(), ", "))
+	}
+	calendar, ok := counter.ParseCalendar(p.Calendar)
+	if !ok {
+		return counter.Params{}, fmt.Errorf("calendar %q: use minute, hour, day, week, month or year", p.Calendar)
+	}
+	params := counter.Params{Algorithm: algorithm, Rate: p.Rate, Window: p.WindowMS, Burst: p.Burst, Calendar: calendar}
+	return params, params.Validate()
+}
+
+// candidate is the best limit found so far for a scope.
+type candidate struct {
+	rule     *rule
+	rate     uint32
+	priority int32
+}
+
+func (c *candidate) offer(r *rule, rate uint32, priority int32) {
+	if c.rule == nil || priority > c.priority || priority == c.priority && r.policy.Number < c.rule.policy.Number {
+		*c = candidate{r, rate, priority}
+	}
+}
+
+// Resolve lists the limits that apply to a request at a time, at most one for each scope.
+func (r *Resolver) Resolve(q *Request, now fsm.Time) ([]Match, error) {
+	x := r.index.Load()
+	var own []catalog.Assignment
+	if q.Client != "" {
+		var err error
+		if own, err = r.assignments(q.Client); err != nil {
+			return nil, err
+		}
+	}
+	given := q.dims()
+	if len(q.Policies) > 0 {
+		return x.named(q, own, given, now)
+	}
+	if len(own) == 0 && len(x.all) == 0 && len(x.exact) == 0 && len(x.prefixes) == 0 {
+		return nil, nil
+	}
+	var best [scopes]candidate
+	for i := range own {
+		a := &own[i]
+		rule := x.byNumber[a.Policy]
+		if rule != nil && rule.applies(q, given) && effective(a, now) {
+			best[rule.scope].offer(rule, a.Rate, a.EffectivePriority(rule.policy))
+		}
+	}
+	offerFirst(&best, x.all, q, given, now)
+	if q.Resource != "" {
+		offerFirst(&best, x.exact[q.Resource], q, given, now)
+		for _, n := range x.lengths {
+			if n <= len(q.Resource) {
+				offerFirst(&best, x.prefixes[q.Resource[:n]], q, given, now)
+			}
+		}
+	}
+	var matches []Match
+	subject := q.subject()
+	for scope := range best {
+		if c := &best[scope]; c.rule != nil {
+			matches = append(matches, c.rule.match(q, subject, c.rate))
+		}
+	}
+	return matches, nil
+}
+
+// offerFirst offers the first entry of each scope that qualifies.
+func offerFirst(best *[scopes]candidate, list []entry, q *Request, given int, now fsm.Time) {
+	done := -1
+	for i := range list {
+		e := &list[i]
+		if e.scope == done || !e.applies(q, given) || !effective(&e.assignment, now) {
+			continue
+		}
+		best[e.scope].offer(e.rule, e.assignment.Rate, e.priority)
+		done = e.scope
+	}
+}
+
+// named applies the policies that the request names.
+func (x *index) named(q *Request, own []catalog.Assignment, given int, now fsm.Time) ([]Match, error) {
+	if len(q.Policies) > counter.MaxLimits {
+		return nil, fsm.Errorf(fsm.Invalid, "at most %d policies in one request", counter.MaxLimits)
+	}
+	var matches []Match
+	seen := make(map[uint32]bool)
+	for _, name := range q.Policies {
+		rule := x.byName[name]
+		if n, ok := catalog.ParsePolicyID(name); ok && x.byNumber[n] != nil {
+			rule = x.byNumber[n]
+		}
+		if rule == nil {
+			return nil, fsm.Errorf(fsm.NotFound, "no policy %q", name)
+		}
+		if rule.scope&^given != 0 {
+			return nil, fsm.Errorf(fsm.Invalid, "policy %s limits by %s, which the request does not give", name, rule.policy.Scope)
+		}
+		if seen[rule.policy.Number] || !rule.policy.Active {
+			continue
+		}
+		seen[rule.policy.Number] = true
+		var rate uint32
+		for i := range own {
+			if own[i].Policy == rule.policy.Number && effective(&own[i], now) {
+				rate = own[i].Rate
+			}
+		}
+		matches = append(matches, rule.match(q, q.subject(), rate))
+	}
+	return matches, nil
+}
+
+func effective(a *catalog.Assignment, now fsm.Time) bool {
+	return now >= a.From && (a.To == 0 || now < a.To)
+}
+
+func (r *rule) applies(q *Request, given int) bool {
+	p := r.policy
+	if !p.Active || r.scope&^given != 0 {
+		return false
+	}
+	if p.Resource != "" && q.Resource != p.Resource &&
+		(!r.prefix || !strings.HasPrefix(q.Resource, p.Resource[:len(p.Resource)-1])) {
+		return false
+	}
+	return p.Rollout >= 100 || p.Rollout > 0 && rolloutBucket(p.Number, q.first()) < p.Rollout
+}
+
+// rolloutBucket places a client in one of a hundred buckets, differently for each policy.
+func rolloutBucket(policy uint32, client string) uint32 {
+	return uint32(xxh3.HashStringSeed(client, uint64(policy)) % 100)
+}
+
+func (q *Request) dims() int {
+	given := 0
+	for i, v := range q.values() {
+		if v != "" {
+			given |= 1 << i
+		}
+	}
+	return given
+}
+
+func (q *Request) values() [len(dimNames)]string {
+	return [...]string{q.Client, q.APIKey, q.IP, q.Region, q.Resource}
+}
+
+// subject is the dimension whose shard decides: the first that is given.
+func (q *Request) subject() int {
+	for i, v := range q.values() {
+		if v != "" {
+			return i
+		}
+	}
+	return 0
+}
+
+func (q *Request) first() string { return q.values()[q.subject()] }
+
+// SubjectKey is the routing key of the shard that decides on a request.
+func (q *Request) SubjectKey() string {
+	i := q.subject()
+	return dimNames[i] + ":" + q.values()[i]
+}
+
+// match builds the limit. A counter that counts by the subject lives on the subject's shard, whatever else it counts by,
+// so that all limits of one client are decided in one step; others have a place of their own.
+func (r *rule) match(q *Request, subject int, rate uint32) Match {
+	params := r.params
+	if rate != 0 {
+		if params.Burst == params.Rate {
+			params.Burst = rate
+		}
+		params.Rate = rate
+		if params.Validate() != nil {
+			params = r.params // an override that does not fit the policy any more
+		}
+	}
+	m := Match{Policy: r.policy, Limit: counter.Limit{
+		Policy: r.policy.Number, Shadow: r.policy.Shadow, Params: params, Key: r.key(q),
+	}}
+	if r.scope&(1<<subject) != 0 {
+		m.RoutingKey = q.SubjectKey()
+		return m
+	}
+	key := []byte(r.policy.Scope)
+	sep := byte(':')
+	for i, v := range q.values() {
+		if r.scope&(1<<i) != 0 {
+			key = append(append(key, sep), v...)
+			sep = 0
+		}
+	}
+	m.RoutingKey = string(key)
+	return m
+}
+
+// key names the counter. See counter.Key.
+func (r *rule) key(q *Request) (k counter.Key) {
+	var room [128]byte
+	b := binary.BigEndian.AppendUint32(room[:0], r.policy.Number)
+	for i, v := range q.values() {
+		if r.scope&(1<<i) != 0 {
+			b = append(binary.AppendUvarint(append(b, byte(i)), uint64(len(v))), v...)
+		}
+	}
+	sum := sha256.Sum256(b)
+	copy(k[:], sum[:])
+	return k
+}
+
+// Policy finds a policy in the index, by number; nil if there is none.
+func (r *Resolver) Policy(number uint32) *catalog.Policy {
+	if rule := r.index.Load().byNumber[number]; rule != nil {
+		return rule.policy
+	}
+	return nil
+}

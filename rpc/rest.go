@@ -1,0 +1,157 @@
+package rpc
+
+import (
+	"context"
+	_ "embed"
+	"encoding/json"
+	"fmt"
+	"math"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+
+	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
+)
+
+//go:embed openapi/holdfast.swagger.json
+var openAPI []byte
+
+// newREST builds the HTTP interface: REST generated from the protobuf services, health, metrics.
+func newREST(s *services, n Node, m *Metrics, mux *http.ServeMux) (http.Handler, error) {
+	gateway := runtime.NewServeMux(
+		runtime.WithMarshalerOption(runtime.MIMEWildcard, &runtime.JSONPb{
+			MarshalOptions: protojson.MarshalOptions{UseProtoNames: true, EmitUnpopulated: true},
+		}),
+		runtime.WithErrorHandler(writeProblem),
+		runtime.WithForwardResponseOption(limitHeaders),
+		runtime.WithIncomingHeaderMatcher(func(name string) (string, bool) {
+			switch lower := strings.ToLower(name); lower {
+			case headerIdempotency, "holdfast-actor":
+				return lower, true
+			}
+			return runtime.DefaultHeaderMatcher(name)
+		}),
+	)
+	ctx := context.Background() // the generated functions keep nothing of it
+	for _, register := range []func() error{
+		func() error { return pb.RegisterLimitsHandlerServer(ctx, gateway, s.limits) },
+		func() error { return pb.RegisterPoliciesHandlerServer(ctx, gateway, s.policies) },
+		func() error { return pb.RegisterClusterHandlerServer(ctx, gateway, s.cluster) },
+	} {
+		if err := register(); err != nil {
+			return nil, fmt.Errorf("build the REST interface: %w", err)
+		}
+	}
+	mux.Handle("/", withHTTPStatus(gateway))
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ok\n")) })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		if err := n.Ready(); err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		_, _ = w.Write([]byte("ok\n"))
+	})
+	mux.Handle("GET /metrics", m.Handler())
+	mux.HandleFunc("GET /openapi.json", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = w.Write(openAPI)
+	})
+	return m.counted(http.MaxBytesHandler(mux, maxRequest)), nil
+}
+
+// problem is an RFC 9457 problem document.
+type problem struct {
+	Type      string `json:"type"`
+	Title     string `json:"title"`
+	Status    int    `json:"status"`
+	Detail    string `json:"detail"`
+	Retryable bool   `json:"retryable"`
+	Reason    string `json:"reason,omitempty"`
+}
+
+// writeProblem answers with an error.
+func writeProblem(_ context.Context, _ *runtime.ServeMux, _ runtime.Marshaler, w http.ResponseWriter, _ *http.Request, err error) {
+	s := status.Convert(err)
+	p := problem{Type: "about:blank", Status: runtime.HTTPStatusFromCode(s.Code()), Detail: s.Message()}
+	for _, d := range s.Details() {
+		switch d := d.(type) {
+		case *errdetails.ErrorInfo:
+			p.Reason, p.Retryable = d.Reason, d.Metadata["retryable"] == "true"
+			p.Type = "urn:holdfast:error:" + strings.ToLower(strings.ReplaceAll(d.Reason, "_", "-"))
+		case *errdetails.RetryInfo:
+			w.Header().Set("Retry-After", retryAfterHeader(d.RetryDelay.AsDuration().Seconds()))
+		}
+	}
+	if httpErr, ok := err.(*runtime.HTTPStatusError); ok { //nolint:errorlint // the library hands it over unwrapped
+		p.Status = httpErr.HTTPStatus
+	} else if strings.Contains(s.Message(), "request body too large") {
+		p.Status = http.StatusRequestEntityTooLarge
+	}
+	p.Title = http.StatusText(p.Status)
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(p.Status)
+	_ = json.NewEncoder(w).Encode(p)
+}
+
+type httpStatusKey struct{}
+
+// withHTTPStatus notes that the caller wants a denial as status 429.
+func withHTTPStatus(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.RawQuery != "" && r.URL.Query().Get("http_status") == "true" {
+			r = r.WithContext(context.WithValue(r.Context(), httpStatusKey{}, true))
+			query := r.URL.Query()
+			query.Del("http_status")
+			r.URL.RawQuery = query.Encode()
+		}
+		h.ServeHTTP(w, r)
+	})
+}
+
+// limitHeaders adds the RateLimit fields of draft-ietf-httpapi-ratelimit-headers to the answer of a check.
+func limitHeaders(ctx context.Context, w http.ResponseWriter, m proto.Message) error {
+	r, ok := m.(*pb.CheckResponse)
+	if !ok || len(r.Limits) == 0 {
+		return nil
+	}
+	var policies, limits []string
+	for _, l := range r.Limits {
+		if l.Shadow {
+			continue
+		}
+		name := strconv.Quote(l.PolicyName)
+		policies = append(policies, fmt.Sprintf("%s;q=%d;w=%d", name, l.Limit, int(math.Ceil(l.Window))))
+		limits = append(limits, fmt.Sprintf("%s;r=%d;t=%d", name, l.RemainingQuota, untilReset(l)))
+	}
+	if len(policies) > 0 {
+		w.Header().Set("RateLimit-Policy", strings.Join(policies, ", "))
+		w.Header().Set("RateLimit", strings.Join(limits, ", "))
+	}
+	if want, _ := ctx.Value(httpStatusKey{}).(bool); want && !r.Allowed {
+		if r.RetryAfter >= 0 {
+			w.Header().Set("Retry-After", retryAfterHeader(r.RetryAfter))
+		}
+		w.WriteHeader(http.StatusTooManyRequests)
+	}
+	return nil
+}
+
+// untilReset is the number of seconds until there is more quota.
+func untilReset(l *pb.LimitState) int {
+	if l.Denied && l.RetryAfter >= 0 {
+		return int(math.Ceil(l.RetryAfter))
+	}
+	return int(math.Ceil(max(l.ResetTime.AsTime().Sub(time.Now()).Seconds(), 0)))
+}
+
+// retryAfterHeader rounds up: earlier would be denied again.
+func retryAfterHeader(seconds float64) string {
+	return strconv.Itoa(max(int(math.Ceil(seconds)), 1))
+}

@@ -1,0 +1,146 @@
+package rpc
+
+import (
+	"context"
+	"net/http"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/reflection"
+	"google.golang.org/grpc/status"
+
+	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
+	"github.com/holdfastdb/holdfast/rpc/policy"
+)
+
+// Options configures a Server.
+type Options struct {
+	Node    Node
+	Metrics *Metrics
+	// Creds secures gRPC; nil means plain text.
+	Creds credentials.TransportCredentials
+}
+
+// Server serves one node's gRPC and REST interfaces.
+type Server struct {
+	// GRPC is ready to Serve.
+	GRPC *grpc.Server
+	// HTTP handles REST, health and metrics.
+	HTTP     http.Handler
+	resolver *policy.Resolver
+	limits   *limits
+}
+
+// maxRequest bounds a request's size in bytes, on all interfaces.
+const maxRequest = 4 << 20
+
+// New builds the services. Close ends them.
+func New(o Options) (*Server, error) {
+	resolver, err := policy.New(o.Node)
+	if err != nil {
+		return nil, err
+	}
+	l := &limits{node: o.Node, resolver: resolver, now: time.Now}
+	l.leases = newLeaser(l)
+	s := &Server{resolver: resolver, limits: l}
+	options := []grpc.ServerOption{
+		grpc.MaxRecvMsgSize(maxRequest),
+		grpc.MaxConcurrentStreams(1 << 14),
+		grpc.InitialWindowSize(1 << 20), grpc.InitialConnWindowSize(4 << 20),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
+		grpc.UnaryInterceptor(o.Metrics.unary),
+	}
+	if o.Creds != nil {
+		options = append(options, grpc.Creds(o.Creds))
+	}
+	s.GRPC = grpc.NewServer(options...)
+	services := services{
+		limits: l, policies: &policies{node: o.Node}, cluster: &cluster{node: o.Node},
+		data: &data{node: o.Node, limits: l, metrics: o.Metrics, now: time.Now},
+	}
+	pb.RegisterLimitsServer(s.GRPC, services.limits)
+	pb.RegisterPoliciesServer(s.GRPC, services.policies)
+	pb.RegisterClusterServer(s.GRPC, services.cluster)
+	pb.RegisterDataServer(s.GRPC, services.data)
+	grpc_health_v1.RegisterHealthServer(s.GRPC, healthService{node: o.Node})
+	reflection.Register(s.GRPC)
+	o.Metrics.registry.MustRegister(newShardCollector(o.Node))
+	mux := http.NewServeMux()
+	rest, err := newREST(&services, o.Node, o.Metrics, mux)
+	if err != nil {
+		return nil, err
+	}
+	s.HTTP = rest
+	return s, nil
+}
+
+type services struct {
+	limits   *limits
+	policies *policies
+	cluster  *cluster
+	data     *data
+}
+
+// Close lets calls under way finish, as long as ctx lasts, and returns the leases that this node holds.
+func (s *Server) Close(ctx context.Context) {
+	s.limits.leases.close(ctx)
+	stopped := make(chan struct{})
+	go func() {
+		s.GRPC.GracefulStop()
+		close(stopped)
+	}()
+	select {
+	case <-stopped:
+	case <-ctx.Done():
+		s.GRPC.Stop()
+		<-stopped
+	}
+	s.resolver.Close()
+}
+
+// healthService implements grpc.health.v1: serving when the node is ready.
+type healthService struct {
+	grpc_health_v1.UnimplementedHealthServer
+	node Node
+}
+
+func (h healthService) state() *grpc_health_v1.HealthCheckResponse {
+	if h.node.Ready() != nil {
+		return &grpc_health_v1.HealthCheckResponse{Status: grpc_health_v1.HealthCheckResponse_NOT_SERVING}
+	}
+	return &grpc_health_v1.HealthCheckResponse{Status: grpc_health_v1.HealthCheckResponse_SERVING}
+}
+
+// Check implements the service.
+func (h healthService) Check(_ context.Context, q *grpc_health_v1.HealthCheckRequest) (*grpc_health_v1.HealthCheckResponse, error) {
+	switch q.Service {
+	case "", pb.Limits_ServiceDesc.ServiceName, pb.Policies_ServiceDesc.ServiceName, pb.Cluster_ServiceDesc.ServiceName, pb.Data_ServiceDesc.ServiceName:
+		return h.state(), nil
+	}
+	return nil, status.Errorf(codes.NotFound, "no service %q", q.Service)
+}
+
+// Watch implements the service.
+func (h healthService) Watch(_ *grpc_health_v1.HealthCheckRequest, st grpc.ServerStreamingServer[grpc_health_v1.HealthCheckResponse]) error {
+	every := time.NewTicker(time.Second)
+	defer every.Stop()
+	last := grpc_health_v1.HealthCheckResponse_UNKNOWN
+	for {
+		if now := h.state(); now.Status != last {
+			last = now.Status
+			if err := st.Send(now); err != nil {
+				return err
+			}
+		}
+		select {
+		case <-st.Context().Done():
+			return st.Context().Err()
+		case <-every.C:
+		}
+	}
+}
