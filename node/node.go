@@ -334,6 +334,23 @@ func (n *Node) openGroup(group uint32, gen uint32, bootstrap bool) error {
 	return nil
 }
 
+// HandOver gives the leadership of all groups to other nodes, as far as there are any and ctx lasts.
+func (n *Node) HandOver(ctx context.Context) {
+	var moving sync.WaitGroup
+	for _, m := range n.members() {
+		moving.Go(func() { m.HandOver() })
+	}
+	done := make(chan struct{})
+	go func() {
+		moving.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-ctx.Done():
+	}
+}
+
 // Close hands leadership over, stops everything and closes the files.
 func (n *Node) Close() error {
 	n.once.Do(func() { n.err = n.close() })

@@ -190,7 +190,7 @@ func TestRequestsOutOfBounds(t *testing.T) {
 		"long TTL":         {&ReserveRequest{TTL: MaxReserve + 1, TakeRequest: TakeRequest{1, many[:1]}}, &ReserveRequest{}},
 		"no lease TTL":     {&LeaseRequest{Limits: many[:1]}, &LeaseRequest{}},
 		"long lease TTL":   {&LeaseRequest{TTL: MaxLease + 1, Limits: many[:1]}, &LeaseRequest{}},
-		"too many returns": {&LeaseRequest{TTL: 1, Returns: make([]LeaseReturn, maxReturns+1), Limits: many[:1]}, &LeaseRequest{}},
+		"too many returns": {&LeaseRequest{TTL: 1, Returns: make([]LeaseReturn, MaxReturns+1), Limits: many[:1]}, &LeaseRequest{}},
 		"no mode":          {&SettleRequest{Keys: []Key{{}}}, &SettleRequest{}},
 		"unknown mode":     {&SettleRequest{Mode: 3, Keys: []Key{{}}}, &SettleRequest{}},
 		"no keys":          {&SettleRequest{Mode: Confirm}, &SettleRequest{}},

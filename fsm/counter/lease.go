@@ -27,7 +27,7 @@ type LeaseReturn struct {
 // Bounds of leases.
 const (
 	MaxLease      = 60_000 // milliseconds
-	maxReturns    = 64
+	MaxReturns    = 64
 	minReturnSize = 9
 )
 
@@ -49,7 +49,7 @@ func (q *LeaseRequest) Decode(b []byte) error {
 	q.Want = d.Uint32()
 	ttl := d.Uvarint()
 	n := d.Count(minReturnSize)
-	if ttl < 1 || ttl > MaxLease || n > maxReturns {
+	if ttl < 1 || ttl > MaxLease || n > MaxReturns {
 		d.Fail()
 		n = 0
 	}

@@ -277,7 +277,7 @@ func (g *Group) WaitApplied(ctx context.Context, index uint64) error {
 // Close hands leadership over if it can, then stops the replica.
 func (g *Group) Close() error {
 	g.closeOnce.Do(func() {
-		g.handOver()
+		g.HandOver()
 		g.ready.Store(0)
 		g.stop()
 		g.proposer.close()

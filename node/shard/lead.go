@@ -158,8 +158,8 @@ var stateNames = map[raft.RaftState]string{
 	raft.Leader: "leader", raft.Follower: "follower", raft.Candidate: "candidate", raft.Shutdown: "shutdown",
 }
 
-// handOver gives leadership to another voter, if there is one.
-func (g *Group) handOver() {
+// HandOver gives leadership to another voter, if there is one, and returns when that has succeeded or failed.
+func (g *Group) HandOver() {
 	r := g.raft()
 	if r.State() != raft.Leader || len(g.voters(r)) < 2 {
 		return

@@ -1,0 +1,165 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/zeebo/xxh3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
+)
+
+// routes is what the client knows of the cluster. It does not change; a new one replaces it.
+type routes struct {
+	shards  []*pb.ShardInfo // by first slot
+	addrs   []string        // of all nodes, those that are up first
+	byNode  map[string]string
+	leaders map[uint32]string // addresses
+}
+
+// shardOf finds the shard of a routing key.
+func (r *routes) shardOf(routingKey string) uint32 {
+	slot := uint32(xxh3.HashString(routingKey) >> 48)
+	i, found := slices.BinarySearchFunc(r.shards, slot, func(s *pb.ShardInfo, slot uint32) int { return int(s.FirstSlot) - int(slot) })
+	if !found {
+		i--
+	}
+	return r.shards[i].Shard
+}
+
+// refreshPause keeps a cluster in trouble from being asked for its map all the time.
+const refreshPause = 50 * time.Millisecond
+
+// refresh fetches the cluster map from any node that answers. Several callers share one fetch.
+func (c *Client) refresh(ctx context.Context) error {
+	asked := time.Now()
+	select {
+	case c.refreshing <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { <-c.refreshing }()
+	c.mu.Lock()
+	fresh := c.refreshed.After(asked)
+	since := time.Since(c.refreshed)
+	c.mu.Unlock()
+	if fresh {
+		return nil
+	}
+	if since < refreshPause {
+		if err := sleep(ctx, refreshPause-since); err != nil {
+			return err
+		}
+	}
+	var errs []error
+	for _, addr := range c.known() {
+		conn, err := c.conn(addr)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		try, cancel := context.WithTimeout(ctx, 2*time.Second)
+		m, err := pb.NewDataClient(conn).ClusterMap(try, &pb.ClusterMapRequest{})
+		cancel()
+		if err == nil && len(m.Shards) > 0 {
+			c.learn(m)
+			return nil
+		}
+		errs = append(errs, fmt.Errorf("%s: %w", addr, err))
+	}
+	return errors.Join(errs...)
+}
+
+// known lists addresses to try, the configured ones after those of the map.
+func (c *Client) known() []string {
+	var addrs []string
+	if r := c.routes.Load(); r != nil {
+		addrs = append(addrs, r.addrs...)
+	}
+	for _, a := range c.cfg.Addrs {
+		if !slices.Contains(addrs, a) {
+			addrs = append(addrs, a)
+		}
+	}
+	return addrs
+}
+
+func (c *Client) learn(m *pb.ClusterMapResponse) {
+	r := &routes{shards: m.Shards, byNode: make(map[string]string), leaders: make(map[uint32]string)}
+	slices.SortFunc(r.shards, func(a, b *pb.ShardInfo) int { return int(a.FirstSlot) - int(b.FirstSlot) })
+	var down []string
+	for _, n := range m.Nodes {
+		r.byNode[n.NodeId] = n.GrpcAddr
+		if n.State == "up" {
+			r.addrs = append(r.addrs, n.GrpcAddr)
+		} else {
+			down = append(down, n.GrpcAddr)
+		}
+	}
+	r.addrs = append(r.addrs, down...)
+	for _, s := range m.Shards {
+		if addr := r.byNode[s.Leader]; addr != "" {
+			r.leaders[s.Shard] = addr
+		}
+	}
+	c.routes.Store(r)
+	c.mu.Lock()
+	c.refreshed = time.Now()
+	c.mu.Unlock()
+}
+
+// hint notes the leader of a shard that a node named.
+func (c *Client) hint(shard uint32, addr string) {
+	for {
+		old := c.routes.Load()
+		if old.leaders[shard] == addr {
+			return
+		}
+		r := *old
+		r.leaders = make(map[uint32]string, len(old.leaders))
+		for s, a := range old.leaders {
+			r.leaders[s] = a
+		}
+		r.leaders[shard] = addr
+		if c.routes.CompareAndSwap(old, &r) {
+			return
+		}
+	}
+}
+
+// Conn is the connection for calls that are not part of the SDK, such as those of the generated clients in package
+// holdfastpb. A call goes to one node; if that is unreachable, to the next.
+func (c *Client) Conn() grpc.ClientConnInterface { return failover{c} }
+
+type failover struct{ c *Client }
+
+// Invoke implements grpc.ClientConnInterface. A call is tried elsewhere only if it surely was not served.
+func (f failover) Invoke(ctx context.Context, method string, q, r any, opts ...grpc.CallOption) error {
+	var err error
+	for _, addr := range f.c.known() {
+		conn, connErr := f.c.conn(addr)
+		if connErr != nil {
+			err = connErr
+			continue
+		}
+		if err = conn.Invoke(ctx, method, q, r, opts...); status.Code(err) != codes.Unavailable {
+			return err
+		}
+	}
+	return err
+}
+
+// NewStream implements grpc.ClientConnInterface.
+func (f failover) NewStream(ctx context.Context, desc *grpc.StreamDesc, method string, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+	conn, err := f.c.conn(f.c.known()[0])
+	if err != nil {
+		return nil, err
+	}
+	return conn.NewStream(ctx, desc, method, opts...)
+}
