@@ -41,15 +41,16 @@ func assign(tx *fsm.Tx, q *Body[Assign]) (Body[uint32], error) {
 	if err != nil {
 		return Body[uint32]{}, err
 	}
-	for _, client := range q.V.Clients {
+	clients := distinct(q.V.Clients)
+	for _, client := range clients {
 		set(tx, assignmentKey(client, p.Number), Assignment{
 			Policy: p.Number, Client: client, Rate: q.V.Rate, Priority: q.V.Priority, From: q.V.From, To: q.V.To,
 		})
 		set(tx, clientKey(p.Number, client), Nothing{})
 		e.changed(Change{Client: client})
 	}
-	return Body[uint32]{uint32(len(q.V.Clients))}, e.end(p.Number, Audit{
-		Actor: q.V.Actor, Action: "assign", Revision: p.Revision, Detail: summary(q.V.Clients),
+	return Body[uint32]{uint32(len(clients))}, e.end(p.Number, Audit{
+		Actor: q.V.Actor, Action: "assign", Revision: p.Revision, Detail: summary(clients),
 	})
 }
 
@@ -69,7 +70,7 @@ func unassign(tx *fsm.Tx, q *Body[Assign]) (Body[uint32], error) {
 		return Body[uint32]{}, err
 	}
 	var gone []string
-	for _, client := range q.V.Clients {
+	for _, client := range distinct(q.V.Clients) {
 		_, found, err := get[Nothing](tx, clientKey(p.Number, client))
 		if err != nil {
 			return Body[uint32]{}, err
@@ -84,6 +85,19 @@ func unassign(tx *fsm.Tx, q *Body[Assign]) (Body[uint32], error) {
 	return Body[uint32]{uint32(len(gone))}, e.end(p.Number, Audit{
 		Actor: q.V.Actor, Action: "unassign", Revision: p.Revision, Detail: summary(gone),
 	})
+}
+
+// distinct leaves out clients that were named before.
+func distinct(clients []string) []string {
+	seen := make(map[string]bool, len(clients))
+	list := make([]string, 0, len(clients))
+	for _, client := range clients {
+		if !seen[client] {
+			seen[client] = true
+			list = append(list, client)
+		}
+	}
+	return list
 }
 
 // summary tells of many clients in one line.
@@ -103,7 +117,9 @@ func AssignmentsOf(r kv.Reader, client string) ([]Assignment, error) {
 	prefix := append(append([]byte(prefixAssignment), client...), 0)
 	var list []Assignment
 	err := each(r, prefix, after(prefix), func(_ []byte, a Assignment) bool {
-		list = append(list, a)
+		if a.Client == client { // or one that goes on after a NUL
+			list = append(list, a)
+		}
 		return true
 	})
 	return list, err

@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 
 	"github.com/holdfastdb/holdfast/fsm"
 	"github.com/holdfastdb/holdfast/storage/kv"
@@ -88,6 +89,9 @@ func (b *Body[T]) Decode(text []byte) error {
 	d.DisallowUnknownFields()
 	if err := d.Decode(&b.V); err != nil {
 		return fmt.Errorf("%w: %T: %w", fsm.ErrCorrupt, b.V, err)
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return fmt.Errorf("%w: %T: something after its end", fsm.ErrCorrupt, b.V)
 	}
 	return nil
 }

@@ -1,7 +1,9 @@
 package catalog
 
 import (
+	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -276,29 +278,44 @@ func putDomain(tx *fsm.Tx, q *Body[Domain]) (Body[Nothing], error) {
 // check verifies that both directions of assignments and names agree; see fsm.Type.
 func check(r kv.Reader, now fsm.Time) error {
 	v := fsm.ViewOf(r, TypeID, now)
-	count := func(prefix string) (n int, err error) {
+	var broken error
+	pairs := 0 // what the second direction must have as many of
+	err := each(v, []byte(prefixAssignment), after([]byte(prefixAssignment)), func(key []byte, a Assignment) bool {
+		pairs++
+		_, back, err := get[Nothing](v, clientKey(a.Policy, a.Client))
+		_, policy, err2 := get[Policy](v, numbered(prefixPolicy, a.Policy))
+		if broken = errors.Join(err, err2); broken == nil && (!back || !policy || !bytes.Equal(key, assignmentKey(a.Client, a.Policy))) {
+			broken = fmt.Errorf("catalog: assignment %q to %s: key %q, listed %t, policy exists %t", a.Client, PolicyID(a.Policy), key, back, policy)
+		}
+		return broken == nil
+	})
+	if err = errors.Join(err, broken); err != nil {
+		return err
+	}
+	if err := each(v, []byte(prefixPolicy), after([]byte(prefixPolicy)), func(_ []byte, p Policy) bool {
+		pairs++
+		owner, found, err := get[uint32](v, []byte(prefixName+p.Name))
+		if broken = err; err == nil && (!found || owner != p.Number) {
+			broken = fmt.Errorf("catalog: the name %q of policy %s leads to %s", p.Name, p.ID(), PolicyID(owner))
+		}
+		return broken == nil
+	}); err != nil || broken != nil {
+		return errors.Join(err, broken)
+	}
+	for _, prefix := range []string{prefixClients, prefixName} {
 		it, err := v.Iter([]byte(prefix), after([]byte(prefix)))
 		if err != nil {
-			return 0, err
+			return err
 		}
-		defer it.Close()
 		for it.Next() {
-			n++
+			pairs--
 		}
-		return n, it.Err()
+		if err := errors.Join(it.Err(), it.Close()); err != nil {
+			return err
+		}
 	}
-	for _, pair := range [][2]string{{prefixAssignment, prefixClients}, {prefixPolicy, prefixName}} {
-		a, err := count(pair[0])
-		if err != nil {
-			return err
-		}
-		b, err := count(pair[1])
-		if err != nil {
-			return err
-		}
-		if a != b {
-			return fmt.Errorf("catalog: %d records under %q but %d under %q", a, pair[0], b, pair[1])
-		}
+	if pairs != 0 {
+		return fmt.Errorf("catalog: %d more assignments and policies than clients and names that lead to them", pairs)
 	}
 	return nil
 }

@@ -2,6 +2,7 @@ package catalog
 
 import (
 	"errors"
+	"math"
 	"slices"
 
 	"github.com/holdfastdb/holdfast/fsm"
@@ -88,6 +89,9 @@ type Policies struct {
 func listPolicies(v *fsm.View, q *Body[Page]) (Body[Policies], error) {
 	n, _ := ParsePolicyID(q.V.After)
 	var page Policies
+	if n == math.MaxUint32 { // none has a higher number, and n+1 would begin again
+		return Body[Policies]{page}, nil
+	}
 	err := each(v, numbered(prefixPolicy, n+1), after([]byte(prefixPolicy)), func(_ []byte, p Policy) bool {
 		if page.More = len(page.List) == q.V.size(); page.More {
 			return false
@@ -134,7 +138,7 @@ func history(v *fsm.View, q *Body[PolicyRef]) (Body[[]Audit], error) {
 	switch {
 	case err == nil:
 		n = p.Number
-	case !isID || !errors.As(err, &refusal):
+	case !isID || n == math.MaxUint32 || !errors.As(err, &refusal): // n+1 below would begin again
 		return Body[[]Audit]{}, err
 	}
 	var list []Audit
