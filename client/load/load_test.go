@@ -1,4 +1,4 @@
-package main
+package load
 
 import (
 	"context"
@@ -29,9 +29,9 @@ func TestHistogramQuantilesAreCloseFromAbove(t *testing.T) {
 
 func TestTheLoopCountsOnlyAfterTheWarmUpAndReportsErrors(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := load{callers: 4, keys: 10, warmup: time.Second, duration: 2 * time.Second}
+		l := Load{Callers: 4, Keys: 10, Warmup: time.Second, Duration: 2 * time.Second}
 		boom := errors.New("boom")
-		r := l.run(t.Context(), func(_ context.Context, caller, key int) error {
+		r := l.Run(t.Context(), func(_ context.Context, caller, key int) error {
 			time.Sleep(10 * time.Millisecond)
 			if key < 0 || key >= 10 {
 				t.Errorf("key %d", key)
@@ -41,11 +41,28 @@ func TestTheLoopCountsOnlyAfterTheWarmUpAndReportsErrors(t *testing.T) {
 			}
 			return nil
 		})
-		if r.ops != 600 || r.errors != 200 || r.perSecond != 300 || !errors.Is(r.firstError, boom) {
+		if r.Ops != 600 || r.Errors != 200 || r.PerSecond != 300 || !errors.Is(r.FirstError, boom) {
 			t.Errorf("got %+v", r)
 		}
-		if r.p50 < 10*time.Millisecond || r.p50 > 11*time.Millisecond {
-			t.Errorf("median %v", r.p50)
+		if r.P50 < 10*time.Millisecond || r.P50 > 11*time.Millisecond {
+			t.Errorf("median %v", r.P50)
+		}
+	})
+}
+
+// A system that hangs for a second must show it in the latencies, also of the operations that could not be sent then.
+func TestPacedLoadCountsTheWaitForASlowAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := 0
+		l := Load{Callers: 1, Keys: 1, Duration: 10 * time.Second, PerSecond: 100}
+		r := l.Run(t.Context(), func(context.Context, int, int) error {
+			if n++; n == 100 {
+				time.Sleep(time.Second)
+			}
+			return nil
+		})
+		if r.Ops != 1000 || r.P50 > time.Millisecond || r.P95 < 400*time.Millisecond || r.Max < time.Second {
+			t.Errorf("got %+v", r)
 		}
 	})
 }

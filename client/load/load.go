@@ -1,0 +1,181 @@
+// Package load makes load for benchmarks and measures what comes of it.
+package load
+
+import (
+	"context"
+	"math/bits"
+	"math/rand/v2"
+	"sync"
+	"time"
+)
+
+// Work is one operation, called by caller number caller for a key, 0 to Keys-1.
+type Work func(ctx context.Context, caller, key int) error
+
+// Load says how much work to do. By default it is a closed loop: each caller starts its next operation when the one
+// before it was answered.
+type Load struct {
+	Callers, Keys    int
+	Warmup, Duration time.Duration
+	// Zipf above 1 prefers some keys to others by that exponent; 0 uses all alike.
+	Zipf float64
+	// PerSecond, if not 0, is the rate at which operations are due, all callers together. The time of an operation
+	// then counts from when it was due, so that waiting for a slow one before it counts too.
+	PerSecond float64
+	// Sample measures the time of every so manieth operation only, for those that take less than reading a clock.
+	Sample int
+	// Unknown tells errors that leave the outcome open from others.
+	Unknown func(error) bool
+}
+
+// Result is what one run gave. Operations that began in the warm-up are not counted.
+type Result struct {
+	Ops, Errors, Unknown     uint64
+	PerSecond                float64
+	P50, P95, P99, P999, Max time.Duration
+	FirstError               error
+}
+
+// Run does the work. ctx ends it early.
+func (l Load) Run(ctx context.Context, do Work) Result {
+	begin := time.Now()
+	parts := make([]histogram, l.Callers)
+	failures := make([]error, l.Callers)
+	var running sync.WaitGroup
+	for caller := range l.Callers {
+		running.Go(func() { failures[caller] = l.caller(ctx, begin, caller, do, &parts[caller]) })
+	}
+	running.Wait()
+	var all histogram
+	var r Result
+	for i := range parts {
+		all.merge(&parts[i])
+		if r.FirstError == nil {
+			r.FirstError = failures[i]
+		}
+	}
+	r.Ops, r.Errors, r.Unknown = all.done, all.errors, all.unknown
+	r.PerSecond = float64(all.done) / l.Duration.Seconds()
+	r.P50, r.P95, r.P99, r.P999, r.Max = all.quantile(0.50), all.quantile(0.95), all.quantile(0.99), all.quantile(0.999), all.max
+	return r
+}
+
+// caller is one of the loops.
+func (l Load) caller(ctx context.Context, begin time.Time, caller int, do Work, h *histogram) (failure error) {
+	from, to := begin.Add(l.Warmup), begin.Add(l.Warmup+l.Duration)
+	next := l.keys(caller)
+	sample := max(l.Sample, 1)
+	start := time.Now()
+	for n := 0; ; n++ {
+		switch {
+		case l.PerSecond > 0:
+			start = begin.Add(time.Duration((float64(n*l.Callers) + float64(caller)) / l.PerSecond * float64(time.Second)))
+			if pause(ctx, time.Until(start)) != nil {
+				return failure
+			}
+		case n%sample == 0:
+			start = time.Now()
+		}
+		if !start.Before(to) || ctx.Err() != nil {
+			return failure
+		}
+		err := do(ctx, caller, next())
+		switch {
+		case start.Before(from):
+		case err == nil:
+			h.done++
+			if n%sample == 0 || l.PerSecond > 0 {
+				h.add(time.Since(start))
+			}
+		case l.Unknown != nil && l.Unknown(err):
+			h.unknown++
+			failure = err
+		default:
+			h.errors++
+			failure = err
+		}
+	}
+}
+
+// keys returns a source of keys.
+func (l Load) keys(caller int) func() int {
+	keys := max(l.Keys, 1)
+	if l.Zipf > 1 {
+		z := rand.NewZipf(rand.New(rand.NewPCG(uint64(caller), 1)), l.Zipf, 1, uint64(keys-1))
+		return func() int { return int(z.Uint64()) }
+	}
+	// A step through the keys, different for each caller, instead of a random generator.
+	key, step := caller*7919%keys, 1+2*(caller%50)
+	return func() int {
+		key = (key + step) % keys
+		return key
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	if d <= 0 {
+		return nil
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// histogram counts latencies in buckets of 1/32 of a power of two, so that a quantile is off by at most about 3 %.
+type histogram struct {
+	buckets               [64 * 32]uint64
+	count                 uint64 // measured
+	done, errors, unknown uint64
+	max                   time.Duration
+}
+
+func bucketOf(d time.Duration) int {
+	v := uint64(max(d, 0))
+	if v < 32 {
+		return int(v)
+	}
+	shift := bits.Len64(v) - 6
+	return (shift+1)*32 + int(v>>shift) - 32
+}
+
+// bucketTop is the largest duration of a bucket.
+func bucketTop(b int) time.Duration {
+	if b < 32 {
+		return time.Duration(b)
+	}
+	shift := b/32 - 1
+	return time.Duration((uint64(b%32)+33)<<shift - 1)
+}
+
+func (h *histogram) add(d time.Duration) {
+	h.buckets[bucketOf(d)]++
+	h.count++
+	h.max = max(h.max, d)
+}
+
+func (h *histogram) merge(o *histogram) {
+	for i, n := range o.buckets {
+		h.buckets[i] += n
+	}
+	h.count += o.count
+	h.done += o.done
+	h.errors += o.errors
+	h.unknown += o.unknown
+	h.max = max(h.max, o.max)
+}
+
+func (h *histogram) quantile(q float64) time.Duration {
+	rank, seen := uint64(q*float64(h.count)), uint64(0)
+	for b, n := range h.buckets {
+		seen += n
+		if seen > rank {
+			return min(bucketTop(b), h.max)
+		}
+	}
+	return h.max
+}

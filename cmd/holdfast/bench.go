@@ -1,0 +1,191 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/holdfastdb/holdfast/client"
+	"github.com/holdfastdb/holdfast/client/load"
+	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
+)
+
+// benchRun is what the flags of bench say.
+type benchRun struct {
+	clients, keys    int
+	duration, warmup time.Duration
+	zipf, rate       float64
+}
+
+// benchResult is what bench prints; the names are promises.
+type benchResult struct {
+	Workload  string  `json:"workload"`
+	Clients   int     `json:"clients"`
+	DurationS float64 `json:"duration_s"`
+	Ops       uint64  `json:"ops"`
+	OpsPerS   float64 `json:"ops_per_s"`
+	Errors    uint64  `json:"errors"`
+	Unknown   uint64  `json:"unknown"`
+	P50       float64 `json:"p50_us"`
+	P95       float64 `json:"p95_us"`
+	P99       float64 `json:"p99_us"`
+	P999      float64 `json:"p999_us"`
+}
+
+// workload prepares the cluster and returns one operation; cleanup undoes what it made.
+type workload func(ctx context.Context, cl *client.Client, r *benchRun) (do load.Work, cleanup func(context.Context) error, err error)
+
+var workloads = map[string]workload{
+	"limit-check": benchCheck,
+	"limit-lease": benchLease,
+}
+
+func newBench(c *cli) *cobra.Command {
+	var r benchRun
+	cmd := &cobra.Command{
+		Use:   "bench WORKLOAD",
+		Short: "Put load on the cluster and measure it",
+		Long: `bench puts load on a running cluster and measures it from the callers' side.
+
+Workloads:
+  limit-check   durable, exactly-once rate-limit checks
+  limit-lease   checks decided from leases of this process`,
+		Example: `  holdfast bench limit-check --clients 256 --duration 10s
+  holdfast bench limit-check --clients 1 -o json
+  holdfast bench limit-check --rate 20000        at a fixed rate, for latencies below the peak`,
+		Args:      cobra.ExactArgs(1),
+		ValidArgs: []string{"limit-check", "limit-lease"},
+		RunE:      func(cmd *cobra.Command, args []string) error { return c.bench(cmd.Context(), args[0], &r) },
+	}
+	f := cmd.Flags()
+	f.IntVar(&r.clients, "clients", 64, "callers at the same time")
+	f.IntVar(&r.keys, "keys", 10_000, "different clients of the limits")
+	f.DurationVar(&r.duration, "duration", 10*time.Second, "how long to measure")
+	f.DurationVar(&r.warmup, "warmup", 2*time.Second, "how long to run before")
+	f.Float64Var(&r.zipf, "zipf", 0, "skew of the keys, above 1; 0 uses all alike")
+	f.Float64Var(&r.rate, "rate", 0, "operations per second; 0 is as fast as possible")
+	return cmd
+}
+
+func (c *cli) bench(ctx context.Context, name string, r *benchRun) (err error) {
+	prepare, ok := workloads[name]
+	if !ok {
+		return usageErrorf("no workload %q: use limit-check or limit-lease", name)
+	}
+	if r.clients < 1 || r.keys < 1 || r.duration <= 0 || r.zipf != 0 && r.zipf <= 1 {
+		return usageErrorf("--clients, --keys and --duration must be positive, --zipf above 1")
+	}
+	cl, err := c.dial(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = plain(errors.Join(err, cl.Close())) }()
+	do, cleanup, err := prepare(ctx, cl, r)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, cleanup(context.WithoutCancel(ctx))) }()
+	bar := c.progress("measuring "+name, int64(r.warmup+r.duration))
+	ticking, stop := context.WithCancel(ctx)
+	go func() {
+		for ticking.Err() == nil {
+			bar.add(int64(100 * time.Millisecond))
+			time.Sleep(100 * time.Millisecond)
+		}
+	}()
+	l := load.Load{
+		Callers: r.clients, Keys: r.keys, Warmup: r.warmup, Duration: r.duration, Zipf: r.zipf, PerSecond: r.rate,
+		Unknown: func(err error) bool { return errors.Is(err, client.ErrOutcomeUnknown) },
+	}
+	if name == "limit-lease" {
+		l.Sample = 64
+	}
+	got := l.Run(ctx, do)
+	stop()
+	bar.done()
+	if got.FirstError != nil {
+		fmt.Fprintln(c.stderr, "one of the errors:", got.FirstError)
+	}
+	return c.printer().value(resultOf(name, r, got), resultTable(name, r, got))
+}
+
+func resultOf(name string, r *benchRun, got load.Result) benchResult {
+	us := func(d time.Duration) float64 { return math.Round(float64(d)/100) / 10 }
+	return benchResult{
+		Workload: name, Clients: r.clients, DurationS: r.duration.Seconds(), Ops: got.Ops, OpsPerS: math.Round(got.PerSecond),
+		Errors: got.Errors, Unknown: got.Unknown, P50: us(got.P50), P95: us(got.P95), P99: us(got.P99), P999: us(got.P999),
+	}
+}
+
+func resultTable(name string, r *benchRun, got load.Result) *table {
+	t := &table{header: []string{"workload", "clients", "ops/s", "p50", "p95", "p99", "p99.9", "errors", "unknown"}}
+	short := func(d time.Duration) string { return d.Round(10 * time.Microsecond).String() }
+	t.add(name, strconv.Itoa(r.clients), fmt.Sprintf("%.0f", got.PerSecond), short(got.P50), short(got.P95), short(got.P99),
+		short(got.P999), strconv.FormatUint(got.Errors, 10), strconv.FormatUint(got.Unknown, 10))
+	return t
+}
+
+// benchPolicy makes a policy for one resource that never denies.
+func benchPolicy(ctx context.Context, cl *client.Client) (resource string, cleanup func(context.Context) error, err error) {
+	policies := pb.NewPoliciesClient(cl.Conn())
+	resource = "bench-" + strconv.FormatInt(time.Now().UnixNano(), 36)
+	p, err := policies.CreatePolicy(ctx, &pb.CreatePolicyRequest{
+		Name: resource, Algorithm: "token_bucket", RateLimit: 1_000_000_000, TimeWindow: 1, Resource: resource,
+		Description: "made by holdfast bench",
+	})
+	if err != nil {
+		return "", nil, err
+	}
+	cleanup = func(ctx context.Context) error {
+		_, err := policies.DeletePolicy(ctx, &pb.DeletePolicyRequest{PolicyId: p.PolicyId})
+		return err
+	}
+	if _, err := policies.AssignClients(ctx, &pb.AssignClientsRequest{PolicyId: p.PolicyId, ClientIds: []string{"*"}}); err != nil {
+		return "", nil, errors.Join(err, cleanup(ctx))
+	}
+	return resource, cleanup, nil
+}
+
+// keyNames are made once: what is measured is the cluster.
+func keyNames(n int) []string {
+	names := make([]string, n)
+	for i := range names {
+		names[i] = "client-" + strconv.Itoa(i)
+	}
+	return names
+}
+
+func benchCheck(ctx context.Context, cl *client.Client, r *benchRun) (load.Work, func(context.Context) error, error) {
+	resource, cleanup, err := benchPolicy(ctx, cl)
+	if err != nil {
+		return nil, nil, err
+	}
+	names, limits := keyNames(r.keys), cl.Limits()
+	return func(ctx context.Context, _, key int) error {
+		d, err := limits.Check(ctx, client.Request{Client: names[key], Resource: resource})
+		if err == nil && (!d.Allowed || d.Policy == "") {
+			return fmt.Errorf("a check was not allowed by the bench's policy: %+v", d)
+		}
+		return err
+	}, cleanup, nil
+}
+
+func benchLease(ctx context.Context, cl *client.Client, r *benchRun) (load.Work, func(context.Context) error, error) {
+	resource, cleanup, err := benchPolicy(ctx, cl)
+	if err != nil {
+		return nil, nil, err
+	}
+	names, limits := keyNames(r.keys), cl.Limits()
+	return func(ctx context.Context, _, key int) error {
+		d, err := limits.Async(ctx, client.Request{Client: names[key], Resource: resource})
+		if err == nil && (!d.Allowed || d.Fallback) {
+			return fmt.Errorf("a check was not allowed by the bench's policy: %+v", d)
+		}
+		return err
+	}, cleanup, nil
+}

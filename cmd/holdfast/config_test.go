@@ -1,0 +1,61 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/spf13/cobra"
+)
+
+func loadConfig(t *testing.T, args []string, env map[string]string, file string) (*serverConfig, error) {
+	t.Helper()
+	var c serverConfig
+	cmd := &cobra.Command{}
+	c.flags(cmd.Flags())
+	if file != "" {
+		path := filepath.Join(t.TempDir(), "holdfast.yaml")
+		if err := os.WriteFile(path, []byte(file), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		args = append(args, "--config", path)
+	}
+	if err := cmd.ParseFlags(args); err != nil {
+		t.Fatal(err)
+	}
+	return &c, c.load(cmd, func(k string) (string, bool) { v, ok := env[k]; return v, ok })
+}
+
+func TestTheFlagWinsOverTheEnvironmentAndThatOverTheFile(t *testing.T) {
+	c, err := loadConfig(t,
+		[]string{"--name", "flag"},
+		map[string]string{"HOLDFAST_NAME": "env", "HOLDFAST_RAFT_LOG": "boltdb", "HOLDFAST_JOIN": "a:1,b:2"},
+		"name: file\nraft_log: pebble\nzone: z1\nshards: 16\nbootstrap: true\n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.name != "flag" || c.raftLog != "boltdb" || c.zone != "z1" || c.shards != 16 || !c.bootstrap || len(c.join) != 2 {
+		t.Errorf("got %+v", c)
+	}
+}
+
+func TestConfigErrorsNameTheSetting(t *testing.T) {
+	for name, tt := range map[string]struct {
+		env  map[string]string
+		file string
+		want string
+	}{
+		"unknown key":    {file: "nmae: x\n", want: `unknown key "nmae"`},
+		"bad value":      {file: "shards: many\n", want: `key "shards"`},
+		"bad variable":   {env: map[string]string{"HOLDFAST_REPLICAS": "x"}, want: "--replicas"},
+		"nested config":  {file: "config: other.yaml\n", want: `unknown key "config"`},
+		"not a mapping":  {file: "- a\n- b\n", want: "cannot"},
+		"list for a key": {file: "join: [a:1, 'b:2']\nshards: [1, 2]\n", want: `key "shards"`},
+	} {
+		_, err := loadConfig(t, nil, tt.env, tt.file)
+		if err == nil || !strings.Contains(err.Error(), tt.want) || exitCode(err) != exitUsage {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}

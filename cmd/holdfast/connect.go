@@ -1,0 +1,61 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/holdfastdb/holdfast/client"
+)
+
+const (
+	connectTimeout = 5 * time.Second
+	verbTimeout    = 30 * time.Second
+)
+
+// with connects to the cluster for one verb.
+func (c *cli) with(ctx context.Context, do func(context.Context, *client.Client) error) error {
+	cl, err := c.dial(ctx)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, verbTimeout)
+	defer cancel()
+	return plain(errors.Join(do(ctx, cl), cl.Close()))
+}
+
+func (c *cli) dial(ctx context.Context) (*client.Client, error) {
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	cl, err := client.Dial(ctx, client.Config{Addrs: c.addrs})
+	if err != nil {
+		return nil, &exitError{code: exitUnreachable, err: err}
+	}
+	return cl, nil
+}
+
+// plain takes the words of gRPC off an error and finds its exit code.
+func plain(err error) error {
+	var exit *exitError
+	if err == nil || errors.As(err, &exit) {
+		return err
+	}
+	if errors.Is(err, client.ErrUnavailable) {
+		return &exitError{code: exitUnreachable, err: err}
+	}
+	s, ok := status.FromError(err)
+	if !ok {
+		return err
+	}
+	code := exitRefused
+	switch s.Code() {
+	case codes.Unavailable:
+		code = exitUnreachable
+	case codes.InvalidArgument:
+		code = exitUsage
+	}
+	return &exitError{code: code, err: errors.New(s.Message())}
+}

@@ -1,0 +1,62 @@
+// Command holdfast is the server and the command line of Holdfast. The wiring of the packages happens here and nowhere
+// else; see root.go for the list of verbs.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+// The exit codes are promises to scripts.
+const (
+	exitDone        = 0
+	exitRefused     = 1 // refused, denied or failed
+	exitUsage       = 2 // the command line makes no sense
+	exitUnreachable = 3 // no node of the cluster answers
+)
+
+// exitError carries an exit code with an error.
+type exitError struct {
+	code int
+	err  error
+}
+
+func (e *exitError) Error() string { return e.err.Error() }
+func (e *exitError) Unwrap() error { return e.err }
+
+// errDenied ends a command whose answer was printed already: a denied check.
+var errDenied = &exitError{code: exitRefused}
+
+func usageErrorf(format string, args ...any) error {
+	return &exitError{code: exitUsage, err: fmt.Errorf(format, args...)}
+}
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	stop()
+	os.Exit(code)
+}
+
+// run executes one command line and returns the exit code.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	root := newRoot(stdout, stderr)
+	root.SetArgs(args)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return exitDone
+	}
+	code := exitCode(err)
+	if !errors.Is(err, errDenied) {
+		fmt.Fprintln(stderr, "holdfast:", err)
+		if code == exitUnreachable {
+			fmt.Fprintln(stderr, "Is a node running? Start one with: holdfast dev. Other addresses: --addr or $HOLDFAST_ADDR.")
+		}
+	}
+	return code
+}

@@ -1,0 +1,87 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+
+	"go.yaml.in/yaml/v3"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+)
+
+// printer writes a command's answer in the format that -o chose.
+type printer struct {
+	out    io.Writer
+	format string // table, json or yaml
+}
+
+// table is the answer for people: a header and rows of cells.
+type table struct {
+	header []string
+	rows   [][]string
+}
+
+func (t *table) add(cells ...string) { t.rows = append(t.rows, cells) }
+
+// message prints a protobuf message: as the table that it is given, or as data with the names of the REST interface.
+func (p *printer) message(m proto.Message, t *table) error {
+	if p.format == "table" {
+		return p.table(t)
+	}
+	b, err := protojson.MarshalOptions{UseProtoNames: true, EmitUnpopulated: true}.Marshal(m)
+	if err != nil {
+		return fmt.Errorf("encode the answer: %w", err)
+	}
+	return p.raw(b)
+}
+
+// value prints any value that encodes as JSON.
+func (p *printer) value(v any, t *table) error {
+	if p.format == "table" {
+		return p.table(t)
+	}
+	b, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("encode the answer: %w", err)
+	}
+	return p.raw(b)
+}
+
+func (p *printer) raw(b []byte) error {
+	var v any
+	if err := json.Unmarshal(b, &v); err != nil {
+		return fmt.Errorf("encode the answer: %w", err)
+	}
+	if p.format == "yaml" {
+		enc := yaml.NewEncoder(p.out)
+		enc.SetIndent(2)
+		if err := enc.Encode(v); err != nil {
+			return fmt.Errorf("write the answer: %w", err)
+		}
+		return enc.Close()
+	}
+	enc := json.NewEncoder(p.out)
+	enc.SetIndent("", "  ")
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(v); err != nil {
+		return fmt.Errorf("write the answer: %w", err)
+	}
+	return nil
+}
+
+func (p *printer) table(t *table) error {
+	w := tabwriter.NewWriter(p.out, 0, 4, 2, ' ', 0)
+	if len(t.header) > 0 {
+		fmt.Fprintln(w, strings.ToUpper(strings.Join(t.header, "\t")))
+	}
+	for _, row := range t.rows {
+		fmt.Fprintln(w, strings.Join(row, "\t"))
+	}
+	if err := w.Flush(); err != nil {
+		return fmt.Errorf("write the answer: %w", err)
+	}
+	return nil
+}
