@@ -15,7 +15,6 @@ import (
 
 	"github.com/holdfastdb/holdfast/fsm"
 	"github.com/holdfastdb/holdfast/fsm/catalog"
-	"github.com/holdfastdb/holdfast/node/gossip"
 	"github.com/holdfastdb/holdfast/node/shard"
 	"github.com/holdfastdb/holdfast/storage/kv"
 )
@@ -235,8 +234,8 @@ func (n *Node) Leader(group uint32) (nodeID string, term uint64, ok bool) {
 	return lead.NodeID, lead.Term, ok
 }
 
-// Member is a node as gossip sees it.
-func (n *Node) Member(nodeID string) (gossip.Member, bool) { return n.gossip.Member(nodeID) }
+// GossipAddr is the address to join at.
+func (n *Node) GossipAddr() string { return n.gossip.Addr() }
 
 // Ready returns nil when this node serves: it knows the topology, has its replicas, and each knows a leader.
 func (n *Node) Ready() error {
