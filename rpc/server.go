@@ -3,6 +3,7 @@ package rpc
 import (
 	"context"
 	"net/http"
+	"net/http/pprof"
 	"time"
 
 	"google.golang.org/grpc"
@@ -23,6 +24,8 @@ type Options struct {
 	Metrics *Metrics
 	// Creds secures gRPC; nil means plain text.
 	Creds credentials.TransportCredentials
+	// Profiles serves net/http/pprof at /debug/pprof/.
+	Profiles bool
 }
 
 // Server serves one node's gRPC and REST interfaces.
@@ -71,6 +74,11 @@ func New(o Options) (*Server, error) {
 	reflection.Register(s.GRPC)
 	o.Metrics.registry.MustRegister(newShardCollector(o.Node))
 	mux := http.NewServeMux()
+	if o.Profiles {
+		mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+		mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+		mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+	}
 	rest, err := newREST(&services, o.Node, o.Metrics, mux)
 	if err != nil {
 		return nil, err

@@ -64,7 +64,7 @@ Workloads:
 	}
 	f := cmd.Flags()
 	f.IntVar(&r.clients, "clients", 64, "callers at the same time")
-	f.IntVar(&r.keys, "keys", 10_000, "different clients of the limits")
+	f.IntVar(&r.keys, "keys", 0, "different clients of the limits (default 10000; 16 for limit-lease: leases are for hot keys)")
 	f.DurationVar(&r.duration, "duration", 10*time.Second, "how long to measure")
 	f.DurationVar(&r.warmup, "warmup", 2*time.Second, "how long to run before")
 	f.Float64Var(&r.zipf, "zipf", 0, "skew of the keys, above 1; 0 uses all alike")
@@ -76,6 +76,12 @@ func (c *cli) bench(ctx context.Context, name string, r *benchRun) (err error) {
 	prepare, ok := workloads[name]
 	if !ok {
 		return usageErrorf("no workload %q: use limit-check or limit-lease", name)
+	}
+	if r.keys == 0 {
+		r.keys = 10_000
+		if name == "limit-lease" {
+			r.keys = 16
+		}
 	}
 	if r.clients < 1 || r.keys < 1 || r.duration <= 0 || r.zipf != 0 && r.zipf <= 1 {
 		return usageErrorf("--clients, --keys and --duration must be positive, --zipf above 1")

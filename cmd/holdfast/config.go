@@ -32,7 +32,7 @@ type serverConfig struct {
 	zone                     string
 	raftLog                  string
 	gossipKeyFile            string
-	insecure                 bool
+	insecure, pprof          bool
 	logLevel, logFormat      string
 	config                   string
 }
@@ -45,6 +45,7 @@ func (c *serverConfig) devFlags(f *pflag.FlagSet) {
 	f.IntVar(&c.shards, "shards", 8, "shards of a new cluster")
 	f.IntVar(&c.replicas, "replicas", 3, "voters of each shard of a new cluster, as far as there are nodes")
 	f.StringVar(&c.raftLog, "raft-log", "pebble", "raft log of the shards: pebble (one for all) or boltdb (a file for each)")
+	f.BoolVar(&c.pprof, "pprof", false, "serve profiles at /debug/pprof/ of the HTTP address")
 	f.StringVar(&c.logLevel, "log-level", "warn", "debug, info, warn or error")
 	f.StringVar(&c.logFormat, "log-format", "text", "text or json")
 	f.StringVar(&c.config, "config", "", "YAML file with any of these settings")

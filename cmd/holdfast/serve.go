@@ -205,7 +205,7 @@ func readGossipKey(path string) ([]byte, error) {
 // process is what the flags mean for a node.
 func (c *serverConfig) process(logger *slog.Logger) process.Config {
 	return process.Config{
-		GRPC: c.grpc, HTTP: c.http, Peer: c.peer, Advertise: c.advertise,
+		GRPC: c.grpc, HTTP: c.http, Peer: c.peer, Advertise: c.advertise, Profiles: c.pprof,
 		Node: node.Config{
 			Name: c.name, Zone: c.zone, Dir: c.data, Gossip: c.gossip, Bootstrap: c.bootstrap, Join: c.join,
 			Shards: uint32(c.shards), Replicas: c.replicas, BoltLog: c.raftLog == "boltdb", Logger: logger,

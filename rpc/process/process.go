@@ -26,6 +26,8 @@ type Config struct {
 	// this node at, if not the one it listens on.
 	GRPC, HTTP, Peer string
 	Advertise        string
+	// Profiles serves net/http/pprof.
+	Profiles bool
 }
 
 // Process is a running node with its services.
@@ -79,7 +81,7 @@ func Start(ctx context.Context, cfg Config) (_ *Process, err error) {
 	if p.Node, err = node.Open(ctx, cfg.Node); err != nil {
 		return nil, err
 	}
-	if p.server, err = rpc.New(rpc.Options{Node: adapter{p.Node}, Metrics: metrics}); err != nil {
+	if p.server, err = rpc.New(rpc.Options{Node: adapter{p.Node}, Metrics: metrics, Profiles: cfg.Profiles}); err != nil {
 		return nil, errors.Join(err, p.Node.Close())
 	}
 	p.http = &http.Server{

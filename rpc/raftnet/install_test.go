@@ -18,11 +18,12 @@ func stateOf(size int) *raft.InstallSnapshotRequest {
 	return &raft.InstallSnapshotRequest{RPCHeader: header, SnapshotVersion: 1, Term: 9, Configuration: configuration, Size: int64(size)}
 }
 
-// drain plays a Raft that reads a state and reports what it got.
-func drain(t *testing.T, g *GroupTransport) <-chan error {
+// drain plays a Raft that reads a state and reports what it got. It closes began when it has the request.
+func drain(t *testing.T, g *GroupTransport, began chan<- struct{}) <-chan error {
 	done := make(chan error, 1)
 	go func() {
 		rpc := <-g.Consumer()
+		close(began)
 		n, err := io.Copy(io.Discard, rpc.Reader)
 		if err == nil && n != rpc.Command.(*raft.InstallSnapshotRequest).Size {
 			err = io.ErrShortBuffer
@@ -53,7 +54,11 @@ func TestInstall(t *testing.T) {
 	from, to := a.Group(group, "a/1"), c.Group(group, "c/1")
 	to.Attach(fixedState{term: 9})
 	install := func(q *raft.InstallSnapshotRequest, data io.Reader) (error, error) {
-		got := drain(t, to)
+		began := make(chan struct{})
+		got := drain(t, to, began)
+		if r, ok := data.(*readFails); ok {
+			r.after = began
+		}
 		var answer raft.InstallSnapshotResponse
 		err := from.InstallSnapshot("c/1", "c/1", q, &answer, data)
 		if err == nil && !answer.Success {
@@ -72,11 +77,11 @@ func TestInstall(t *testing.T) {
 		t.Errorf("too long: sent with %v, received with %v", err, got)
 	}
 	unreadable := errors.New("unreadable")
-	if err, got := install(stateOf(size), io.MultiReader(strings.NewReader("x"), readFails{unreadable})); !errors.Is(err, unreadable) || got == nil {
+	if err, got := install(stateOf(size), &readFails{err: unreadable}); !errors.Is(err, unreadable) || got == nil {
 		t.Errorf("unreadable: sent with %v, received with %v", err, got)
 	}
 	release := make(chan struct{})
-	got := drain(t, to)
+	got := drain(t, to, make(chan struct{}))
 	sent := make(chan error, 1)
 	go func() {
 		sent <- from.InstallSnapshot("c/1", "c/1", stateOf(size), &raft.InstallSnapshotResponse{}, blocked{release})
@@ -90,9 +95,16 @@ func TestInstall(t *testing.T) {
 	}
 }
 
-type readFails struct{ err error }
+// readFails fails when the receiver has begun: a failure before cancels the request, which then may never arrive.
+type readFails struct {
+	err   error
+	after <-chan struct{}
+}
 
-func (r readFails) Read([]byte) (int, error) { return 0, r.err }
+func (r *readFails) Read([]byte) (int, error) {
+	<-r.after
+	return 0, r.err
+}
 
 // leadState is a Raft instance that says whether it leads.
 type leadState struct {
