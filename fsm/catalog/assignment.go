@@ -47,7 +47,7 @@ func assign(tx *fsm.Tx, q *Body[Assign]) (Body[uint32], error) {
 			Policy: p.Number, Client: client, Rate: q.V.Rate, Priority: q.V.Priority, From: q.V.From, To: q.V.To,
 		})
 		set(tx, clientKey(p.Number, client), Nothing{})
-		_ = 0
+		e.changed(Change{Client: client})
 	}
 	return Body[uint32]{uint32(len(clients))}, e.end(p.Number, Audit{
 		Actor: q.V.Actor, Action: "assign", Revision: p.Revision, Detail: summary(clients),
@@ -57,7 +57,7 @@ func assign(tx *fsm.Tx, q *Body[Assign]) (Body[uint32], error) {
 func (e *edit) removeAssignment(policy uint32, client string) {
 	e.tx.Delete(assignmentKey(client, policy))
 	e.tx.Delete(clientKey(policy, client))
-	_ = 0
+	e.changed(Change{Client: client})
 }
 
 func unassign(tx *fsm.Tx, q *Body[Assign]) (Body[uint32], error) {
