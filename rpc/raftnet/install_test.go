@@ -167,7 +167,7 @@ func TestWaitsEndWithTheTransport(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		s, err := p.open()
+		s, err := p.open(entryConn)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -22,19 +22,22 @@ type peer struct {
 	n  *Net
 	id string
 
-	mu     sync.Mutex
-	addr   string
-	conns  [conns]*grpc.ClientConn
-	stream *stream
-	closed bool
+	mu      sync.Mutex
+	addr    string
+	conns   [conns]*grpc.ClientConn
+	streams [streams]*stream
+	closed  bool
 }
 
 // The connections to a node.
 const (
-	frameConn = iota // the stream of all groups
+	entryConn = iota // the stream of all groups' entries
+	beatConn         // the stream of their heartbeats and votes, which megabytes of entries must not delay
 	callConn         // unary calls
 	bulkConn         // states of replicas
 	conns
+
+	streams = callConn // those before have one
 )
 
 const (
@@ -110,26 +113,26 @@ func (p *peer) close() {
 	p.closeConns()
 }
 
-// send starts a request on the stream and returns its call. It does not wait for a connection: that is part of the wait
+// send starts a request on one of the streams and returns its call. It does not wait for a connection: that is part of the wait
 // for the answer, which the request's own deadline bounds.
-func (p *peer) send(f *frame) (*call, error) {
-	s, err := p.open()
+func (p *peer) send(which int, f *frame) (*call, error) {
+	s, err := p.open(which)
 	if err != nil {
 		return nil, err
 	}
 	return s.send(f)
 }
 
-// open returns the live stream, or begins one.
-func (p *peer) open() (*stream, error) {
+// open returns a live stream, or begins one.
+func (p *peer) open(which int) (*stream, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	conn, err := p.connLocked(frameConn)
+	conn, err := p.connLocked(which)
 	if err != nil {
 		return nil, err
 	}
-	if p.stream != nil && p.stream.conn == conn && p.stream.ctx.Err() == nil {
-		return p.stream, nil
+	if s := p.streams[which]; s != nil && s.conn == conn && s.ctx.Err() == nil {
+		return s, nil
 	}
 	s := &stream{conn: conn, queue: newQueue(), calls: make(map[uint64]*call)}
 	s.ctx, s.end = context.WithCancel(p.n.outgoing(p.n.ctx, p.id))
@@ -138,7 +141,7 @@ func (p *peer) open() (*stream, error) {
 		s.end()
 		return nil, ErrClosed
 	}
-	p.stream = s
+	p.streams[which] = s
 	return s, nil
 }
 

@@ -97,7 +97,7 @@ func sendFrames(t *testing.T, from *node, to string, frames ...frame) error {
 	if err != nil {
 		t.Fatal(err)
 	}
-	conn, err := p.conn(frameConn)
+	conn, err := p.conn(entryConn)
 	if err != nil {
 		t.Fatal(err)
 	}
