@@ -9,9 +9,12 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/holdfastdb/holdfast/client/load"
 )
 
 func main() {
@@ -24,87 +27,134 @@ func main() {
 	}
 }
 
+// settings are the flags.
+type settings struct {
+	dir, out         string
+	duration, warmup time.Duration
+	rounds           int
+	systems          []string
+}
+
 func run(ctx context.Context, args []string) error {
+	var s settings
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	serve := flags.Int("serve-etcd", -1, "run etcd node `N` in this process (the benchmark starts itself with it)")
-	dir := flags.String("dir", "", "directory for the data of all servers (default: a temporary one, removed at the end)")
-	duration := flags.Duration("duration", 10*time.Second, "length of each measurement")
-	warmup := flags.Duration("warmup", 2*time.Second, "time before each measurement")
-	rounds := flags.Int("rounds", 3, "how often each system has its turn; the median counts")
-	peers := flags.String("systems", "etcd,redis", "which systems, in which order")
+	flags.StringVar(&s.dir, "dir", "", "directory for the data of all servers (default: a temporary one, removed at the end)")
+	flags.StringVar(&s.out, "out", "", "`file` to write the table to, in Markdown")
+	flags.DurationVar(&s.duration, "duration", 10*time.Second, "length of each measurement")
+	flags.DurationVar(&s.warmup, "warmup", 2*time.Second, "time before each measurement")
+	flags.IntVar(&s.rounds, "rounds", 3, "how often each system has its turn; the median counts")
+	systems := flags.String("systems", "holdfast,etcd,redis", "which systems, in which order")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
 	if *serve >= 0 {
-		return serveEtcd(ctx, *serve, 3, *dir)
+		return serveEtcd(ctx, *serve, 3, s.dir)
 	}
-	if *dir == "" {
+	s.systems = strings.Split(*systems, ",")
+	if s.dir == "" {
 		temporary, err := os.MkdirTemp("", "holdfast-bench-*")
 		if err != nil {
 			return err
 		}
 		defer os.RemoveAll(temporary)
-		*dir = temporary
+		s.dir = temporary
 	}
-	systems, err := startSystems(ctx, strings.Split(*peers, ","), *dir)
-	defer func() {
-		for _, s := range systems {
-			s.close()
-		}
-	}()
-	if err != nil {
-		return err
-	}
-	many := load{callers: 256, keys: 10_000, warmup: *warmup, duration: *duration}
-	one := load{callers: 1, keys: 10_000, warmup: *warmup, duration: *duration}
-	for round := range *rounds {
-		for _, s := range systems {
-			fmt.Printf("round %d  %-8s check, 256 callers  %s\n", round+1, s.name, describe(many.run(ctx, s.check)))
-			fmt.Printf("round %d  %-8s check, 1 caller     %s\n", round+1, s.name, describe(one.run(ctx, s.single)))
-			if ctx.Err() != nil {
-				return ctx.Err()
-			}
-		}
-	}
-	return nil
-}
-
-func describe(r result) string {
-	text := fmt.Sprintf("%9.0f/s  p50 %8v  p99 %8v  max %8v", r.perSecond,
-		r.p50.Round(time.Microsecond), r.p99.Round(time.Microsecond), r.max.Round(time.Microsecond))
-	if r.errors > 0 {
-		text += fmt.Sprintf("  %d errors, one: %v", r.errors, r.firstError)
-	}
-	return text
+	return s.measure(ctx)
 }
 
 // system is one of the things compared.
 type system struct {
 	name   string
-	check  work // one exact, durable decision
-	single work // the cheapest durable write that the system has
+	check  load.Work // one exact, durable decision
+	single load.Work // the cheapest durable write that the system has
 	close  func()
+	many   []load.Result // by round
+	one    []load.Result
 }
 
-func startSystems(ctx context.Context, names []string, dir string) ([]system, error) {
-	var systems []system
-	for _, name := range names {
+func (s *settings) start(ctx context.Context) (systems []*system, h *holdfastPeer, err error) {
+	for _, name := range s.systems {
 		switch name {
+		case "holdfast":
+			if h, err = startHoldfast(ctx, s.dir); err != nil {
+				return systems, nil, err
+			}
+			systems = append(systems, &system{name: name, check: h.check, single: h.check, close: h.close})
 		case "etcd":
-			p, err := startEtcd(ctx, dir)
+			p, err := startEtcd(ctx, s.dir)
 			if err != nil {
-				return systems, err
+				return systems, h, err
 			}
-			systems = append(systems, system{name: name, check: p.increment, single: p.put, close: p.close})
+			systems = append(systems, &system{name: name, check: p.increment, single: p.put, close: p.close})
 		case "redis":
-			p, err := startRedis(ctx, dir)
+			p, err := startRedis(ctx, s.dir)
 			if err != nil {
-				return systems, err
+				return systems, h, err
 			}
-			systems = append(systems, system{name: name, check: p.check, single: p.check, close: p.close})
+			systems = append(systems, &system{name: name, check: p.check, single: p.check, close: p.close})
 		default:
-			return systems, fmt.Errorf("unknown system %q: use etcd or redis", name)
+			return systems, h, fmt.Errorf("unknown system %q: use holdfast, etcd or redis", name)
 		}
 	}
-	return systems, nil
+	return systems, h, nil
+}
+
+func (s *settings) measure(ctx context.Context) error {
+	systems, h, err := s.start(ctx)
+	defer func() {
+		for _, sys := range systems {
+			sys.close()
+		}
+	}()
+	if err != nil {
+		return err
+	}
+	many := load.Load{Callers: 256, Keys: 10_000, Warmup: s.warmup, Duration: s.duration}
+	one := load.Load{Callers: 1, Keys: 10_000, Warmup: s.warmup, Duration: s.duration}
+	for round := range s.rounds {
+		for _, sys := range systems {
+			sys.many = append(sys.many, many.Run(ctx, sys.check))
+			fmt.Printf("round %d  %-8s  check, 256 callers  %s\n", round+1, sys.name, describe(sys.many[round]))
+			sys.one = append(sys.one, one.Run(ctx, sys.single))
+			fmt.Printf("round %d  %-8s  one caller          %s\n", round+1, sys.name, describe(sys.one[round]))
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+		}
+	}
+	t := &report{settings: s, systems: systems}
+	if h != nil {
+		if err := t.alone(ctx, h, medianOf(systems[0].many, perSecond)); err != nil {
+			return err
+		}
+	}
+	text := t.markdown()
+	fmt.Print("\n", text)
+	if s.out != "" {
+		return os.WriteFile(s.out, []byte(text), 0o644)
+	}
+	return nil
+}
+
+func describe(r load.Result) string {
+	text := fmt.Sprintf("%9.0f/s  p50 %8v  p99 %8v  max %8v", r.PerSecond,
+		r.P50.Round(time.Microsecond), r.P99.Round(time.Microsecond), r.Max.Round(time.Microsecond))
+	if r.Errors+r.Unknown > 0 {
+		text += fmt.Sprintf("  %d errors, one: %v", r.Errors+r.Unknown, r.FirstError)
+	}
+	return text
+}
+
+func perSecond(r load.Result) float64 { return r.PerSecond }
+func p50(r load.Result) float64       { return float64(r.P50) }
+
+// medianOf is the median of what value says of the rounds.
+func medianOf(rounds []load.Result, value func(load.Result) float64) float64 {
+	values := make([]float64, len(rounds))
+	for i, r := range rounds {
+		values[i] = value(r)
+	}
+	slices.Sort(values)
+	return values[len(values)/2]
 }

@@ -170,6 +170,18 @@ func (s *Shard) Size() (uint64, error) {
 	return size, nil
 }
 
+// Compact rewrites the shard's keys without what was overwritten or removed. It takes long; nothing needs it but
+// measurements and impatient operators.
+func (s *Shard) Compact(ctx context.Context) error {
+	if err := s.e.db.Flush(); err != nil {
+		return fmt.Errorf("flush before compaction: %w", err)
+	}
+	if err := s.e.db.Compact(ctx, s.prefix, s.end, false); err != nil {
+		return fmt.Errorf("compact group %d: %w", s.group, err)
+	}
+	return nil
+}
+
 // Destroy removes all keys of the shard, durably.
 func (s *Shard) Destroy() error {
 	if err := s.e.db.Excise(context.Background(), s.span()); err != nil {

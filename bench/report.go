@@ -1,0 +1,141 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"runtime"
+	"strings"
+	"time"
+
+	"github.com/holdfastdb/holdfast/client/load"
+)
+
+// report is the table that comes out.
+type report struct {
+	settings *settings
+	systems  []*system
+
+	halfPeak load.Result
+	paced    float64
+	leased   load.Result
+	resident int64
+	bytesPer float64
+	idle     float64 // share of one core
+}
+
+// alone measures what only Holdfast is asked for.
+func (t *report) alone(ctx context.Context, h *holdfastPeer, peak float64) error {
+	s := t.settings
+	t.paced = peak / 2
+	half := load.Load{Callers: 256, Keys: 10_000, Warmup: s.warmup, Duration: s.duration, PerSecond: t.paced}
+	t.halfPeak = half.Run(ctx, h.check)
+	fmt.Printf("holdfast  half the peak       %s\n", describe(t.halfPeak))
+	leased := load.Load{Callers: 2 * runtime.GOMAXPROCS(0), Keys: 16, Warmup: s.warmup, Duration: s.duration, Sample: 64}
+	t.leased = leased.Run(ctx, h.lease)
+	fmt.Printf("holdfast  leased check        %s\n", describe(t.leased))
+
+	fmt.Println("holdfast  making 1,000,000 counters")
+	if err := touchAll(ctx, h); err != nil {
+		return err
+	}
+	var err error
+	if _, t.resident, err = h.usage(); err != nil {
+		return err
+	}
+	if t.bytesPer, err = bytesPerCounter(ctx, s.dir); err != nil {
+		return err
+	}
+	fmt.Println("holdfast  idle for 30 s")
+	before, _, err := h.usage()
+	if err != nil {
+		return err
+	}
+	const rest = 30 * time.Second
+	select {
+	case <-time.After(rest):
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	after, _, err := h.usage()
+	t.idle = float64(after-before) / float64(rest)
+	return err
+}
+
+// touchAll takes from a million different counters once.
+func touchAll(ctx context.Context, h *holdfastPeer) error {
+	const callers = 512
+	errs := make(chan error, callers)
+	for c := range callers {
+		go func() {
+			for key := c; key < len(h.names); key += callers {
+				if err := h.check(ctx, 0, key); err != nil {
+					errs <- err
+					return
+				}
+			}
+			errs <- nil
+		}()
+	}
+	var failure error
+	for range callers {
+		if err := <-errs; err != nil {
+			failure = err
+		}
+	}
+	return failure
+}
+
+func (t *report) find(name string) *system {
+	for _, s := range t.systems {
+		if s.name == name {
+			return s
+		}
+	}
+	return nil
+}
+
+// markdown writes the table.
+func (t *report) markdown() string {
+	var b strings.Builder
+	row := func(cells ...string) { fmt.Fprintf(&b, "| %s |\n", strings.Join(cells, " | ")) }
+	row("work", "system", "ops/s", "p50", "p99", "Holdfast compared")
+	row("---", "---", "---", "---", "---", "---")
+	hf := t.find("holdfast")
+	for _, s := range t.systems {
+		many := s.many[len(s.many)/2]
+		ratio := ""
+		if hf != nil && s != hf {
+			ratio = fmt.Sprintf("%.1f×", medianOf(hf.many, perSecond)/medianOf(s.many, perSecond))
+		}
+		row("check, 256 callers, 10,000 keys", s.name, fmt.Sprintf("%.0f", medianOf(s.many, perSecond)), short(many.P50), short(many.P99), ratio)
+	}
+	for _, s := range t.systems {
+		what := "check, one caller"
+		if s.name == "etcd" {
+			what = "put, one caller"
+		}
+		ratio := ""
+		if hf != nil && s != hf {
+			ratio = fmt.Sprintf("%.2f of its p50", medianOf(hf.one, p50)/medianOf(s.one, p50))
+		}
+		row(what, s.name, fmt.Sprintf("%.0f", medianOf(s.one, perSecond)), short(time.Duration(medianOf(s.one, p50))), short(s.one[len(s.one)/2].P99), ratio)
+	}
+	if hf != nil {
+		row(fmt.Sprintf("check at half the peak (%.0f/s due)", t.paced), "holdfast", fmt.Sprintf("%.0f", t.halfPeak.PerSecond), short(t.halfPeak.P50), short(t.halfPeak.P99), "")
+		row("leased check, one process", "holdfast", fmt.Sprintf("%.0f", t.leased.PerSecond), short(t.leased.P50), short(t.leased.P99), "")
+		fmt.Fprintf(&b, "\n| Holdfast alone | |\n| --- | --- |\n")
+		row("a counter on disk, of a million, after compaction", fmt.Sprintf("%.1f bytes", t.bytesPer))
+		row("largest node with a million live counters, resident", fmt.Sprintf("%d MB", t.resident/1_000_000))
+		row("three idle nodes, 8 shards, share of one core together", fmt.Sprintf("%.1f %%", 100*t.idle))
+	}
+	fmt.Fprintf(&b, "\n%d CPUs, %s, %s; %d rounds of %v each, medians; every system is three processes on loopback with every write synced.\n",
+		runtime.NumCPU(), runtime.Version(), time.Now().UTC().Format("2006-01-02"), t.settings.rounds, t.settings.duration)
+	return b.String()
+}
+
+func short(d time.Duration) string {
+	if d < 100*time.Microsecond {
+		return d.String()
+	}
+	return d.Round(10 * time.Microsecond).String()
+}
