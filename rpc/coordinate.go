@@ -59,10 +59,10 @@ func coordinate(ctx context.Context, p *plan, id uint64, ttl time.Duration, prop
 		takes[i], err = counter.DecodeTakeResult(body)
 		return err
 	})
-	d := decision{allowed: err == nil}
+	d := decision{allowed: err == nil, results: make([]counter.LimitResult, len(p.matches))}
 	for i := range takes {
 		d.allowed = d.allowed && takes[i].Allowed
-		d.results = append(d.results, takes[i].Limits...)
+		d.results = p.place(d.results, i, takes[i].Limits)
 		d.now = max(d.now, times[i])
 	}
 	if d.allowed && ttl != 0 {

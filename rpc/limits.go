@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"context"
+	"fmt"
 	"math/rand/v2"
 	"time"
 
@@ -124,6 +125,21 @@ func decided(p *plan, body []byte, now fsm.Time) (decision, error) {
 	return d, nil
 }
 
+// decideAll takes weight tokens from limits that another protocol has found.
+func (l *limits) decideAll(ctx context.Context, weight uint32, matches []policy.Match) ([]counter.LimitResult, error) {
+	p := &plan{weight: weight, matches: matches}
+	if err := l.assign(p); err != nil {
+		return nil, statusOf(err)
+	}
+	d, err := decide(ctx, p, rand.Uint64(), func(ctx context.Context, group uint32, _ uint64, call fsm.Call) (fsm.FrameOutcome, error) {
+		return l.node.Do(ctx, group, []fsm.Call{call})
+	})
+	if err == nil && len(d.results) != len(matches) {
+		err = fmt.Errorf("%d results for %d limits", len(d.results), len(matches))
+	}
+	return d.results, statusOf(err)
+}
+
 // Peek implements the service.
 func (l *limits) Peek(ctx context.Context, q *pb.CheckRequest) (*pb.CheckResponse, error) {
 	p, err := l.planCheck(q)
@@ -153,10 +169,10 @@ func (l *limits) peek(ctx context.Context, p *plan) (decision, error) {
 		takes[i], err = counter.DecodeTakeResult(results[0].Body)
 		return err
 	})
-	d := decision{allowed: true}
+	d := decision{allowed: true, results: make([]counter.LimitResult, len(p.matches))}
 	for i := range takes {
 		d.allowed = d.allowed && takes[i].Allowed
-		d.results = append(d.results, takes[i].Limits...)
+		d.results = p.place(d.results, i, takes[i].Limits)
 		d.now = max(d.now, times[i])
 	}
 	return d, err

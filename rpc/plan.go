@@ -26,6 +26,7 @@ type plan struct {
 type part struct {
 	group  uint32
 	limits []counter.Limit
+	at     []int // where its limits are among the plan's matches
 }
 
 // maxField bounds each field of a request.
@@ -91,6 +92,17 @@ func (l *limits) route(p *plan, q *policy.Request) error {
 		return fsm.ErrNotLeader
 	}
 	p.parts = append(p.parts, part{group: home})
+	if err := l.assign(p); err != nil {
+		return err
+	}
+	if len(p.parts[0].limits) == 0 { // nothing counts by the subject
+		p.parts = p.parts[1:]
+	}
+	return nil
+}
+
+// assign adds each limit to the part of its group.
+func (l *limits) assign(p *plan) error {
 	for i := range p.matches {
 		m := &p.matches[i]
 		group, ok := l.node.ShardOf(m.RoutingKey)
@@ -105,11 +117,23 @@ func (l *limits) route(p *plan, q *policy.Request) error {
 			p.parts = append(p.parts, part{group: group})
 		}
 		p.parts[at].limits = append(p.parts[at].limits, m.Limit)
-	}
-	if len(p.parts[0].limits) == 0 { // nothing counts by the subject
-		p.parts = p.parts[1:]
+		p.parts[at].at = append(p.parts[at].at, i)
 	}
 	return nil
+}
+
+// place puts the results of one part among those of the plan. A repeated request may have been decided under other
+// policies; then there are fewer places or more.
+func (p *plan) place(results []counter.LimitResult, i int, of []counter.LimitResult) []counter.LimitResult {
+	if len(of) != len(p.parts[i].at) {
+		return append(results, of...)
+	}
+	for j, at := range p.parts[i].at {
+		if at < len(results) {
+			results[at] = of[j]
+		}
+	}
+	return results
 }
 
 // take is the call of a check that one group decides.

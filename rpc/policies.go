@@ -11,6 +11,7 @@ import (
 	"github.com/holdfastdb/holdfast/fsm"
 	"github.com/holdfastdb/holdfast/fsm/catalog"
 	"github.com/holdfastdb/holdfast/fsm/counter"
+	"github.com/holdfastdb/holdfast/rpc/envoyrls"
 	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
 	"github.com/holdfastdb/holdfast/rpc/policy"
 )
@@ -389,4 +390,22 @@ func (s *policies) PolicyHistory(ctx context.Context, q *pb.PolicyHistoryRequest
 		r.Changes = append(r.Changes, c)
 	}
 	return r, nil
+}
+
+// ImportEnvoy implements the service.
+func (s *policies) ImportEnvoy(ctx context.Context, q *pb.ImportEnvoyRequest) (*pb.ImportEnvoyResponse, error) {
+	d, err := envoyrls.Parse(q.Yaml)
+	if err != nil {
+		return nil, statusOf(invalidf("yaml: %v", err))
+	}
+	if err := checkText("domain", d.Name); err != nil {
+		return nil, statusOf(err)
+	}
+	if !q.DryRun {
+		_, err := change[catalog.Nothing](ctx, s.node, catalog.Call(catalog.OpPutDomain, catalog.Domain{Name: d.Name, YAML: q.Yaml}))
+		if err != nil {
+			return nil, statusOf(err)
+		}
+	}
+	return &pb.ImportEnvoyResponse{Domain: d.Name, Rules: uint32(d.Rules)}, nil
 }

@@ -5,18 +5,21 @@ import (
 	_ "embed"
 	"encoding/json"
 	"fmt"
+	"io"
 	"math"
 	"net/http"
 	"strconv"
 	"strings"
 	"time"
 
+	rls "github.com/envoyproxy/go-control-plane/envoy/service/ratelimit/v3"
 	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/holdfastdb/holdfast/rpc/envoyrls"
 	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
 )
 
@@ -24,7 +27,7 @@ import (
 var openAPI []byte
 
 // newREST builds the HTTP interface: REST generated from the protobuf services, health, metrics.
-func newREST(s *services, n Node, m *Metrics, mux *http.ServeMux) (http.Handler, error) {
+func newREST(s *services, envoy *envoyrls.Service, n Node, m *Metrics, mux *http.ServeMux) (http.Handler, error) {
 	gateway := runtime.NewServeMux(
 		runtime.WithMarshalerOption(runtime.MIMEWildcard, &runtime.JSONPb{
 			MarshalOptions: protojson.MarshalOptions{UseProtoNames: true, EmitUnpopulated: true},
@@ -50,6 +53,7 @@ func newREST(s *services, n Node, m *Metrics, mux *http.ServeMux) (http.Handler,
 		}
 	}
 	mux.Handle("/", withHTTPStatus(gateway))
+	mux.HandleFunc("POST /json", func(w http.ResponseWriter, r *http.Request) { envoyJSON(envoy, w, r) })
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ok\n")) })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		if err := n.Ready(); err != nil {
@@ -154,4 +158,32 @@ func untilReset(l *pb.LimitState) int {
 // retryAfterHeader rounds up: earlier would be denied again.
 func retryAfterHeader(seconds float64) string {
 	return strconv.Itoa(max(int(math.Ceil(seconds)), 1))
+}
+
+// envoyJSON is the HTTP form of Envoy's rate limit service, as its reference has it: 429 when over the limit.
+func envoyJSON(envoy *envoyrls.Service, w http.ResponseWriter, r *http.Request) {
+	var q rls.RateLimitRequest
+	body, err := io.ReadAll(r.Body)
+	if err == nil {
+		err = protojson.Unmarshal(body, &q)
+	}
+	if err != nil {
+		writeProblem(r.Context(), nil, nil, w, r, statusOf(invalidf("malformed request: %v", err)))
+		return
+	}
+	answer, err := envoy.ShouldRateLimit(r.Context(), &q)
+	if err != nil {
+		writeProblem(r.Context(), nil, nil, w, r, err)
+		return
+	}
+	text, err := protojson.Marshal(answer)
+	if err != nil {
+		writeProblem(r.Context(), nil, nil, w, r, err)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if answer.OverallCode == rls.RateLimitResponse_OVER_LIMIT {
+		w.WriteHeader(http.StatusTooManyRequests)
+	}
+	_, _ = w.Write(text)
 }

@@ -6,6 +6,7 @@ import (
 	"net/http/pprof"
 	"time"
 
+	rls "github.com/envoyproxy/go-control-plane/envoy/service/ratelimit/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
@@ -14,6 +15,7 @@ import (
 	"google.golang.org/grpc/reflection"
 	"google.golang.org/grpc/status"
 
+	"github.com/holdfastdb/holdfast/rpc/envoyrls"
 	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
 	"github.com/holdfastdb/holdfast/rpc/policy"
 )
@@ -36,6 +38,7 @@ type Server struct {
 	HTTP     http.Handler
 	resolver *policy.Resolver
 	limits   *limits
+	envoy    *envoyrls.Service
 }
 
 // maxRequest bounds a request's size in bytes, on all interfaces.
@@ -50,6 +53,9 @@ func New(o Options) (*Server, error) {
 	l := &limits{node: o.Node, resolver: resolver, now: time.Now}
 	l.leases = newLeaser(l)
 	s := &Server{resolver: resolver, limits: l}
+	if s.envoy, err = envoyrls.New(o.Node, l.decideAll); err != nil {
+		return nil, err
+	}
 	options := []grpc.ServerOption{
 		grpc.MaxRecvMsgSize(maxRequest),
 		grpc.MaxConcurrentStreams(1 << 14),
@@ -70,6 +76,7 @@ func New(o Options) (*Server, error) {
 	pb.RegisterPoliciesServer(s.GRPC, services.policies)
 	pb.RegisterClusterServer(s.GRPC, services.cluster)
 	pb.RegisterDataServer(s.GRPC, services.data)
+	rls.RegisterRateLimitServiceServer(s.GRPC, s.envoy)
 	grpc_health_v1.RegisterHealthServer(s.GRPC, healthService{node: o.Node})
 	reflection.Register(s.GRPC)
 	o.Metrics.registry.MustRegister(newShardCollector(o.Node))
@@ -79,7 +86,7 @@ func New(o Options) (*Server, error) {
 		mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 		mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
 	}
-	rest, err := newREST(&services, o.Node, o.Metrics, mux)
+	rest, err := newREST(&services, s.envoy, o.Node, o.Metrics, mux)
 	if err != nil {
 		return nil, err
 	}
@@ -108,6 +115,7 @@ func (s *Server) Close(ctx context.Context) {
 		s.GRPC.Stop()
 		<-stopped
 	}
+	s.envoy.Close()
 	s.resolver.Close()
 }
 
