@@ -74,6 +74,11 @@ func coordinate(ctx context.Context, p *plan, id uint64, ttl time.Duration, prop
 	mode := counter.Confirm
 	if !d.allowed {
 		mode = counter.Charge // with 0: a refund
+		for i := range takes {
+			if takes[i].Allowed {
+				p.giveBack(d.results, i)
+			}
+		}
 	}
 	settleErr := p.each(func(i int) error {
 		if err == nil && !takes[i].Allowed {
@@ -100,6 +105,16 @@ func coordinate(ctx context.Context, p *plan, id uint64, ttl time.Duration, prop
 		d.holds = slots(p, func(int) uint64 { return id })
 	}
 	return d, nil
+}
+
+// giveBack makes the results of a part what they are after its reservation was given back.
+func (p *plan) giveBack(results []counter.LimitResult, i int) {
+	for _, at := range p.parts[i].at {
+		if r := &results[at]; !r.Denied {
+			r.Remaining += p.weight
+			r.Used -= min(p.weight, r.Used)
+		}
+	}
 }
 
 // each runs f for all parts at the same time.
