@@ -26,6 +26,7 @@ proto: ## generate rpc/holdfastpb again (needs protoc, the Debian package protob
 	GOBIN=$(CURDIR)/bin go install google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2
 	go build -o bin/protoc-gen-grpc-gateway github.com/grpc-ecosystem/grpc-gateway/v2/protoc-gen-grpc-gateway
 	GOBIN=$(CURDIR)/bin go install github.com/grpc-ecosystem/grpc-gateway/v2/protoc-gen-openapiv2@v2.33.0
+	GOBIN=$(CURDIR)/bin go install github.com/planetscale/vtprotobuf/cmd/protoc-gen-go-vtproto@v0.6.1-0.20240319094008-0393e58bdf10
 	go run ./rpc/proto/googleapi bin/googleapi.binpb
 	PATH=$(CURDIR)/bin:$$PATH protoc -I rpc/proto --descriptor_set_in=bin/googleapi.binpb \
 		--go_out=. --go_opt=module=github.com/holdfastdb/holdfast \
@@ -33,3 +34,7 @@ proto: ## generate rpc/holdfastpb again (needs protoc, the Debian package protob
 		--grpc-gateway_out=. --grpc-gateway_opt=module=github.com/holdfastdb/holdfast \
 		--openapiv2_out=rpc/openapi --openapiv2_opt=allow_merge=true,merge_file_name=holdfast,json_names_for_fields=false \
 		$$(cd rpc/proto && ls holdfast/v1/*.proto)
+	PATH=$(CURDIR)/bin:$$PATH protoc -I rpc/proto --descriptor_set_in=bin/googleapi.binpb \
+		--go-vtproto_out=. --go-vtproto_opt=module=github.com/holdfastdb/holdfast \
+		--go-vtproto_opt=features=marshal+size+unmarshal+unmarshal_unsafe \
+		holdfast/v1/data.proto holdfast/v1/limit.proto

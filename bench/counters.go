@@ -45,6 +45,9 @@ func bytesPerCounter(ctx context.Context, dir string) (float64, error) {
 			return 0, err
 		}
 	}
+	if err := machine.Flush(); err != nil {
+		return 0, err
+	}
 	if err := shard.Compact(ctx); err != nil {
 		return 0, err
 	}

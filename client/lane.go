@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"runtime"
 	"sync"
 	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/holdfastdb/holdfast/rpc/codec"
 	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
 )
 
@@ -21,11 +23,32 @@ type lane struct {
 	shard uint32
 	query bool
 
-	mu      sync.Mutex
-	waiting []*operation
-	open    map[uint64]struct{} // frames that are not answered, by number
-	seq     uint64
-	closed  bool
+	mu        sync.Mutex
+	waiting   []*operation
+	open      map[uint64]struct{} // frames that are not answered, by number
+	seq       uint64
+	closed    bool
+	launching bool
+	wake      chan struct{}
+}
+
+func (l *lane) room() bool { return len(l.open) < laneFrames && l.seq-l.acked() < window-1 }
+
+func (l *lane) run() {
+	for {
+		select {
+		case <-l.c.ctx.Done():
+			return
+		case <-l.wake:
+		}
+		runtime.Gosched()
+		l.mu.Lock()
+		l.launching = false
+		if !l.closed {
+			l.launch()
+		}
+		l.mu.Unlock()
+	}
 }
 
 // operation is one call on its way.
@@ -60,7 +83,8 @@ func (c *Client) lane(shard uint32, query bool) (*lane, error) {
 	key := laneKey{shard, query}
 	l := c.lanes[key]
 	if l == nil {
-		l = &lane{c: c, shard: shard, query: query, open: make(map[uint64]struct{})}
+		l = &lane{c: c, shard: shard, query: query, open: make(map[uint64]struct{}), wake: make(chan struct{}, 1)}
+		c.work.Go(l.run)
 		c.lanes[key] = l
 	}
 	return l, nil
@@ -76,7 +100,7 @@ func (c *Client) call(ctx context.Context, routingKey string, typ, method uint32
 	}
 	o := operations.Get().(*operation)
 	o.typ, o.method, o.result, o.err, o.gone, o.sent = typ, method, nil, nil, false, false
-	if o.request, err = proto.Marshal(q); err != nil {
+	if o.request, err = codec.Marshal(q); err != nil {
 		return fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
 	if err := l.enqueue(o); err != nil {
@@ -98,7 +122,7 @@ func (c *Client) call(ctx context.Context, routingKey string, typ, method uint32
 	if result.Code != 0 {
 		return resultError(result)
 	}
-	if err := proto.Unmarshal(result.Response, r); err != nil {
+	if err := codec.Unmarshal(result.Response, r); err != nil {
 		return fmt.Errorf("holdfast: unreadable answer: %w", err)
 	}
 	return nil
@@ -134,7 +158,13 @@ func (l *lane) enqueue(o *operation) error {
 		return fmt.Errorf("%w: %d operations wait for one shard", ErrExhausted, laneWaiting)
 	}
 	l.waiting = append(l.waiting, o)
-	l.launch()
+	if !l.launching && l.room() {
+		l.launching = true
+		select {
+		case l.wake <- struct{}{}:
+		default:
+		}
+	}
 	return nil
 }
 
@@ -349,7 +379,11 @@ func (f *frame) close() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	delete(l.open, f.seq)
-	if !l.closed {
-		l.launch()
+	if !l.closed && !l.launching && len(l.waiting) > 0 {
+		l.launching = true
+		select {
+		case l.wake <- struct{}{}:
+		default:
+		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"sync"
 	"time"
 
@@ -120,6 +121,7 @@ func (s *stream) write(st grpc.BidiStreamingClient[pb.FrameRequest, pb.FrameResp
 			return
 		case <-s.wake:
 		}
+		runtime.Gosched()
 		s.mu.Lock()
 		queue := s.queue
 		s.queue = nil

@@ -13,7 +13,7 @@ const MaxSweep = 1024
 func (m *Machine) expireAt(typeID uint8, key []byte, at Time) {
 	at = max(at, m.applied.Time)
 	m.key = appendExpiryKey(m.key[:0], at, typeID, key)
-	m.batch.Set(m.key, nil)
+	m.set(m.key, nil)
 	if m.next == 0 || at < m.next {
 		m.next = at
 	}
@@ -27,14 +27,13 @@ type dueRow struct {
 
 // sweep looks at the rows whose expiry is due, oldest first, at most MaxSweep of them.
 func (m *Machine) sweep() error {
-	m.rows.flush(m.batch)
 	due, err := m.due()
 	if err != nil {
 		return fmt.Errorf("read expiry index: %w", err)
 	}
 	tx := Tx{m: m, index: m.applied.Index}
 	for _, row := range due {
-		m.batch.Delete(row.index)
+		m.del(row.index)
 		if row.typeID == 0 {
 			if err := m.sweepClient(row.key); err != nil {
 				return err

@@ -36,21 +36,28 @@ type Applied struct {
 	Configuration []byte
 }
 
-// Machine is the replicated state machine of one shard. Apply and Reload are called by one goroutine; Applied and
-// NextExpiry by any.
+// Machine is the replicated state machine of one shard. Apply, Flush and Reload are called by one goroutine at a time;
+// Applied and NextExpiry by any.
+//
+// The log is the durable copy of what Apply did, so Apply need not write: changes gather in memory and go to the store
+// together with the position they belong to (I3), when there are many of them or when somebody calls Flush. A counter
+// that is hit a thousand times a second is so written once in seconds.
 type Machine struct {
 	reg   *Registry
 	store Store
 
 	// Owned by Apply.
-	batch   kv.Batch
-	applied Applied
-	rows    *rowCache
-	clients map[[16]byte]*client
-	swept   Time // no expiry row is earlier
-	next    Time // earliest time in the expiry index, 0 if empty; may be earlier than what is really there
-	key     []byte
-	value   []byte
+	batch     kv.Batch // changes that are not in the store yet, apart from those in rows and windows
+	direct    int      // writes in batch
+	unflushed int      // bytes of the log whose effects are not in the store yet
+	applied   Applied
+	rows      *rowCache
+	clients   map[[16]byte]*client
+	windows   []changedWindow
+	swept     Time // no expiry row is earlier
+	next      Time // earliest time in the expiry index, 0 if empty; may be earlier than what is really there
+	key       []byte
+	value     []byte
 
 	published  atomic.Pointer[Applied]
 	nextExpiry atomic.Int64
@@ -74,7 +81,8 @@ func (m *Machine) Reload() error {
 		return err
 	}
 	m.applied, m.swept = applied, 0
-	m.rows, m.clients = newRowCache(), make(map[[16]byte]*client)
+	m.rows, m.clients, m.windows = newRowCache(), make(map[[16]byte]*client), nil
+	m.batch, m.direct, m.unflushed = m.store.NewBatch(), 0, 0
 	if m.next, err = firstExpiry(view, 0); err != nil {
 		return err
 	}
@@ -94,54 +102,78 @@ func (m *Machine) publish() {
 	m.nextExpiry.Store(int64(m.next))
 }
 
-// Apply executes committed entries in order and makes their effects and the new position visible as one (I3). It
-// returns one outcome for each entry; an entry that was applied before has an outcome without frames. After an error
-// the state is unchanged and the replica must stop: the entry cannot be executed here.
+// When Apply writes to the store without being asked. The first bounds what a restart executes again, and with it the
+// memory that changes take; the second what an iteration inside of a command has to merge.
+const (
+	maxUnflushed = 4 << 20 // bytes of the log
+	maxDirect    = 256
+)
+
+// Apply executes committed entries in order and makes the new position visible. It returns one outcome for each entry;
+// an entry that was applied before has an outcome without frames. After an error the replica must stop: the entry
+// cannot be executed here.
 func (m *Machine) Apply(entries []LogEntry) ([]Outcome, error) {
 	outcomes := make([]Outcome, len(entries))
-	m.batch = m.store.NewBatch()
-	defer func() {
-		_ = m.batch.Close() // nothing to do after Commit; after a failure the replica stops
-		m.batch = nil
-	}()
-	changed := false
 	for i := range entries {
 		e := &entries[i]
 		outcomes[i].Index = e.Index
 		if e.Index <= m.applied.Index {
 			continue // I3: replayed after a restart
 		}
-		m.applied.Index, m.applied.Term = e.Index, e.Term
-		changed = true
-		if e.Configuration != nil {
-			m.applied.ConfigIndex = e.Index
-			m.applied.Configuration = append([]byte(nil), e.Configuration...)
-			m.batch.Set([]byte(keyConfiguration), appendConfiguration(nil, &m.applied))
-			continue
-		}
-		if err := m.applyEntry(e.Data, &outcomes[i]); err != nil {
+		if err := m.applyEntry(e, &outcomes[i]); err != nil {
 			return nil, fmt.Errorf("apply entry %d: %w", e.Index, err)
 		}
+		m.unflushed += 1 + len(e.Data)
 	}
-	if !changed {
-		return outcomes, nil
+	if m.unflushed >= maxUnflushed || m.direct >= maxDirect || m.rows.full() {
+		if err := m.Flush(); err != nil {
+			return nil, err
+		}
 	}
-	m.rows.flush(m.batch)
-	m.value = appendApplied(m.value[:0], &m.applied)
-	m.batch.Set([]byte(keyApplied), m.value)
-	if err := m.batch.Commit(); err != nil {
-		return nil, fmt.Errorf("commit applied entries: %w", err)
-	}
-	m.rows.age()
 	m.publish()
 	return outcomes, nil
 }
 
-func (m *Machine) applyEntry(data []byte, out *Outcome) error {
-	entry, err := DecodeEntry(data)
+// Flush writes all changes and the position to the store, in one batch (I3). Who reads the store calls it before.
+func (m *Machine) Flush() error {
+	if m.unflushed == 0 {
+		return nil
+	}
+	m.flushWindows()
+	m.rows.flush(m.batch)
+	m.value = appendApplied(m.value[:0], &m.applied)
+	m.batch.Set([]byte(keyApplied), m.value)
+	if err := m.batch.Commit(); err != nil {
+		return fmt.Errorf("commit applied entries: %w", err)
+	}
+	if err := m.batch.Close(); err != nil {
+		return fmt.Errorf("commit applied entries: %w", err)
+	}
+	m.batch, m.direct, m.unflushed = m.store.NewBatch(), 0, 0
+	m.rows.age()
+	return nil
+}
+
+// Close releases what the machine holds. What was not flushed is in the log.
+func (m *Machine) Close() error { return m.batch.Close() }
+
+func (m *Machine) applyEntry(e *LogEntry, out *Outcome) error {
+	if e.Configuration != nil {
+		m.applied.Index, m.applied.Term, m.applied.ConfigIndex = e.Index, e.Term, e.Index
+		m.applied.Configuration = append([]byte(nil), e.Configuration...)
+		m.set([]byte(keyConfiguration), appendConfiguration(nil, &m.applied))
+		return nil
+	}
+	entry, err := DecodeEntry(e.Data)
 	if err != nil {
 		return err
 	}
+	if entry.Kind == Sweep { // it walks the expiry index, best without changes to merge
+		if err := m.Flush(); err != nil {
+			return err
+		}
+	}
+	m.applied.Index, m.applied.Term = e.Index, e.Term
 	m.applied.Time = max(m.applied.Time, entry.Time) // I2
 	out.Time = m.applied.Time
 	if entry.Kind == Sweep {
@@ -158,6 +190,17 @@ func (m *Machine) applyEntry(data []byte, out *Outcome) error {
 		}
 	}
 	return nil
+}
+
+// set and del change the batch.
+func (m *Machine) set(key, value []byte) {
+	m.batch.Set(key, value)
+	m.direct++
+}
+
+func (m *Machine) del(key []byte) {
+	m.batch.Delete(key)
+	m.direct++
 }
 
 func (m *Machine) applyFrame(tx *Tx, f *Frame, out *FrameOutcome) error {
@@ -189,43 +232,46 @@ func (m *Machine) applyFrame(tx *Tx, f *Frame, out *FrameOutcome) error {
 	return nil
 }
 
-// execute runs the calls and returns their results, once in their stored encoding and once decoded.
+// execute runs the calls and returns their results, once in their stored encoding and once decoded, pointing into it.
 func (m *Machine) execute(tx *Tx, calls []Call) ([]byte, []Result, error) {
-	results := make([]Result, len(calls))
-	body := make([]byte, 0, 32*len(calls)) // bodies one after the other; results point into it
-	type span struct{ from, to int }
-	spans := make([]span, len(calls))
-	for i, call := range calls {
-		from := len(body)
-		if call.Type == 0 && call.Op == 0 {
-			results[i].Code = Skipped
-			spans[i] = span{from, from}
-			tx.op++
-			continue
+	stored := make([]byte, 0, 8+24*len(calls))
+	stored = binary.AppendUvarint(stored, uint64(len(calls)))
+	for _, call := range calls {
+		code, err := m.executeOne(tx, call)
+		if err != nil {
+			return nil, nil, err
 		}
-		op, ok := m.reg.Lookup(call.Type, call.Op)
-		if !ok || op.Query {
-			return nil, nil, fmt.Errorf("%w: no command %d of type %d: upgrade this node", ErrCorrupt, call.Op, call.Type)
-		}
-		tx.typeID = call.Type
-		next, err := op.apply(tx, call.Body, body)
-		var refusal *Error
-		switch {
-		case err == nil:
-			body = next
-		case errors.As(err, &refusal):
-			results[i].Code = refusal.Code
-			body = append(body[:from], refusal.Message...)
-		default:
-			return nil, nil, fmt.Errorf("command %d of type %d: %w", call.Op, call.Type, err)
-		}
-		spans[i] = span{from, len(body)}
+		stored = append(stored, byte(code))
+		stored = binary.AppendUvarint(stored, uint64(len(m.value)))
+		stored = append(stored, m.value...)
 		tx.op++
 	}
-	for i, s := range spans {
-		results[i].Body = body[s.from:s.to:s.to]
+	results, err := DecodeResults(stored)
+	return stored, results, err
+}
+
+// executeOne runs one call and leaves the body of its result in m.value.
+func (m *Machine) executeOne(tx *Tx, call Call) (Code, error) {
+	m.value = m.value[:0]
+	if call.Type == 0 && call.Op == 0 {
+		return Skipped, nil
 	}
-	return AppendResults(nil, results), results, nil
+	op, ok := m.reg.Lookup(call.Type, call.Op)
+	if !ok || op.Query {
+		return 0, fmt.Errorf("%w: no command %d of type %d: upgrade this node", ErrCorrupt, call.Op, call.Type)
+	}
+	tx.typeID = call.Type
+	body, err := op.apply(tx, call.Body, m.value)
+	var refusal *Error
+	switch {
+	case err == nil:
+		m.value = body
+		return OK, nil
+	case errors.As(err, &refusal):
+		m.value = append(m.value[:0], refusal.Message...)
+		return refusal.Code, nil
+	}
+	return 0, fmt.Errorf("command %d of type %d: %w", call.Op, call.Type, err)
 }
 
 // ReadApplied reads the position from any consistent view of a shard. A shard without one is at the zero position.

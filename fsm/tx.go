@@ -42,15 +42,15 @@ func (tx *Tx) full(key []byte) []byte {
 func (tx *Tx) Get(key []byte) ([]byte, error) { return tx.m.batch.Get(tx.full(key)) }
 
 // Set stores value under key.
-func (tx *Tx) Set(key, value []byte) { tx.m.batch.Set(tx.full(key), value) }
+func (tx *Tx) Set(key, value []byte) { tx.m.set(tx.full(key), value) }
 
 // Delete removes key.
-func (tx *Tx) Delete(key []byte) { tx.m.batch.Delete(tx.full(key)) }
+func (tx *Tx) Delete(key []byte) { tx.m.del(tx.full(key)) }
 
 // Iter walks the type's keys in [lower, upper), pending writes included. A nil upper means all from lower on. Keys
 // that the iterator gives are relative to the type, as lower and upper are.
 func (tx *Tx) Iter(lower, upper []byte) (kv.Iterator, error) {
-	tx.m.rows.flush(tx.m.batch)
+	tx.m.direct += tx.m.rows.flush(tx.m.batch)
 	return typeIter(tx.m.batch, tx.typeID, lower, upper)
 }
 
@@ -169,8 +169,12 @@ func (c *rowCache) put(key []byte, row Row) {
 	}
 }
 
-// flush writes what changed into the batch, in the order of first change.
-func (c *rowCache) flush(w kv.Writer) {
+// full tells that it is time to flush: what changed cannot be forgotten before.
+func (c *rowCache) full() bool { return len(c.young) >= rowCacheSize }
+
+// flush writes what changed into the batch, in the order of first change, and returns how many rows that were.
+func (c *rowCache) flush(w kv.Writer) int {
+	n := len(c.dirty)
 	for _, r := range c.dirty {
 		r.dirty = false
 		if r.row == nil {
@@ -180,12 +184,14 @@ func (c *rowCache) flush(w kv.Writer) {
 		c.buf = r.row.Append(c.buf[:0])
 		w.Set([]byte(r.key), c.buf)
 	}
+	clear(c.dirty)
 	c.dirty = c.dirty[:0]
+	return n
 }
 
 // age starts a new generation when the young one is full. Only called when nothing is dirty.
 func (c *rowCache) age() {
-	if len(c.young) >= rowCacheSize {
+	if c.full() {
 		c.old = c.young
 		c.young = make(map[string]*cachedRow, rowCacheSize)
 	}

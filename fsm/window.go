@@ -9,7 +9,7 @@ import (
 
 // The exactly-once window (after Ongaro, "Consensus: Bridging Theory and Practice", section 6.3, with expiry by shard
 // time instead of registration). Each client has MaxWindow slots; frame seq uses slot seq mod MaxWindow. A slot is
-// overwritten in place, so a busy client costs one small write for each frame and leaves no tombstones.
+// overwritten in place, so a busy client costs at most one small write for each frame and leaves no tombstones.
 
 // windowSlot is one stored frame result.
 type windowSlot struct {
@@ -20,6 +20,7 @@ type windowSlot struct {
 	index        uint64
 	time         Time
 	results      []byte // as AppendResults wrote them
+	dirty        bool   // not in the batch yet
 }
 
 // client is the decoded window of one client.
@@ -89,6 +90,24 @@ func appendWindowKey(dst []byte, id [16]byte, slot int) []byte {
 // clientCacheSize bounds the decoded windows kept in memory.
 const clientCacheSize = 4096
 
+// changedWindow names a slot of a client's window that is not in the batch yet.
+type changedWindow struct {
+	id   [16]byte
+	slot int
+}
+
+// flushWindows writes the changed slots into the batch.
+func (m *Machine) flushWindows() {
+	for _, w := range m.windows {
+		s := &m.clients[w.id].slots[w.slot]
+		s.dirty = false
+		m.key = appendWindowKey(m.key[:0], w.id, w.slot)
+		m.value = s.append(m.value[:0])
+		m.batch.Set(m.key, m.value)
+	}
+	m.windows = m.windows[:0]
+}
+
 // loadClient returns the client's window, decoded from the state if it is not in memory.
 func (m *Machine) loadClient(id [16]byte) (*client, error) {
 	if c, ok := m.clients[id]; ok {
@@ -113,6 +132,7 @@ func (m *Machine) loadClient(id [16]byte) (*client, error) {
 		return nil, err
 	}
 	if len(m.clients) >= clientCacheSize {
+		m.flushWindows()
 		clear(m.clients) // rare, and cheap to read again
 	}
 	m.clients[id] = c
@@ -150,7 +170,7 @@ func (m *Machine) admit(c *client, f *Frame) *FrameOutcome {
 	return nil
 }
 
-// record stores a frame's results in the client's window, in the batch that holds the frame's effects.
+// record stores a frame's results in the client's window, with the frame's effects.
 func (m *Machine) record(c *client, f *Frame, results []byte) {
 	if !c.known {
 		c.known = true
@@ -158,13 +178,13 @@ func (m *Machine) record(c *client, f *Frame, results []byte) {
 		defer func() { m.expireAt(0, f.Client[:], c.expiry()) }()
 	}
 	slot := int(f.Seq % MaxWindow)
+	if !c.slots[slot].dirty {
+		m.windows = append(m.windows, changedWindow{f.Client, slot})
+	}
 	c.slots[slot] = windowSlot{
 		seq: f.Seq, ackUpTo: f.AckUpTo, deadline: f.Deadline, retain: f.Retain, fingerprint: f.Fingerprint,
-		index: m.applied.Index, time: m.applied.Time, results: results,
+		index: m.applied.Index, time: m.applied.Time, results: results, dirty: true,
 	}
-	m.key = appendWindowKey(m.key[:0], f.Client, slot)
-	m.value = c.slots[slot].append(m.value[:0])
-	m.batch.Set(m.key, m.value)
 }
 
 // sweepClient forgets a client whose record is due, or waits for its newer frames.
@@ -184,9 +204,10 @@ func (m *Machine) sweepClient(key []byte) error {
 		m.expireAt(0, key, at)
 		return nil
 	}
+	m.flushWindows()
 	for i := range c.slots {
 		if c.slots[i].seq != 0 {
-			m.batch.Delete(appendWindowKey(nil, id, i))
+			m.del(appendWindowKey(nil, id, i))
 		}
 	}
 	delete(m.clients, id)

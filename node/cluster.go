@@ -37,7 +37,10 @@ func (n *Node) readTopology() bool {
 	if !ok || g.Applied().Index == 0 {
 		return false
 	}
-	view := n.state.Shard(catalogGroup).View()
+	view, err := g.View()
+	if err != nil {
+		return false // the node is stopping
+	}
 	defer view.Close()
 	t, found, err := catalog.ReadTopology(catalog.View(view))
 	if err != nil {
@@ -77,7 +80,14 @@ func (n *Node) notify() {
 
 // CatalogView is a consistent view of this node's copy of the catalog, which the caller closes. Read it with the
 // functions of package catalog, through catalog.View.
-func (n *Node) CatalogView() kv.View { return n.state.Shard(catalogGroup).View() }
+func (n *Node) CatalogView() kv.View {
+	if g, ok := n.Group(catalogGroup); ok {
+		if view, err := g.View(); err == nil {
+			return view
+		}
+	}
+	return n.state.Shard(catalogGroup).View()
+}
 
 // Topology is the cluster as this node's copy of the catalog has it; nil before the node has one.
 func (n *Node) Topology() *catalog.Topology { return n.topology.Load() }

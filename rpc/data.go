@@ -3,6 +3,7 @@ package rpc
 import (
 	"context"
 	"errors"
+	"runtime"
 	"sync"
 	"time"
 
@@ -14,6 +15,7 @@ import (
 	"github.com/holdfastdb/holdfast/fsm"
 	"github.com/holdfastdb/holdfast/fsm/catalog"
 	"github.com/holdfastdb/holdfast/fsm/counter"
+	"github.com/holdfastdb/holdfast/rpc/codec"
 	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
 )
 
@@ -96,6 +98,7 @@ func (x *stream) write(st grpc.BidiStreamingServer[pb.FrameRequest, pb.FrameResp
 			return
 		case <-x.wake:
 		}
+		runtime.Gosched()
 		x.mu.Lock()
 		queue := x.queue
 		x.queue = nil
@@ -317,7 +320,7 @@ func failure(err error) *pb.OpResult {
 }
 
 func success(m proto.Message) *pb.OpResult {
-	b, err := proto.Marshal(m)
+	b, err := codec.Marshal(m)
 	if err != nil {
 		return failure(err)
 	}

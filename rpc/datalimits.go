@@ -8,6 +8,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/holdfastdb/holdfast/fsm"
+	"github.com/holdfastdb/holdfast/rpc/codec"
 	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
 )
 
@@ -42,7 +43,7 @@ func (s *data) prepareLimit(o *op, in *pb.Op, q *pb.FrameRequest) {
 
 func (s *data) prepareCheck(o *op, in *pb.Op, q *pb.FrameRequest) {
 	var check pb.CheckRequest
-	if err := proto.Unmarshal(in.Request, &check); err != nil {
+	if err := codec.Unmarshal(in.Request, &check); err != nil {
 		o.fail(invalidf("malformed check: %v", err))
 		return
 	}
@@ -82,7 +83,7 @@ func (s *data) checked(p *plan, d decision, err error) *pb.OpResult {
 
 func (s *data) prepareLease(o *op, in *pb.Op, q *pb.FrameRequest) {
 	var request pb.LeaseRequest
-	if err := proto.Unmarshal(in.Request, &request); err != nil {
+	if err := codec.Unmarshal(in.Request, &request); err != nil {
 		o.fail(invalidf("malformed lease: %v", err))
 		return
 	}
@@ -134,7 +135,7 @@ func (s *data) limitMethod(in *pb.Op) func(context.Context) (proto.Message, erro
 
 func method[Q, R proto.Message](in *pb.Op, q Q, run func(context.Context, Q) (R, error)) func(context.Context) (proto.Message, error) {
 	return func(ctx context.Context) (proto.Message, error) {
-		if err := proto.Unmarshal(in.Request, q); err != nil {
+		if err := codec.Unmarshal(in.Request, q); err != nil {
 			return nil, invalidf("malformed request: %v", err)
 		}
 		return run(ctx, q)

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/reflection"
 	"google.golang.org/grpc/status"
 
+	"github.com/holdfastdb/holdfast/rpc/codec"
 	"github.com/holdfastdb/holdfast/rpc/envoyrls"
 	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
 	"github.com/holdfastdb/holdfast/rpc/policy"
@@ -57,7 +58,7 @@ func New(o Options) (*Server, error) {
 		return nil, err
 	}
 	options := []grpc.ServerOption{
-		grpc.MaxRecvMsgSize(maxRequest),
+		grpc.MaxRecvMsgSize(maxRequest), grpc.ForceServerCodecV2(codec.GRPC{}),
 		grpc.MaxConcurrentStreams(1 << 14),
 		grpc.InitialWindowSize(1 << 20), grpc.InitialConnWindowSize(4 << 20),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 
 	"github.com/cockroachdb/pebble/v2"
 
@@ -99,6 +100,8 @@ func (b *batch) Commit() error {
 	}
 	b.done = true
 	b.release()
+	// Neighbours find each other's place in the memtable.
+	slices.SortFunc(b.writes, func(x, y write) int { return strings.Compare(x.key, y.key) })
 	p := b.s.e.db.NewBatch()
 	defer p.Close()
 	for i := range b.writes {

@@ -58,7 +58,7 @@ func (q *LeaseRequest) Decode(b []byte) error {
 	for i := range q.Returns {
 		q.Returns[i] = LeaseReturn{ID: d.Uint64(), Unused: d.Uint32()}
 	}
-	q.Limits = decodeLimits(&d)
+	q.Limits = decodeLimits(&d, nil)
 	return d.End("lease")
 }
 
@@ -115,7 +115,7 @@ func grantLease(tx *fsm.Tx, q *LeaseRequest) (*LeaseResult, error) {
 		g.ID, g.TTL = holdID(tx), int64(end-d.now)
 		d.lease(g, end)
 	}
-	g.State = TakeResult{Allowed: g.Granted > 0, Limits: d.results(1)}
+	g.State = TakeResult{Allowed: g.Granted > 0, Limits: d.results(1, nil)}
 	d.store(tx, g.Granted > 0)
 	return g, nil
 }

@@ -157,13 +157,17 @@ func appendLimits(dst []byte, limits []Limit) []byte {
 	return dst
 }
 
-func decodeLimits(d *wire.Decoder) []Limit {
+// decodeLimits uses room if it is enough.
+func decodeLimits(d *wire.Decoder, room []Limit) []Limit {
 	n := d.Count(limitMinBytes)
 	if n == 0 || n > MaxLimits {
 		d.Fail()
 		return nil
 	}
-	limits := make([]Limit, n)
+	limits := room[:min(n, len(room))]
+	if n > len(room) {
+		limits = make([]Limit, n)
+	}
 	for i := range limits {
 		limits[i] = decodeLimit(d)
 	}

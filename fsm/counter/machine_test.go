@@ -123,22 +123,28 @@ func (s *shard) open(store *memory) *fsm.Machine {
 	return m
 }
 
+func (s *shard) apply(m *fsm.Machine, log []fsm.LogEntry) []fsm.Outcome {
+	s.t.Helper()
+	outs, err := m.Apply(log)
+	if err == nil {
+		err = m.Flush()
+	}
+	if err != nil {
+		s.t.Fatalf("apply: %v", err)
+	}
+	return outs
+}
+
 func (s *shard) entry(e fsm.Entry) fsm.Outcome {
 	s.t.Helper()
 	s.index++
 	e.Time = s.now
 	log := []fsm.LogEntry{{Index: s.index, Term: 1, Data: e.Append(nil)}}
-	outs, err := s.machine.Apply(log)
-	if err != nil {
-		s.t.Fatalf("apply: %v", err)
-	}
+	outs := s.apply(s.machine, log)
 	if s.withoutReopen {
 		return outs[0]
 	}
-	again, err := s.open(s.stored).Apply(log)
-	if err != nil {
-		s.t.Fatalf("apply after opening again: %v", err)
-	}
+	again := s.apply(s.open(s.stored), log)
 	if !maps.EqualFunc(s.kept.keys, s.stored.keys, bytes.Equal) {
 		s.t.Fatalf("entry %d at %d: the stores differ\n%x\n%x", s.index, s.now, s.kept.keys, s.stored.keys)
 	}

@@ -63,7 +63,7 @@ func reserve(tx *fsm.Tx, q *ReserveRequest) (*TakeResult, error) {
 	if again { // the first answer was lost
 		d.weigh(0)
 		d.store(tx, false)
-		return &TakeResult{Allowed: true, Hold: id, Limits: d.results(0)}, nil
+		return &TakeResult{Allowed: true, Hold: id, Limits: d.results(0, nil)}, nil
 	}
 	if err := d.room(); err != nil {
 		return nil, err
@@ -84,7 +84,7 @@ func reserve(tx *fsm.Tx, q *ReserveRequest) (*TakeResult, error) {
 			r.add(h)
 		}
 	}
-	t.Limits = d.results(weight)
+	t.Limits = d.results(weight, nil)
 	d.store(tx, t.Allowed)
 	return t, nil
 }

@@ -21,7 +21,7 @@ func (q *TakeRequest) Append(dst []byte) []byte {
 // Decode implements the requests of package fsm.
 func (q *TakeRequest) Decode(b []byte) error {
 	d := wire.NewDecoder(b)
-	q.Weight, q.Limits = d.Uint32(), decodeLimits(&d)
+	q.Weight, q.Limits = d.Uint32(), decodeLimits(&d, nil)
 	return d.End("take")
 }
 
@@ -127,9 +127,13 @@ func (d *deal) weigh(weight int64) (ok bool) {
 	return ok
 }
 
-// results tells the state of all limits after a decision on weight.
-func (d *deal) results(weight int64) []LimitResult {
-	results := make([]LimitResult, len(d.limits))
+// results tells the state of all limits after a decision on weight, in room if that is enough.
+func (d *deal) results(weight int64, room []LimitResult) []LimitResult {
+	results := room[:0]
+	if len(d.limits) > len(room) {
+		results = make([]LimitResult, 0, len(d.limits))
+	}
+	results = results[:len(d.limits)]
 	for i := range d.limits {
 		l, r := &d.limits[i], d.rows[i]
 		results[i] = LimitResult{
@@ -193,13 +197,27 @@ func (d *deal) room() error {
 	return nil
 }
 
+// takeCall is a TakeRequest with room for one limit and its result: the usual case, which then takes no memory of its own.
+type takeCall struct {
+	TakeRequest
+	limit  [1]Limit
+	result [1]LimitResult
+}
+
+// Decode implements the requests of package fsm.
+func (q *takeCall) Decode(b []byte) error {
+	d := wire.NewDecoder(b)
+	q.Weight, q.Limits = d.Uint32(), decodeLimits(&d, q.limit[:])
+	return d.End("take")
+}
+
 // take is the command behind a check.
-func take(tx *fsm.Tx, q *TakeRequest) (*TakeResult, error) {
+func take(tx *fsm.Tx, q *takeCall) (*TakeResult, error) {
 	var d deal
 	if err := d.load(tx, q.Limits); err != nil {
 		return nil, err
 	}
-	t := d.take(int64(q.Weight), holdID(tx))
+	t := d.take(int64(q.Weight), holdID(tx), q.result[:])
 	d.store(tx, t.Allowed)
 	return t, nil
 }
@@ -207,7 +225,7 @@ func take(tx *fsm.Tx, q *TakeRequest) (*TakeResult, error) {
 // holdID makes a number that no other hold of the shard has.
 func holdID(tx *fsm.Tx) uint64 { return tx.Index()*fsm.MaxOps + uint64(tx.Op()) }
 
-func (d *deal) take(weight int64, id uint64) *TakeResult {
+func (d *deal) take(weight int64, id uint64, room []LimitResult) *TakeResult {
 	t := &TakeResult{Allowed: d.weigh(weight)}
 	if t.Allowed {
 		for i := range d.limits {
@@ -222,7 +240,7 @@ func (d *deal) take(weight int64, id uint64) *TakeResult {
 			}
 		}
 	}
-	t.Limits = d.results(weight)
+	t.Limits = d.results(weight, room)
 	return t
 }
 
@@ -237,6 +255,6 @@ func peek(v *fsm.View, q *TakeRequest) (*TakeResult, error) {
 		d.rows[i] = r
 	}
 	t := &TakeResult{Allowed: d.weigh(int64(q.Weight))}
-	t.Limits = d.results(int64(q.Weight))
+	t.Limits = d.results(int64(q.Weight), nil)
 	return t, nil
 }

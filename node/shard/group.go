@@ -63,6 +63,8 @@ type Config struct {
 	// Confirm returns nil if a majority says that the term is the newest they know; see reader.go.
 	Confirm func(ctx context.Context, check TermCheck) error
 	Timing  Timing
+	// Pacer starts the entries of the node's groups.
+	Pacer *Pacer
 	// Bootstrap makes a new group with this replica as its only voter, if there is no state yet.
 	Bootstrap bool
 	Logger    *slog.Logger
@@ -134,7 +136,6 @@ func Open(cfg Config) (*Group, error) {
 		return nil, err
 	}
 	g.work.Go(g.watch)
-	g.work.Go(g.proposer.run)
 	g.work.Go(g.proposer.complete)
 	return g, nil
 }
@@ -288,6 +289,9 @@ func (g *Group) Close() error {
 		}
 		g.work.Wait()
 		g.snaps.discard()
+		if err := g.machine.close(); err != nil {
+			g.closeErr = errors.Join(g.closeErr, fmt.Errorf("close the state of group %d: %w", g.cfg.Group, err))
+		}
 	})
 	return g.closeErr
 }

@@ -2,6 +2,7 @@ package shard
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"sync"
@@ -22,6 +23,8 @@ type machine struct {
 	// askRestart asks for a new Raft instance with an empty log.
 	askRestart func(reason string)
 	entries    []fsm.LogEntry
+
+	turn sync.Mutex // who uses Apply, Flush or Reload
 
 	mu       sync.Mutex
 	advanced chan struct{} // closed, and replaced, when the position moves; nil while nobody waits
@@ -56,7 +59,9 @@ func (m *machine) ApplyBatch(logs []*raft.Log) []any {
 		m.entries = append(m.entries, e)
 	}
 	answers := make([]any, len(logs))
+	m.turn.Lock()
 	outcomes, err := m.Machine.Apply(m.entries)
+	m.turn.Unlock()
 	if err != nil {
 		m.onFatal(fmt.Errorf("apply: %w", err))
 		return answers
@@ -104,8 +109,31 @@ func (m *machine) wait(ctx context.Context, index uint64) error {
 	}
 }
 
+// flush brings the state database up to what was applied.
+func (m *machine) flush() error {
+	m.turn.Lock()
+	defer m.turn.Unlock()
+	if err := m.Flush(); err != nil {
+		m.onFatal(err)
+		return err
+	}
+	return nil
+}
+
+// close releases the state machine after Raft has stopped.
+func (m *machine) close() error {
+	m.turn.Lock()
+	defer m.turn.Unlock()
+	return errors.Join(m.Flush(), m.Close())
+}
+
 // Snapshot implements raft.FSM: there is nothing to copy, see snapshot.go.
-func (m *machine) Snapshot() (raft.FSMSnapshot, error) { return fence{m.sync}, nil }
+func (m *machine) Snapshot() (raft.FSMSnapshot, error) {
+	if err := m.flush(); err != nil {
+		return nil, err
+	}
+	return fence{m.sync}, nil
+}
 
 // fence is the snapshot of a state that is on disk already: once it is durable, Raft may cut the log.
 type fence struct{ sync func() error }
@@ -130,16 +158,27 @@ func (m *machine) Restore(r io.ReadCloser) error {
 	if in.install == nil {
 		return fmt.Errorf("restore: no state was received")
 	}
-	if err := in.install.Apply(); err != nil {
+	if err := m.replace(in.install); err != nil {
 		return fmt.Errorf("restore: %w", err)
-	}
-	if err := m.Reload(); err != nil {
-		m.onFatal(fmt.Errorf("restore: %w", err)) // the old state is gone, the new one is unreadable
-		return err
 	}
 	m.moved()
 	if in.conflict {
 		m.askRestart("a received state replaced conflicting entries")
+	}
+	return nil
+}
+
+// replace puts a received state in the place of the old one. Nothing may flush in between: what the machine has in
+// memory belongs to the old one.
+func (m *machine) replace(in *storage.Install) error {
+	m.turn.Lock()
+	defer m.turn.Unlock()
+	if err := in.Apply(); err != nil {
+		return err
+	}
+	if err := m.Reload(); err != nil {
+		m.onFatal(fmt.Errorf("restore: %w", err)) // the old state is gone, the new one is unreadable
+		return err
 	}
 	return nil
 }

@@ -11,18 +11,18 @@ import (
 	"github.com/holdfastdb/holdfast/fsm"
 )
 
-// proposer packs the frames that wait into one entry at a time. It never waits for more frames: while entries are on
-// their way others gather, so entries grow with the load and a lone frame leaves at once.
+// proposer packs the frames that wait into one entry when its pacer says so.
 type proposer struct {
 	g *Group
 
-	mu      sync.Mutex
-	waiting []proposal
-	ops     int // in waiting
-	closed  bool
+	mu       sync.Mutex
+	waiting  []proposal
+	ops      int  // in waiting
+	paced    bool // the pacer will call start
+	underway int  // entries
+	closed   bool
 
-	wake     chan struct{}
-	inflight chan batch // bounded: the entries on their way
+	inflight chan batch // the entries on their way
 
 	entries, frames, commands atomic.Uint64
 }
@@ -37,6 +37,7 @@ type proposal struct {
 type batch struct {
 	proposals []proposal
 	future    raft.ApplyFuture
+	round     *round
 }
 
 const (
@@ -49,7 +50,7 @@ const (
 )
 
 func newProposer(g *Group) *proposer {
-	return &proposer{g: g, wake: make(chan struct{}, 1), inflight: make(chan batch, maxInflight-1)}
+	return &proposer{g: g, inflight: make(chan batch, maxInflight)}
 }
 
 // frameSize bounds a frame's encoding.
@@ -72,17 +73,20 @@ func (p *proposer) submit(f *fsm.Frame, done func(fsm.FrameOutcome, error)) erro
 	}
 	p.waiting = append(p.waiting, proposal{frame: f, size: frameSize(f), done: done})
 	p.ops += len(f.Calls)
-	select {
-	case p.wake <- struct{}{}:
-	default:
-	}
+	p.pace()
 	return nil
 }
 
-// next takes the frames of the next entry off the queue.
+// pace asks for a place in the next round if there is something to propose. Called with mu held.
+func (p *proposer) pace() {
+	if len(p.waiting) > 0 && !p.paced && p.underway < maxInflight && !p.closed {
+		p.paced = true
+		p.g.cfg.Pacer.add(p)
+	}
+}
+
+// next takes the frames of the next entry off the queue. Called with mu held.
 func (p *proposer) next() []proposal {
-	p.mu.Lock()
-	defer p.mu.Unlock()
 	n, ops, size := 0, 0, 0
 	for ; n < len(p.waiting); n++ {
 		w := &p.waiting[n]
@@ -98,22 +102,21 @@ func (p *proposer) next() []proposal {
 	return taken
 }
 
-func (p *proposer) run() {
-	defer close(p.inflight)
-	for {
-		select {
-		case <-p.wake:
-		case <-p.g.ctx.Done():
-			return
-		}
-		for {
-			proposals := p.next()
-			if len(proposals) == 0 {
-				break
-			}
-			p.inflight <- p.propose(proposals)
-		}
+// start proposes an entry as part of a round. It does not wait.
+func (p *proposer) start(r *round) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.paced = false
+	proposals := p.next()
+	if len(proposals) == 0 || p.closed {
+		r.completed()
+		return
 	}
+	p.underway++
+	b := p.propose(proposals)
+	b.round = r
+	p.inflight <- b // has room: underway counts what is in it
+	p.pace()
 }
 
 func (p *proposer) propose(proposals []proposal) batch {
@@ -126,7 +129,7 @@ func (p *proposer) propose(proposals []proposal) batch {
 	}
 	p.entries.Add(1)
 	p.frames.Add(uint64(len(proposals)))
-	return batch{proposals, p.g.append(&e, size)}
+	return batch{proposals: proposals, future: p.g.append(&e, size)}
 }
 
 // append stamps an entry and hands it to Raft.
@@ -139,6 +142,10 @@ func (g *Group) append(e *fsm.Entry, size int) raft.ApplyFuture {
 func (p *proposer) complete() {
 	for b := range p.inflight {
 		err := fromRaft(b.future.Error())
+		p.mu.Lock()
+		p.underway--
+		p.pace()
+		p.mu.Unlock()
 		var out *fsm.Outcome
 		if err == nil {
 			out, _ = b.future.Response().(*fsm.Outcome)
@@ -153,6 +160,7 @@ func (p *proposer) complete() {
 				b.proposals[i].done(out.Frames[i], nil)
 			}
 		}
+		b.round.completed()
 	}
 }
 
@@ -162,6 +170,7 @@ func (p *proposer) close() {
 	p.closed = true
 	waiting := p.waiting
 	p.waiting, p.ops = nil, 0
+	close(p.inflight)
 	p.mu.Unlock()
 	for i := range waiting {
 		waiting[i].done(fsm.FrameOutcome{}, fsm.ErrClosed)

@@ -7,6 +7,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"github.com/holdfastdb/holdfast/fsm"
+	"github.com/holdfastdb/holdfast/storage/kv"
 )
 
 // Linearizable reads without clocks. A read takes the term and the commit index, asks the voters' nodes whether the
@@ -26,13 +27,24 @@ func (g *Group) Query(ctx context.Context, calls []fsm.Call) ([]fsm.Result, fsm.
 	if err := g.sync(ctx); err != nil {
 		return nil, fsm.Applied{}, err
 	}
-	view := g.cfg.State.View()
+	view, err := g.View()
+	if err != nil {
+		return nil, fsm.Applied{}, err
+	}
 	defer view.Close()
 	results, applied, err := g.cfg.Registry.Query(view, calls)
 	if err != nil {
 		return nil, fsm.Applied{}, fmt.Errorf("query group %d: %w", g.cfg.Group, err)
 	}
 	return results, applied, nil
+}
+
+// View returns a view of this replica's state as far as it was applied.
+func (g *Group) View() (kv.View, error) {
+	if err := g.machine.flush(); err != nil {
+		return nil, fmt.Errorf("read group %d: %w", g.cfg.Group, err)
+	}
+	return g.cfg.State.View(), nil
 }
 
 // sync returns when the state here includes everything that was acknowledged before the call, at a time that is right.

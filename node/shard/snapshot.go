@@ -58,6 +58,9 @@ func (s *snapshotStore) Open(id string) (*raft.SnapshotMeta, io.ReadCloser, erro
 	}
 	ctx, cancel := context.WithTimeout(s.group.ctx, exportWait)
 	defer cancel()
+	if err := s.group.machine.flush(); err != nil {
+		return nil, nil, fmt.Errorf("snapshot of group %d: %w", s.group.cfg.Group, err)
+	}
 	var applied fsm.Applied
 	export, err := s.group.cfg.State.Export(ctx, func(r kv.Reader) (err error) {
 		applied, err = fsm.ReadApplied(r)

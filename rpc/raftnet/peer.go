@@ -40,6 +40,13 @@ const (
 	streams = callConn // those before have one
 )
 
+// The windows of flow control. They do not change: for one that does gRPC measures the way with a ping for nearly every
+// message, which costs as much as the message.
+const (
+	streamWindow = 8 << 20
+	connWindow   = 16 << 20
+)
+
 const (
 	// connectTimeout bounds how long connecting may take.
 	connectTimeout = 2 * time.Second
@@ -83,6 +90,7 @@ func (p *peer) connLocked(which int) (*grpc.ClientConn, error) {
 			MinConnectTimeout: connectTimeout,
 		}),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: pingInterval, Timeout: pingTimeout, PermitWithoutStream: true}),
+		grpc.WithInitialWindowSize(streamWindow), grpc.WithInitialConnWindowSize(connWindow),
 		grpc.WithDisableServiceConfig(),
 		grpc.WithNoProxy(), // the environment has no say in how nodes find each other
 	}

@@ -3,6 +3,7 @@ package raftnet
 import (
 	"context"
 	"errors"
+	"runtime"
 	"sync"
 )
 
@@ -73,6 +74,7 @@ func (q *queue) write(ctx context.Context, send func(any) error) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-q.wake:
+			runtime.Gosched() // whoever is about to push goes first: one message for all
 			if b := q.take(); len(b) > 0 {
 				if err := send(&b); err != nil {
 					return err

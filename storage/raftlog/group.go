@@ -23,6 +23,8 @@ type group struct {
 	s      *Store
 	number uint32
 
+	value []byte // scratch of StoreLogs, which Raft calls from one goroutine
+
 	mu          sync.RWMutex
 	first, last uint64 // 0 when empty
 	cache       cache
@@ -114,10 +116,9 @@ func (g *group) StoreLogs(logs []*raft.Log) error {
 		return nil
 	}
 	b := g.s.db.NewBatch()
-	var value []byte
 	for _, l := range logs {
-		value = appendEntry(value[:0], g.number, l)
-		if err := b.Set(g.entryKey(l.Index), value, nil); err != nil {
+		g.value = appendEntry(g.value[:0], g.number, l)
+		if err := b.Set(g.entryKey(l.Index), g.value, nil); err != nil {
 			return errors.Join(fmt.Errorf("store entries of group %d: %w", g.number, err), b.Close())
 		}
 	}

@@ -70,6 +70,8 @@ type Store struct {
 	db   *pebble.DB
 	once sync.Once
 
+	group groupCommit
+
 	mu      sync.Mutex
 	pending map[uint64]time.Time // synced writes under way
 	next    uint64
@@ -146,7 +148,7 @@ func (s *Store) commit(b *pebble.Batch) error {
 	s.next++
 	s.pending[id] = start
 	s.mu.Unlock()
-	err := b.Commit(pebble.Sync)
+	err := s.group.commit(b)
 	s.mu.Lock()
 	delete(s.pending, id)
 	s.mu.Unlock()

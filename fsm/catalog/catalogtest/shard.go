@@ -51,6 +51,18 @@ func (s *Shard) open(store *Memory) *fsm.Machine {
 	return m
 }
 
+func (s *Shard) apply(m *fsm.Machine, log []fsm.LogEntry) []fsm.Outcome {
+	s.T.Helper()
+	outs, err := m.Apply(log)
+	if err == nil {
+		err = m.Flush()
+	}
+	if err != nil {
+		s.T.Fatalf("apply: %v", err)
+	}
+	return outs
+}
+
 // View is a view of the whole shard.
 func (s *Shard) View() kv.View { return s.kept.View() }
 
@@ -61,10 +73,7 @@ func (s *Shard) Do(call fsm.Call) fsm.Result {
 	e := fsm.Entry{Time: s.Now, Frames: []fsm.Frame{{Calls: []fsm.Call{call}}}}
 	log := []fsm.LogEntry{{Index: s.index, Term: 1, Data: e.Append(nil)}}
 	before := s.kept.Writes
-	outs, err := s.machine.Apply(log)
-	if err != nil {
-		s.T.Fatalf("apply: %v", err)
-	}
+	outs := s.apply(s.machine, log)
 	frame := &outs[0].Frames[0]
 	if r := frame.Results[0]; r.Code != fsm.OK && s.kept.Writes != before {
 		s.T.Fatalf("command %d wrote %d times and was refused: %v %s", call.Op, s.kept.Writes-before, r.Code, r.Body)
@@ -72,10 +81,7 @@ func (s *Shard) Do(call fsm.Call) fsm.Result {
 	if s.OpenOnce {
 		return frame.Results[0]
 	}
-	again, err := s.open(s.stored).Apply(log)
-	if err != nil {
-		s.T.Fatalf("apply after opening again: %v", err)
-	}
+	again := s.apply(s.open(s.stored), log)
 	if !bytes.Equal(fsm.AppendFrameOutcome(nil, frame), fsm.AppendFrameOutcome(nil, &again[0].Frames[0])) {
 		s.T.Fatalf("entry %d: the results differ\n%+v\n%+v", s.index, frame, again[0].Frames[0])
 	}
@@ -115,4 +121,5 @@ func (s *Shard) Put(key, value []byte) {
 			s.T.Fatalf("put: %v", err)
 		}
 	}
+	s.machine = s.open(s.kept)
 }

@@ -1,0 +1,61 @@
+// Package codec encodes gRPC messages with the functions that protoc-gen-go-vtproto generated, where there are any: they
+// take a fraction of the time that reflection does. The bytes are the same.
+package codec
+
+import (
+	"google.golang.org/grpc/encoding"
+	grpcproto "google.golang.org/grpc/encoding/proto"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/protobuf/proto"
+)
+
+type marshaler interface{ MarshalVT() ([]byte, error) }
+
+// The texts and bytes of a message that was decoded this way point into the encoding, which must not change after.
+type unmarshaler interface{ UnmarshalVTUnsafe([]byte) error }
+
+// Marshal encodes a message.
+func Marshal(m proto.Message) ([]byte, error) {
+	if v, ok := m.(marshaler); ok {
+		return v.MarshalVT()
+	}
+	return proto.Marshal(m)
+}
+
+// Unmarshal decodes a message, which keeps b.
+func Unmarshal(b []byte, m proto.Message) error {
+	if v, ok := m.(unmarshaler); ok {
+		return v.UnmarshalVTUnsafe(b)
+	}
+	return proto.Unmarshal(b, m)
+}
+
+// GRPC is for grpc.ForceCodecV2 and grpc.ForceServerCodecV2.
+type GRPC struct{}
+
+var _ encoding.CodecV2 = GRPC{}
+
+// Name implements encoding.CodecV2: on the wire it is the usual one.
+func (GRPC) Name() string { return grpcproto.Name }
+
+// Marshal implements encoding.CodecV2.
+func (GRPC) Marshal(v any) (mem.BufferSlice, error) {
+	m, ok := v.(marshaler)
+	if !ok {
+		return encoding.GetCodecV2(grpcproto.Name).Marshal(v)
+	}
+	b, err := m.MarshalVT()
+	if err != nil {
+		return nil, err
+	}
+	return mem.BufferSlice{mem.SliceBuffer(b)}, nil
+}
+
+// Unmarshal implements encoding.CodecV2.
+func (GRPC) Unmarshal(data mem.BufferSlice, v any) error {
+	m, ok := v.(unmarshaler)
+	if !ok {
+		return encoding.GetCodecV2(grpcproto.Name).Unmarshal(data, v)
+	}
+	return m.UnmarshalVTUnsafe(data.Materialize())
+}
