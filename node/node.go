@@ -86,7 +86,6 @@ type Node struct {
 	router    *router
 	gateway   *gateway
 	confirmer *confirmer
-	pacer     *shard.Pacer
 
 	mu      sync.RWMutex
 	groups  map[uint32]*member
@@ -128,7 +127,7 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 	if cfg.PeerAddr == "" {
 		cfg.PeerAddr = cfg.Peer.Addr().String()
 	}
-	n := &Node{cfg: cfg, log: cfg.Logger, groups: make(map[uint32]*member), poke: make(chan struct{}, 1), pacer: shard.NewPacer()}
+	n := &Node{cfg: cfg, log: cfg.Logger, groups: make(map[uint32]*member), poke: make(chan struct{}, 1)}
 	n.watchers.list = make(map[int]func())
 	n.ctx, n.stop = context.WithCancel(context.Background())
 	defer func() {
@@ -318,7 +317,7 @@ func (n *Node) openGroup(group uint32, gen uint32, bootstrap bool) error {
 	g, err := shard.Open(shard.Config{
 		Group: group, ReplicaID: id, Registry: registry, State: n.state.Shard(group), Sync: n.state.Sync, Log: log,
 		Transport: transport, Attach: func(r *shard.Raft) { transport.Attach(r) }, Confirm: n.confirmer.confirm,
-		Timing: n.cfg.Timing, Pacer: n.pacer, Bootstrap: bootstrap, Logger: n.log, OnApplied: onApplied, OnFatal: n.cfg.OnFatal,
+		Timing: n.cfg.Timing, Bootstrap: bootstrap, Logger: n.log, OnApplied: onApplied, OnFatal: n.cfg.OnFatal,
 		OnLead: func(leading bool, term uint64) {
 			if leading {
 				n.gossip.Announce(group, term)
@@ -375,7 +374,6 @@ func (n *Node) close() error {
 		})
 	}
 	closing.Wait()
-	n.pacer.Close()
 	if n.peers != nil {
 		n.peers.Stop()
 	}

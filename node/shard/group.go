@@ -63,8 +63,6 @@ type Config struct {
 	// Confirm returns nil if a majority says that the term is the newest they know; see reader.go.
 	Confirm func(ctx context.Context, check TermCheck) error
 	Timing  Timing
-	// Pacer starts the entries of the node's groups.
-	Pacer *Pacer
 	// Bootstrap makes a new group with this replica as its only voter, if there is no state yet.
 	Bootstrap bool
 	Logger    *slog.Logger
@@ -136,6 +134,7 @@ func Open(cfg Config) (*Group, error) {
 		return nil, err
 	}
 	g.work.Go(g.watch)
+	g.work.Go(g.proposer.run)
 	g.work.Go(g.proposer.complete)
 	return g, nil
 }

@@ -2,6 +2,7 @@ package shard
 
 import (
 	"context"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -11,18 +12,18 @@ import (
 	"github.com/holdfastdb/holdfast/fsm"
 )
 
-// proposer packs the frames that wait into one entry when its pacer says so.
+// proposer packs the frames that wait into one entry at a time. It never waits for more frames: while entries are on
+// their way others gather, so entries grow with the load and a lone frame leaves at once.
 type proposer struct {
 	g *Group
 
-	mu       sync.Mutex
-	waiting  []proposal
-	ops      int  // in waiting
-	paced    bool // the pacer will call start
-	underway int  // entries
-	closed   bool
+	mu      sync.Mutex
+	waiting []proposal
+	ops     int // in waiting
+	closed  bool
 
-	inflight chan batch // the entries on their way
+	wake     chan struct{}
+	inflight chan batch // bounded: the entries on their way
 
 	entries, frames, commands atomic.Uint64
 }
@@ -37,7 +38,6 @@ type proposal struct {
 type batch struct {
 	proposals []proposal
 	future    raft.ApplyFuture
-	round     *round
 }
 
 const (
@@ -50,7 +50,7 @@ const (
 )
 
 func newProposer(g *Group) *proposer {
-	return &proposer{g: g, inflight: make(chan batch, maxInflight)}
+	return &proposer{g: g, wake: make(chan struct{}, 1), inflight: make(chan batch, maxInflight-1)}
 }
 
 // frameSize bounds a frame's encoding.
@@ -73,20 +73,17 @@ func (p *proposer) submit(f *fsm.Frame, done func(fsm.FrameOutcome, error)) erro
 	}
 	p.waiting = append(p.waiting, proposal{frame: f, size: frameSize(f), done: done})
 	p.ops += len(f.Calls)
-	p.pace()
+	select {
+	case p.wake <- struct{}{}:
+	default:
+	}
 	return nil
 }
 
-// pace asks for a place in the next round if there is something to propose. Called with mu held.
-func (p *proposer) pace() {
-	if len(p.waiting) > 0 && !p.paced && p.underway < maxInflight && !p.closed {
-		p.paced = true
-		p.g.cfg.Pacer.add(p)
-	}
-}
-
-// next takes the frames of the next entry off the queue. Called with mu held.
+// next takes the frames of the next entry off the queue.
 func (p *proposer) next() []proposal {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	n, ops, size := 0, 0, 0
 	for ; n < len(p.waiting); n++ {
 		w := &p.waiting[n]
@@ -102,21 +99,23 @@ func (p *proposer) next() []proposal {
 	return taken
 }
 
-// start proposes an entry as part of a round. It does not wait.
-func (p *proposer) start(r *round) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.paced = false
-	proposals := p.next()
-	if len(proposals) == 0 || p.closed {
-		r.completed()
-		return
+func (p *proposer) run() {
+	defer close(p.inflight)
+	for {
+		select {
+		case <-p.wake:
+		case <-p.g.ctx.Done():
+			return
+		}
+		runtime.Gosched() // who is about to hand a frame in goes first
+		for {
+			proposals := p.next()
+			if len(proposals) == 0 {
+				break
+			}
+			p.inflight <- p.propose(proposals)
+		}
 	}
-	p.underway++
-	b := p.propose(proposals)
-	b.round = r
-	p.inflight <- b // has room: underway counts what is in it
-	p.pace()
 }
 
 func (p *proposer) propose(proposals []proposal) batch {
@@ -129,7 +128,7 @@ func (p *proposer) propose(proposals []proposal) batch {
 	}
 	p.entries.Add(1)
 	p.frames.Add(uint64(len(proposals)))
-	return batch{proposals: proposals, future: p.g.append(&e, size)}
+	return batch{proposals, p.g.append(&e, size)}
 }
 
 // append stamps an entry and hands it to Raft.
@@ -142,10 +141,6 @@ func (g *Group) append(e *fsm.Entry, size int) raft.ApplyFuture {
 func (p *proposer) complete() {
 	for b := range p.inflight {
 		err := fromRaft(b.future.Error())
-		p.mu.Lock()
-		p.underway--
-		p.pace()
-		p.mu.Unlock()
 		var out *fsm.Outcome
 		if err == nil {
 			out, _ = b.future.Response().(*fsm.Outcome)
@@ -160,7 +155,6 @@ func (p *proposer) complete() {
 				b.proposals[i].done(out.Frames[i], nil)
 			}
 		}
-		b.round.completed()
 	}
 }
 
@@ -170,7 +164,6 @@ func (p *proposer) close() {
 	p.closed = true
 	waiting := p.waiting
 	p.waiting, p.ops = nil, 0
-	close(p.inflight)
 	p.mu.Unlock()
 	for i := range waiting {
 		waiting[i].done(fsm.FrameOutcome{}, fsm.ErrClosed)
