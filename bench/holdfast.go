@@ -24,14 +24,11 @@ type holdfastPeer struct {
 	names  []string
 }
 
-const (
-	holdfastShards = 8
-	benchResource  = "bench"
-)
+const benchResource = "bench"
 
 // startHoldfast builds the binary and starts the nodes; it returns when every shard has three voters and the leaders are
 // spread.
-func startHoldfast(ctx context.Context, dir string) (_ *holdfastPeer, err error) {
+func startHoldfast(ctx context.Context, dir string, shards int) (_ *holdfastPeer, err error) {
 	binary := filepath.Join(dir, "holdfast")
 	build := exec.CommandContext(ctx, "go", "build", "-o", binary, "./cmd/holdfast")
 	build.Dir, build.Stderr = "..", os.Stderr
@@ -52,7 +49,7 @@ func startHoldfast(ctx context.Context, dir string) (_ *holdfastPeer, err error)
 		a := addrs[i*4:]
 		args := []string{
 			"start", "--name", "n" + strconv.Itoa(i+1), "--data", filepath.Join(dir, "holdfast-"+strconv.Itoa(i+1)),
-			"--grpc", a[0], "--http", a[1], "--peer", a[2], "--gossip", a[3], "--shards", strconv.Itoa(holdfastShards), "--log-level", "warn",
+			"--grpc", a[0], "--http", a[1], "--peer", a[2], "--gossip", a[3], "--shards", strconv.Itoa(shards), "--log-level", "warn",
 		}
 		if i == 0 {
 			args = append(args, "--bootstrap")
@@ -86,7 +83,7 @@ func (p *holdfastPeer) settle(ctx context.Context) error {
 			for _, s := range r.Shards {
 				leads[s.Info.Leader]++
 			}
-			if len(leads) == 3 {
+			if len(leads) == min(3, len(r.Shards)) {
 				return nil
 			}
 		}

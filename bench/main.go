@@ -33,6 +33,7 @@ type settings struct {
 	duration, warmup time.Duration
 	rounds           int
 	systems          []string
+	shards           int
 }
 
 func run(ctx context.Context, args []string) error {
@@ -44,6 +45,7 @@ func run(ctx context.Context, args []string) error {
 	flags.DurationVar(&s.duration, "duration", 10*time.Second, "length of each measurement")
 	flags.DurationVar(&s.warmup, "warmup", 2*time.Second, "time before each measurement")
 	flags.IntVar(&s.rounds, "rounds", 3, "how often each system has its turn; the median counts")
+	flags.IntVar(&s.shards, "shards", 8, "shards of the Holdfast cluster")
 	systems := flags.String("systems", "holdfast,etcd,redis", "which systems, in which order")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -77,7 +79,7 @@ func (s *settings) start(ctx context.Context) (systems []*system, h *holdfastPee
 	for _, name := range s.systems {
 		switch name {
 		case "holdfast":
-			if h, err = startHoldfast(ctx, s.dir); err != nil {
+			if h, err = startHoldfast(ctx, s.dir, s.shards); err != nil {
 				return systems, nil, err
 			}
 			systems = append(systems, &system{name: name, check: h.check, single: h.check, close: h.close})
