@@ -24,7 +24,11 @@ type holdfastPeer struct {
 	names  []string
 }
 
-const benchResource = "bench"
+// The resources that the policies are for: one whose counters are whole again at once, one whose counters live on.
+const (
+	benchResource = "bench"
+	liveResource  = "live"
+)
 
 // startHoldfast builds the binary and starts the nodes; it returns when every shard has three voters and the leaders are
 // spread.
@@ -97,13 +101,25 @@ func (p *holdfastPeer) settle(ctx context.Context) error {
 
 func (p *holdfastPeer) prepare(ctx context.Context) error {
 	policies := pb.NewPoliciesClient(p.client.Conn())
-	policy, err := policies.CreatePolicy(ctx, &pb.CreatePolicyRequest{
-		Name: "bench", Algorithm: "token_bucket", RateLimit: 1_000_000_000, TimeWindow: 1, Resource: benchResource,
-	})
-	if err != nil {
-		return err
+	for _, q := range []*pb.CreatePolicyRequest{
+		{Name: "bench", Algorithm: "token_bucket", RateLimit: 1_000_000_000, TimeWindow: 1, Resource: benchResource},
+		{Name: "live", Algorithm: "token_bucket", RateLimit: 100, TimeWindow: 3600, Resource: liveResource},
+	} {
+		policy, err := policies.CreatePolicy(ctx, q)
+		if err != nil {
+			return err
+		}
+		_, err = policies.AssignClients(ctx, &pb.AssignClientsRequest{PolicyId: policy.PolicyId, ClientIds: []string{"*"}})
+		if err != nil {
+			return err
+		}
 	}
-	_, err = policies.AssignClients(ctx, &pb.AssignClientsRequest{PolicyId: policy.PolicyId, ClientIds: []string{"*"}})
+	return nil
+}
+
+// touch makes a counter that lives on.
+func (p *holdfastPeer) touch(ctx context.Context, key int) error {
+	_, err := p.limits.Check(ctx, client.Request{Client: p.names[key], Resource: liveResource})
 	return err
 }
 

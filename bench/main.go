@@ -150,6 +150,7 @@ func describe(r load.Result) string {
 
 func perSecond(r load.Result) float64 { return r.PerSecond }
 func p50(r load.Result) float64       { return float64(r.P50) }
+func p99(r load.Result) float64       { return float64(r.P99) }
 
 // medianOf is the median of what value says of the rounds.
 func medianOf(rounds []load.Result, value func(load.Result) float64) float64 {

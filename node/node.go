@@ -29,6 +29,9 @@ import (
 // catalogGroup is the number of the group that every node has a replica of.
 const catalogGroup = 0
 
+// shardCommit is how long a follower of an idle shard may be behind. Nobody reads there, unlike in the catalog.
+const shardCommit = time.Second
+
 // Config is what a node is told.
 type Config struct {
 	Name, Zone string
@@ -314,10 +317,14 @@ func (n *Node) openGroup(group uint32, gen uint32, bootstrap bool) error {
 	}
 	id := catalog.ReplicaID(n.identity.NodeID, gen)
 	transport := n.net.Group(group, id)
+	timing := n.cfg.Timing
+	if timing.Commit == 0 && group != catalogGroup {
+		timing.Commit = shardCommit
+	}
 	g, err := shard.Open(shard.Config{
 		Group: group, ReplicaID: id, Registry: registry, State: n.state.Shard(group), Sync: n.state.Sync, Log: log,
 		Transport: transport, Attach: func(r *shard.Raft) { transport.Attach(r) }, Confirm: n.confirmer.confirm,
-		Timing: n.cfg.Timing, Bootstrap: bootstrap, Logger: n.log, OnApplied: onApplied, OnFatal: n.cfg.OnFatal,
+		Timing: timing, Bootstrap: bootstrap, Logger: n.log, OnApplied: onApplied, OnFatal: n.cfg.OnFatal,
 		OnLead: func(leading bool, term uint64) {
 			if leading {
 				n.gossip.Announce(group, term)

@@ -13,11 +13,17 @@ import (
 // sweepEvery is how often a leader looks whether something has expired.
 const sweepEvery = 250 * time.Millisecond
 
+// untilTick is how long it is until the next tick. All groups of a process tick together: one wake-up instead of many.
+func untilTick() time.Duration {
+	now := time.Now()
+	return now.Truncate(sweepEvery).Add(sweepEvery).Sub(now)
+}
+
 // watch follows this replica's leadership: it begins each term with a TermStart entry, removes what expires, and
 // restarts the Raft instance when that is needed. It is the only goroutine that replaces the instance.
 func (g *Group) watch() {
-	ticks := time.NewTicker(sweepEvery)
-	defer ticks.Stop()
+	tick := time.NewTimer(untilTick())
+	defer tick.Stop()
 	var stuckSince time.Time
 	for {
 		select {
@@ -29,10 +35,10 @@ func (g *Group) watch() {
 			g.restart(reason, true)
 		case <-g.poke:
 			g.followState()
-		case <-ticks.C:
+		case <-tick.C:
+			tick.Reset(untilTick())
 			g.followState()
-			if g.IsLeader() {
-				g.sweep(&stuckSince)
+			for begin := time.Now(); g.IsLeader() && g.sweep(&stuckSince) && time.Since(begin) < sweepEvery; {
 			}
 		}
 	}
@@ -81,12 +87,12 @@ func (g *Group) follow(term uint64) {
 	}
 }
 
-// sweep proposes the removal of what is due. It also notices a Raft instance that leads but refuses all entries
+// sweep proposes the removal of what is due, and reports whether there is more: a sweep is bounded, so that commands
+// come in between. It also notices a Raft instance that leads but refuses all entries
 // because a leadership transfer never ended (hashicorp/raft #696).
-func (g *Group) sweep(stuckSince *time.Time) {
-	due := g.machine.NextExpiry()
-	if (due == 0 || due > g.clock.now()) && stuckSince.IsZero() {
-		return
+func (g *Group) sweep(stuckSince *time.Time) (more bool) {
+	if !g.due() && stuckSince.IsZero() {
+		return false
 	}
 	err := g.append(&fsm.Entry{Kind: fsm.Sweep}, 16).Error()
 	switch {
@@ -99,6 +105,12 @@ func (g *Group) sweep(stuckSince *time.Time) {
 		g.follow(0)
 		g.restart("a leadership transfer did not end", false)
 	}
+	return err == nil && g.due()
+}
+
+func (g *Group) due() bool {
+	at := g.machine.NextExpiry()
+	return at != 0 && at <= g.clock.now()
 }
 
 // IsLeader reports that this replica serves as leader.

@@ -34,6 +34,7 @@ type frame struct {
 	group    uint32
 	to, from string // replica ids
 	body     []byte
+	patient  bool // it may wait for others before it is sent; not part of the encoding
 }
 
 // append appends the frame's length and encoding.

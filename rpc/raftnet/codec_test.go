@@ -139,7 +139,7 @@ func FuzzDecode(f *testing.F) {
 }
 
 func TestFramesOfOneMessageShareNothing(t *testing.T) {
-	q := newQueue()
+	q := newQueue(0)
 	for i := range uint64(3) {
 		if err := q.push(&frame{kind: kindAnswer, id: i, body: bytes.Repeat([]byte{byte(i)}, 10)}); err != nil {
 			t.Fatal(err)

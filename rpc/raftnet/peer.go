@@ -142,7 +142,7 @@ func (p *peer) open(which int) (*stream, error) {
 	if s := p.streams[which]; s != nil && s.conn == conn && s.ctx.Err() == nil {
 		return s, nil
 	}
-	s := &stream{conn: conn, queue: newQueue(), calls: make(map[uint64]*call)}
+	s := &stream{conn: conn, queue: newQueue(p.n.cfg.Heartbeat / 5), calls: make(map[uint64]*call)}
 	s.ctx, s.end = context.WithCancel(p.n.outgoing(p.n.ctx, p.id))
 	addr := p.addr
 	if !p.n.spawn(func() { s.run(p.n.log.With("node", p.id, "address", addr)) }) {
@@ -223,7 +223,11 @@ func (s *stream) send(f *frame) (*call, error) {
 	c.id, f.id = s.next, s.next
 	s.calls[c.id] = c
 	s.mu.Unlock()
-	if err := s.queue.push(f); err != nil {
+	push := s.queue.push
+	if f.patient {
+		push = s.queue.pushPatient
+	}
+	if err := push(f); err != nil {
 		s.forget(c.id)
 		return nil, err
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"runtime"
 	"sync"
+	"time"
 )
 
 // errQueueFull: the other node does not take what is sent to it.
@@ -15,7 +16,11 @@ type queue struct {
 	mu     sync.Mutex
 	buf    []byte
 	closed bool
+	timed  bool // the time of a patient frame runs
 	wake   chan struct{}
+	// patience is how long a heartbeat may wait for those of other groups. Raft sends one for each group ten times in
+	// a heartbeat timeout; alone in their messages they would be most of what idle nodes do.
+	patience time.Duration
 }
 
 const (
@@ -28,11 +33,43 @@ const (
 	maxMessage = 2 * maxQueued
 )
 
-func newQueue() *queue { return &queue{wake: make(chan struct{}, 1)} }
+func newQueue(patience time.Duration) *queue {
+	return &queue{wake: make(chan struct{}, 1), patience: patience}
+}
 
+// push adds a frame, to be sent at once.
 func (q *queue) push(f *frame) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	if err := q.add(f); err != nil {
+		return err
+	}
+	q.poke()
+	return nil
+}
+
+// pushPatient adds a frame that may wait for others.
+func (q *queue) pushPatient(f *frame) error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if err := q.add(f); err != nil {
+		return err
+	}
+	if !q.timed {
+		q.timed = true
+		time.AfterFunc(q.patience, q.poke)
+	}
+	return nil
+}
+
+func (q *queue) poke() {
+	select {
+	case q.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (q *queue) add(f *frame) error {
 	if q.closed {
 		return ErrClosed
 	}
@@ -46,10 +83,6 @@ func (q *queue) push(f *frame) error {
 		q.buf = append(q.buf, formatVersion)
 	}
 	q.buf = f.append(q.buf)
-	select {
-	case q.wake <- struct{}{}:
-	default:
-	}
 	return nil
 }
 
@@ -57,6 +90,7 @@ func (q *queue) take() []byte {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	b := q.buf
+	q.timed = false
 	q.buf = nil // gRPC keeps the message until it is written
 	return b
 }

@@ -112,7 +112,7 @@ func (n *Net) serveFrames(st grpc.ServerStream) error {
 		return err
 	}
 	ctx, cancel := context.WithCancel(st.Context())
-	in := &inbound{n: n, from: from, ctx: ctx, answers: newQueue(), lanes: make(map[lane]chan work)}
+	in := &inbound{n: n, from: from, ctx: ctx, answers: newQueue(0), lanes: make(map[lane]chan work)}
 	stopped := context.AfterFunc(n.ctx, cancel)
 	defer func() {
 		stopped()

@@ -122,12 +122,14 @@ func (g *GroupTransport) start(target raft.ServerID, request any) (*call, error)
 	if err != nil {
 		return nil, err
 	}
-	which := beatConn
-	if q, ok := request.(*raft.AppendEntriesRequest); ok && !isHeartbeat(q) {
-		which = entryConn
+	which, patient := beatConn, false
+	if q, ok := request.(*raft.AppendEntriesRequest); ok {
+		if patient = isHeartbeat(q); !patient {
+			which = entryConn
+		}
 	}
 	k, body := appendRequest(nil, request)
-	return p.send(which, &frame{kind: k, group: g.group, to: string(target), from: g.replica, body: body})
+	return p.send(which, &frame{kind: k, group: g.group, to: string(target), from: g.replica, body: body, patient: patient})
 }
 
 func (g *GroupTransport) ask(target raft.ServerID, request, answer any, timeout time.Duration) error {

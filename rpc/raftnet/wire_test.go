@@ -82,7 +82,7 @@ func TestForgedCountsAllocateLittle(t *testing.T) {
 	if _, err := decodeTermQueries(append(queries, make([]byte, 2<<20)...)); !errors.Is(err, wire.ErrCorrupt) {
 		t.Fatalf("questions: %v", err)
 	}
-	if err := newQueue().push(&frame{body: make([]byte, maxBody+1)}); !errors.Is(err, errTooLarge) {
+	if err := newQueue(0).push(&frame{body: make([]byte, maxBody+1)}); !errors.Is(err, errTooLarge) {
 		t.Fatalf("too large a frame: %v", err)
 	}
 	if _, err := (*Net)(nil).ConfirmTerms(t.Context(), "b", make([]TermQuery, maxQueries+1)); !errors.Is(err, errTooLarge) {
