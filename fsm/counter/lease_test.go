@@ -90,7 +90,7 @@ func TestConcurrencyIsNotLeased(t *testing.T) {
 		t.Fatalf("%+v", g)
 	}
 	if s.rows() != 0 {
-		t.Fatalf("left %x", s.kept.keys)
+		t.Fatalf("left %x", s.kept.Keys)
 	}
 }
 

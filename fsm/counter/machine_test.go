@@ -2,86 +2,11 @@ package counter
 
 import (
 	"bytes"
-	"maps"
-	"slices"
 	"testing"
 
 	"github.com/holdfastdb/holdfast/fsm"
-	"github.com/holdfastdb/holdfast/storage/kv"
+	"github.com/holdfastdb/holdfast/fsm/fsmtest"
 )
-
-// memory is a store of one shard in a map: slow to iterate, but there is nothing in it to get wrong.
-type memory struct{ keys map[string][]byte }
-
-func newMemory() *memory { return &memory{keys: make(map[string][]byte)} }
-
-func (s *memory) NewBatch() kv.Batch { return &memoryBatch{store: s, changes: make(map[string][]byte)} }
-
-func (s *memory) View() kv.View { return &memoryBatch{store: &memory{maps.Clone(s.keys)}} }
-
-// memoryBatch keeps what changed until Commit; a nil value is a deletion.
-type memoryBatch struct {
-	store   *memory
-	changes map[string][]byte
-}
-
-func (b *memoryBatch) Get(key []byte) ([]byte, error) {
-	value, ok := b.changes[string(key)]
-	if !ok {
-		value = b.store.keys[string(key)]
-	}
-	if value == nil {
-		return nil, kv.ErrNotFound
-	}
-	return value, nil
-}
-
-func (b *memoryBatch) Set(key, value []byte) {
-	b.changes[string(key)] = append(make([]byte, 0, len(value)), value...)
-}
-
-func (b *memoryBatch) Delete(key []byte) { b.changes[string(key)] = nil }
-
-func (b *memoryBatch) apply(to map[string][]byte) {
-	for k, v := range b.changes {
-		if v == nil {
-			delete(to, k)
-		} else {
-			to[k] = v
-		}
-	}
-}
-
-func (b *memoryBatch) Commit() error {
-	b.apply(b.store.keys)
-	return nil
-}
-
-func (b *memoryBatch) Close() error { return nil }
-
-func (b *memoryBatch) Iter(lower, upper []byte) (kv.Iterator, error) {
-	all := maps.Clone(b.store.keys)
-	b.apply(all)
-	it := &memoryIter{all: all}
-	for _, k := range slices.Sorted(maps.Keys(all)) {
-		if k >= string(lower) && (upper == nil || k < string(upper)) {
-			it.keys = append(it.keys, k)
-		}
-	}
-	return it, nil
-}
-
-type memoryIter struct {
-	all  map[string][]byte
-	keys []string
-	at   int
-}
-
-func (it *memoryIter) Next() bool    { it.at++; return it.at <= len(it.keys) }
-func (it *memoryIter) Key() []byte   { return []byte(it.keys[it.at-1]) }
-func (it *memoryIter) Value() []byte { return it.all[it.keys[it.at-1]] }
-func (it *memoryIter) Err() error    { return nil }
-func (it *memoryIter) Close() error  { return nil }
 
 // failer is what tests, benchmarks and rapid have in common.
 type failer interface {
@@ -94,7 +19,7 @@ type failer interface {
 type shard struct {
 	t             failer
 	reg           *fsm.Registry
-	kept, stored  *memory
+	kept, stored  *fsmtest.Memory
 	machine       *fsm.Machine
 	index         uint64
 	now           fsm.Time
@@ -110,12 +35,12 @@ func newShard(t failer) *shard {
 	if err != nil {
 		t.Fatalf("registry: %v", err)
 	}
-	s := &shard{t: t, reg: reg, kept: newMemory(), stored: newMemory(), now: epoch}
+	s := &shard{t: t, reg: reg, kept: fsmtest.NewMemory(), stored: fsmtest.NewMemory(), now: epoch}
 	s.machine = s.open(s.kept)
 	return s
 }
 
-func (s *shard) open(store *memory) *fsm.Machine {
+func (s *shard) open(store *fsmtest.Memory) *fsm.Machine {
 	m, err := fsm.Open(s.reg, store)
 	if err != nil {
 		s.t.Fatalf("open: %v", err)
@@ -145,8 +70,8 @@ func (s *shard) entry(e fsm.Entry) fsm.Outcome {
 		return outs[0]
 	}
 	again := s.apply(s.open(s.stored), log)
-	if !maps.EqualFunc(s.kept.keys, s.stored.keys, bytes.Equal) {
-		s.t.Fatalf("entry %d at %d: the stores differ\n%x\n%x", s.index, s.now, s.kept.keys, s.stored.keys)
+	if !s.kept.Equal(s.stored) {
+		s.t.Fatalf("entry %d at %d: the stores differ\n%x\n%x", s.index, s.now, s.kept.Keys, s.stored.Keys)
 	}
 	for i := range outs[0].Frames {
 		a, b := &outs[0].Frames[i], &again[0].Frames[i]
@@ -229,7 +154,7 @@ func (s *shard) check() {
 // rows is how many keys there are beside the machine's position: counters and places in the expiry index.
 func (s *shard) rows() int {
 	n := 0
-	for k := range s.kept.keys {
+	for k := range s.kept.Keys {
 		if k != "\x00a" {
 			n++
 		}
@@ -248,7 +173,7 @@ func (s *shard) drain() {
 		s.sweep()
 	}
 	if s.rows() != 0 {
-		s.t.Fatalf("left after the sweep: %x", s.kept.keys)
+		s.t.Fatalf("left after the sweep: %x", s.kept.Keys)
 	}
 }
 

@@ -218,7 +218,7 @@ func TestRoomIsForLivingHolds(t *testing.T) {
 	s.reserve(0, 1000, 0, l)
 	// The others are written into the stores: to make ten thousand by commands takes seconds.
 	stored := "\x01" + string(l.Key[:])
-	decoded, err := decodeRow(s.kept.keys[stored])
+	decoded, err := decodeRow(s.kept.Keys[stored])
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -226,8 +226,8 @@ func TestRoomIsForLivingHolds(t *testing.T) {
 	for id := range uint64(MaxListed - 1) {
 		r.holds = append(r.holds, hold{kind: reserved, id: 1<<40 + id, at: s.now, until: s.now + 1000})
 	}
-	s.kept.keys[stored] = r.Append(nil)
-	s.stored.keys[stored] = r.Append(nil)
+	s.kept.Keys[stored] = r.Append(nil)
+	s.stored.Keys[stored] = r.Append(nil)
 	s.machine = s.open(s.kept)
 
 	q := &ReserveRequest{TTL: 1000, TakeRequest: TakeRequest{Weight: 0, Limits: []Limit{l}}}

@@ -142,7 +142,7 @@ func TestReserveAllOrNone(t *testing.T) {
 			t.Fatalf("%+v", r)
 		}
 		if s.rows() != 0 {
-			t.Fatalf("left %x", s.kept.keys)
+			t.Fatalf("left %x", s.kept.Keys)
 		}
 		narrow.Shadow = true
 		if r := s.reserve(7, 60_000, 4, wide, narrow); !r.Allowed || r.Limits[0].Used != 4 || r.Limits[1].Used != 0 {

@@ -38,7 +38,7 @@ func TestDeniedRequestOnNewCountersLeavesNothing(t *testing.T) {
 			t.Fatal("allowed")
 		}
 		if s.rows() != 0 {
-			t.Fatalf("left %x", s.kept.keys)
+			t.Fatalf("left %x", s.kept.Keys)
 		}
 	})
 }
@@ -164,7 +164,7 @@ func TestSweepTakesUnusedRowsOnly(t *testing.T) {
 		s.take(2, long)
 		s.now += minLife
 		s.sweep()
-		if _, ok := s.kept.keys["\x01"+string(brief.Key[:])]; ok {
+		if _, ok := s.kept.Keys["\x01"+string(brief.Key[:])]; ok {
 			t.Error("the unused row is still there")
 		}
 		if s.take(2, long).Allowed {
@@ -212,7 +212,7 @@ func TestReset(t *testing.T) {
 		s.now = due
 		s.sweep()
 		if s.rows() != 0 {
-			t.Fatalf("a counter that was reset outlives %d: %x", due, s.kept.keys)
+			t.Fatalf("a counter that was reset outlives %d: %x", due, s.kept.Keys)
 		}
 	})
 }
