@@ -71,9 +71,12 @@ func (f *file) dir() string { return path.Dir(f.path) }
 
 func (f *file) generated() bool { return ast.IsGenerated(f.code) }
 
-// fits reports how well a pattern fits a package: the length of the pattern, or -1.
+// fits reports how well a pattern fits a package: best when it is its name, then by the pattern's length; -1 if not.
 func fits(pattern, pkg string) int {
-	if pattern == pkg || strings.HasSuffix(pattern, "/") && strings.HasPrefix(pkg+"/", pattern) {
+	switch {
+	case pattern == pkg:
+		return 1000
+	case strings.HasSuffix(pattern, "/") && strings.HasPrefix(pkg+"/", pattern):
 		return len(pattern)
 	}
 	return -1
