@@ -51,7 +51,14 @@ func (n *Node) readTopology() bool {
 		return false
 	}
 	old := n.topology.Swap(&t)
-	return old == nil || old.Cluster != t.Cluster
+	if old != nil && old.Cluster == t.Cluster {
+		return false
+	}
+	// After a crash the node finds the others by what is on disk, before a leader has told it how far to read its log.
+	if err := n.state.Sync(); err != nil {
+		n.cfg.OnFatal(fmt.Errorf("keep the topology: %w", err))
+	}
+	return true
 }
 
 // WatchCatalog calls f, from one goroutine at a time, after the catalog has changed here. It must not block. The

@@ -20,6 +20,7 @@ type benchRun struct {
 	clients, keys    int
 	duration, warmup time.Duration
 	zipf, rate       float64
+	resource         string
 }
 
 // benchResult is what bench prints; the names are promises.
@@ -68,6 +69,7 @@ Workloads:
 	f.DurationVar(&r.duration, "duration", 10*time.Second, "how long to measure")
 	f.DurationVar(&r.warmup, "warmup", 2*time.Second, "how long to run before")
 	f.Float64Var(&r.zipf, "zipf", 0, "skew of the keys, above 1; 0 uses all alike")
+	f.StringVar(&r.resource, "resource", "", "check against the policies of this resource, instead of one made for the run")
 	f.Float64Var(&r.rate, "rate", 0, "operations per second; 0 is as fast as possible")
 	return cmd
 }
@@ -136,8 +138,11 @@ func resultTable(name string, r *benchRun, got load.Result) *table {
 	return t
 }
 
-// benchPolicy makes a policy for one resource that never denies.
-func benchPolicy(ctx context.Context, cl *client.Client) (resource string, cleanup func(context.Context) error, err error) {
+// benchPolicy makes a policy for one resource that never denies, unless there is a resource to use.
+func benchPolicy(ctx context.Context, cl *client.Client, given string) (resource string, cleanup func(context.Context) error, err error) {
+	if given != "" {
+		return given, func(context.Context) error { return nil }, nil
+	}
 	policies := pb.NewPoliciesClient(cl.Conn())
 	resource = "bench-" + strconv.FormatInt(time.Now().UnixNano(), 36)
 	p, err := policies.CreatePolicy(ctx, &pb.CreatePolicyRequest{
@@ -167,7 +172,7 @@ func keyNames(n int) []string {
 }
 
 func benchCheck(ctx context.Context, cl *client.Client, r *benchRun) (load.Work, func(context.Context) error, error) {
-	resource, cleanup, err := benchPolicy(ctx, cl)
+	resource, cleanup, err := benchPolicy(ctx, cl, r.resource)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -182,7 +187,7 @@ func benchCheck(ctx context.Context, cl *client.Client, r *benchRun) (load.Work,
 }
 
 func benchLease(ctx context.Context, cl *client.Client, r *benchRun) (load.Work, func(context.Context) error, error) {
-	resource, cleanup, err := benchPolicy(ctx, cl)
+	resource, cleanup, err := benchPolicy(ctx, cl, r.resource)
 	if err != nil {
 		return nil, nil, err
 	}
