@@ -1,6 +1,12 @@
 # make prints what there is to make.
 .DEFAULT_GOAL := help
 SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+
+FUZZTIME ?= 20s
+CHAOS_ROUNDS ?= 1
+BENCH_FLAGS ?=
+GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
 .PHONY: help
 help: ## print this list
@@ -10,16 +16,44 @@ help: ## print this list
 deps: ## download the modules
 	go mod download
 
+.PHONY: build
+build: ## bin/holdfast
+	go build -o bin/holdfast ./cmd/holdfast
+
 .PHONY: vet
 vet: ## gofmt and go vet
 	@unformatted=$$(git ls-files '*.go' | xargs -r gofmt -l); \
 	if [ -n "$$unformatted" ]; then echo "not formatted, run gofmt -w on:"; echo "$$unformatted"; exit 1; fi
 	go vet ./...
 
+.PHONY: lint
+lint: ## golangci-lint by .golangci.yml (builds it the first time: a few minutes)
+	go run $(GOLANGCI_LINT) run ./...
+
 .PHONY: test
 test: ## every test, with the race detector
 	go test -race -timeout 14m ./...
 
+.PHONY: fuzz
+fuzz: ## every fuzz target for FUZZTIME (20s)
+	@go test -list '^Fuzz' ./... | awk '/^Fuzz/ {targets[++n]=$$1} /^ok/ {for (i=1;i<=n;i++) print $$2, targets[i]; n=0}' | \
+	while read -r package target; do \
+		echo "== $$package $$target"; \
+		go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "$$package"; \
+	done
+
+.PHONY: chaos
+chaos: ## real processes, killed under load, CHAOS_ROUNDS times (1)
+	go test -race -count $(CHAOS_ROUNDS) -timeout 0 -v ./cluster-tests/chaos
+
+.PHONY: bench
+bench: ## Holdfast beside etcd and Redis on this machine: docs/benchmarks-latest.md (needs redis-server)
+	cd bench && go build -o ../bin/holdfast-bench .
+	bin/holdfast-bench -out docs/benchmarks-latest.md $(BENCH_FLAGS)
+
+.PHONY: bench-log
+bench-log: ## the Raft log on Pebble beside BoltDB, by number of shards
+	go test -run '^$$' -bench . -benchtime 2s ./storage/raftlog/...
 .PHONY: proto
 proto: ## generate rpc/holdfastpb again (needs protoc, the Debian package protobuf-compiler)
 	go build -o bin/protoc-gen-go google.golang.org/protobuf/cmd/protoc-gen-go

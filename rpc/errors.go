@@ -57,6 +57,22 @@ func kindOf(err error) kind {
 	return internal
 }
 
+// kindOfStatus classifies a failure that a library found before a service saw the request: a body that does not parse, a
+// path that does not exist.
+func kindOfStatus(code codes.Code) kind {
+	switch code {
+	case codes.InvalidArgument, codes.OutOfRange:
+		return invalid
+	case codes.NotFound, codes.Unimplemented:
+		return notFound
+	case codes.ResourceExhausted:
+		return overloaded
+	case codes.Unavailable, codes.Canceled, codes.DeadlineExceeded:
+		return unavailable
+	}
+	return internal
+}
+
 const retryAfter = 100 * time.Millisecond
 
 // statusOf makes the gRPC status of an error; nil stays nil.

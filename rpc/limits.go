@@ -142,7 +142,7 @@ func (l *limits) decideAll(ctx context.Context, weight uint32, matches []policy.
 
 // Peek implements the service.
 func (l *limits) Peek(ctx context.Context, q *pb.CheckRequest) (*pb.CheckResponse, error) {
-	p, err := l.planCheck(q)
+	p, err := l.plan(q)
 	if err != nil {
 		return nil, statusOf(err)
 	}
@@ -189,7 +189,7 @@ func checkOf(client, apiKey, resource, ip, region, policyID string) *pb.CheckReq
 
 // Status implements the service.
 func (l *limits) Status(ctx context.Context, q *pb.LimitStatusRequest) (*pb.LimitStatusResponse, error) {
-	p, err := l.planCheck(checkOf(q.ClientId, q.ApiKey, q.Resource, q.Ip, q.Region, q.PolicyId))
+	p, err := l.plan(checkOf(q.ClientId, q.ApiKey, q.Resource, q.Ip, q.Region, q.PolicyId))
 	if err != nil {
 		return nil, statusOf(err)
 	}
@@ -202,7 +202,7 @@ func (l *limits) Status(ctx context.Context, q *pb.LimitStatusRequest) (*pb.Limi
 
 // Reset implements the service.
 func (l *limits) Reset(ctx context.Context, q *pb.LimitResetRequest) (*pb.LimitResetResponse, error) {
-	p, err := l.planCheck(checkOf(q.ClientId, q.ApiKey, q.Resource, q.Ip, q.Region, q.PolicyId))
+	p, err := l.plan(checkOf(q.ClientId, q.ApiKey, q.Resource, q.Ip, q.Region, q.PolicyId))
 	if err != nil {
 		return nil, statusOf(err)
 	}

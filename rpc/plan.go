@@ -44,8 +44,17 @@ func checkText(name, value string) error {
 	return nil
 }
 
-// planCheck checks a request and finds its limits. A request that no policy limits has no parts.
+// planCheck plans a request that takes tokens. Taking none is a mistake more often than it is meant: it would always be
+// allowed.
 func (l *limits) planCheck(q *pb.CheckRequest) (*plan, error) {
+	if q != nil && q.Weight != nil && *q.Weight == 0 {
+		return nil, invalidf("weight must be 1 to %d; to take nothing, peek", counter.MaxRate)
+	}
+	return l.plan(q)
+}
+
+// plan checks a request and finds its limits. A request that no policy limits has no parts.
+func (l *limits) plan(q *pb.CheckRequest) (*plan, error) {
 	p := &plan{weight: 1}
 	if q == nil {
 		return nil, invalidf("the check is missing")

@@ -15,6 +15,7 @@ import (
 	rls "github.com/envoyproxy/go-control-plane/envoy/service/ratelimit/v3"
 	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
@@ -77,18 +78,18 @@ type problem struct {
 	Status    int    `json:"status"`
 	Detail    string `json:"detail"`
 	Retryable bool   `json:"retryable"`
-	Reason    string `json:"reason,omitempty"`
+	Reason    string `json:"reason"`
 }
 
 // writeProblem answers with an error.
 func writeProblem(_ context.Context, _ *runtime.ServeMux, _ runtime.Marshaler, w http.ResponseWriter, _ *http.Request, err error) {
 	s := status.Convert(err)
-	p := problem{Type: "about:blank", Status: runtime.HTTPStatusFromCode(s.Code()), Detail: s.Message()}
+	k := kindOfStatus(s.Code())
+	p := problem{Status: runtime.HTTPStatusFromCode(s.Code()), Detail: s.Message(), Reason: k.reason, Retryable: k.retryable}
 	for _, d := range s.Details() {
 		switch d := d.(type) {
 		case *errdetails.ErrorInfo:
 			p.Reason, p.Retryable = d.Reason, d.Metadata["retryable"] == "true"
-			p.Type = "urn:holdfast:error:" + strings.ToLower(strings.ReplaceAll(d.Reason, "_", "-"))
 		case *errdetails.RetryInfo:
 			w.Header().Set("Retry-After", retryAfterHeader(d.RetryDelay.AsDuration().Seconds()))
 		}
@@ -98,6 +99,10 @@ func writeProblem(_ context.Context, _ *runtime.ServeMux, _ runtime.Marshaler, w
 	} else if strings.Contains(s.Message(), "request body too large") {
 		p.Status = http.StatusRequestEntityTooLarge
 	}
+	if s.Code() == codes.Unimplemented { // the path is there, for other methods
+		p.Status = http.StatusMethodNotAllowed
+	}
+	p.Type = "urn:holdfast:error:" + strings.ToLower(strings.ReplaceAll(p.Reason, "_", "-"))
 	p.Title = http.StatusText(p.Status)
 	w.Header().Set("Content-Type", "application/problem+json")
 	w.WriteHeader(p.Status)

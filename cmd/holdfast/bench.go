@@ -132,7 +132,12 @@ func resultOf(name string, r *benchRun, got load.Result) benchResult {
 
 func resultTable(name string, r *benchRun, got load.Result) *table {
 	t := &table{header: []string{"workload", "clients", "ops/s", "p50", "p95", "p99", "p99.9", "errors", "unknown"}}
-	short := func(d time.Duration) string { return d.Round(10 * time.Microsecond).String() }
+	short := func(d time.Duration) string {
+		if d < time.Millisecond {
+			return d.Round(time.Nanosecond).String()
+		}
+		return d.Round(10 * time.Microsecond).String()
+	}
 	t.add(name, strconv.Itoa(r.clients), fmt.Sprintf("%.0f", got.PerSecond), short(got.P50), short(got.P95), short(got.P99),
 		short(got.P999), strconv.FormatUint(got.Errors, 10), strconv.FormatUint(got.Unknown, 10))
 	return t

@@ -45,6 +45,7 @@ func (c *serverConfig) devFlags(f *pflag.FlagSet) {
 	f.IntVar(&c.shards, "shards", 8, "shards of a new cluster")
 	f.IntVar(&c.replicas, "replicas", 3, "voters of each shard of a new cluster, as far as there are nodes")
 	f.StringVar(&c.raftLog, "raft-log", "pebble", "raft log of the shards: pebble (one for all) or boltdb (a file for each)")
+	f.BoolVar(&c.insecure, "insecure", false, "serve in plain text on an address that is not loopback")
 	f.BoolVar(&c.pprof, "pprof", false, "serve profiles at /debug/pprof/ of the HTTP address")
 	f.StringVar(&c.logLevel, "log-level", "warn", "debug, info, warn or error")
 	f.StringVar(&c.logFormat, "log-format", "text", "text or json")
@@ -63,7 +64,6 @@ func (c *serverConfig) flags(f *pflag.FlagSet) {
 	f.StringSliceVar(&c.join, "join", nil, "gossip addresses of nodes of the cluster to join")
 	f.StringVar(&c.zone, "zone", "", "failure domain of the node")
 	f.StringVar(&c.gossipKeyFile, "gossip-key-file", "", "file with the gossip key: 32 bytes as 64 hex digits")
-	f.BoolVar(&c.insecure, "insecure", false, "serve in plain text on an address that is not loopback")
 }
 
 // load fills the flags that the command line left alone from the environment and then from the file.
@@ -156,14 +156,21 @@ func (c *serverConfig) check() error {
 	case c.raftLog != "pebble" && c.raftLog != "boltdb":
 		return usageErrorf("--raft-log %q: use pebble or boltdb", c.raftLog)
 	}
-	for flag, addr := range map[string]string{"grpc": c.grpc, "http": c.http, "peer": c.peer} {
-		host, _, err := net.SplitHostPort(addr)
+	for _, a := range [...]struct{ flag, addr string }{{"grpc", c.grpc}, {"http", c.http}, {"peer", c.peer}, {"gossip", c.gossip}} {
+		host, _, err := net.SplitHostPort(a.addr)
 		if err != nil {
-			return usageErrorf("--%s %q: use HOST:PORT", flag, addr)
+			return usageErrorf("--%s %q: use HOST:PORT", a.flag, a.addr)
 		}
-		if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) && !c.insecure {
-			return usageErrorf("--%s %s is reachable from other machines and speaks plain text: say --insecure if the network is private", flag, addr)
+		if ip := net.ParseIP(host); host == "localhost" || ip != nil && ip.IsLoopback() || c.insecure {
+			continue
 		}
+		if a.flag == "gossip" {
+			if c.gossipKeyFile == "" {
+				return usageErrorf("--gossip %s is reachable from other machines: give every node the same --gossip-key-file, made with openssl rand -hex 32", a.addr)
+			}
+			continue
+		}
+		return usageErrorf("--%s %s is reachable from other machines and speaks plain text: say --insecure if the network is private", a.flag, a.addr)
 	}
 	return nil
 }

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 )
 
@@ -54,6 +55,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	code := exitCode(err)
 	if !errors.Is(err, errDenied) {
 		fmt.Fprintln(stderr, "holdfast:", err)
+		if strings.HasPrefix(err.Error(), "unknown command") {
+			fmt.Fprintln(stderr, "See: holdfast --help")
+		}
 		if code == exitUnreachable {
 			fmt.Fprintln(stderr, "Is a node running? Start one with: holdfast dev. Other addresses: --addr or $HOLDFAST_ADDR.")
 		}

@@ -17,7 +17,7 @@ import (
 func newPolicy(c *cli) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "policy",
-		Short: "Rate-limit policies: create, get, list, update, delete, assign",
+		Short: "Rate-limit policies: create, get, list, update, delete, assign, import",
 		Example: `  holdfast policy create --name api --rate 100 --window 60
   holdfast policy assign api alice bob
   holdfast policy assign api '*'                  every client
@@ -25,7 +25,7 @@ func newPolicy(c *cli) *cobra.Command {
   holdfast policy history api`,
 	}
 	cmd.AddCommand(newPolicyCreate(c), newPolicyGet(c), newPolicyList(c), newPolicyUpdate(c), newPolicyDelete(c),
-		newPolicyAssign(c), newPolicyUnassign(c), newPolicyClients(c), newPolicyHistory(c))
+		newPolicyAssign(c), newPolicyUnassign(c), newPolicyClients(c), newPolicyHistory(c), newPolicyImport(c))
 	return cmd
 }
 

@@ -43,6 +43,10 @@ The data stays in the data directory and is there again at the next start. Ctrl-
 			if err := cfg.load(cmd, os.LookupEnv); err != nil {
 				return err
 			}
+			cfg.peer, cfg.gossip = "127.0.0.1:0", "127.0.0.1:0" // nobody joins from outside
+			if err := cfg.check(); err != nil {
+				return err
+			}
 			if nodes < 1 || nodes > 9 {
 				return usageErrorf("--nodes must be 1 to 9")
 			}
@@ -69,7 +73,6 @@ func (c *cli) dev(ctx context.Context, cfg *serverConfig, nodes int) (err error)
 		pc := cfg.process(logger)
 		pc.Node.Name = fmt.Sprintf("n%d", i+1)
 		pc.Node.Timing = devTiming
-		pc.Peer, pc.Node.Gossip = "127.0.0.1:0", "127.0.0.1:0"
 		if nodes > 1 {
 			pc.Node.Dir = filepath.Join(cfg.data, pc.Node.Name)
 		}
