@@ -155,11 +155,11 @@ func TestBadInput(t *testing.T) {
 		reason             string
 		says               string
 	}{
-		"not JSON":             {"POST", "/api/v1/ratelimit/check", `{`, 400, "", ""},
-		"unknown field":        {"POST", "/api/v1/ratelimit/check", `{"client":"a"}`, 400, "", "unknown field"},
+		"not JSON":             {"POST", "/api/v1/ratelimit/check", `{`, 400, "INVALID", "EOF"},
+		"unknown field":        {"POST", "/api/v1/ratelimit/check", `{"client":"a"}`, 400, "INVALID", "unknown field"},
 		"nothing to limit":     {"POST", "/api/v1/ratelimit/check", `{}`, 400, "INVALID", "at least one of client_id"},
 		"weight too large":     {"POST", "/api/v1/ratelimit/check", `{"client_id":"a","weight":4000000000}`, 400, "INVALID", "weight"},
-		"negative weight":      {"POST", "/api/v1/ratelimit/check", `{"client_id":"a","weight":-1}`, 400, "", ""},
+		"negative weight":      {"POST", "/api/v1/ratelimit/check", `{"client_id":"a","weight":-1}`, 400, "INVALID", "weight"},
 		"client too long":      {"POST", "/api/v1/ratelimit/check", `{"client_id":"` + long + `"}`, 400, "INVALID", "600 bytes"},
 		"NUL":                  {"POST", "/api/v1/ratelimit/check", `{"client_id":"a\u0000b"}`, 400, "INVALID", "NUL"},
 		"everyone":             {"POST", "/api/v1/ratelimit/check", `{"client_id":"*"}`, 400, "INVALID", "every client"},
@@ -181,10 +181,10 @@ func TestBadInput(t *testing.T) {
 		"override":             {"PUT", "/api/v1/policies/taken/clients", `{"client_ids":["a"],"override_rate_limit":0}`, 400, "INVALID", "override_rate_limit"},
 		"token":                {"POST", "/api/v1/ratelimit/commit", `{"reservation_id":"AAAA","actual":1}`, 400, "INVALID", "token"},
 		"forged token":         {"POST", "/api/v1/ratelimit/refund", `{"reservation_id":"AQEBAQAAAAAAAAABAAAAAAAAAAAAAAAA"}`, 404, "NOT_FOUND", "no such reservation"},
-		"unknown path":         {"GET", "/api/v1/nothing", ``, 404, "", ""},
-		"wrong method":         {"DELETE", "/api/v1/ratelimit/check", ``, 501, "", ""},
+		"unknown path":         {"GET", "/api/v1/nothing", ``, 404, "NOT_FOUND", "Not Found"},
+		"wrong method":         {"DELETE", "/api/v1/ratelimit/check", ``, 405, "NOT_FOUND", "Method Not Allowed"},
 		"domain":               {"POST", "/api/v1/policies:importEnvoy", `{"yaml":"domain: a\ndescriptors: [{value: x}]"}`, 400, "INVALID", "no key"},
-		"envoy without domain": {"POST", "/json", `{"descriptors":[{}]}`, 400, "", "domain"},
+		"envoy without domain": {"POST", "/json", `{"descriptors":[{}]}`, 400, "INVALID", "domain"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			code, h, p := rest{t, r.url}.do(tt.method, tt.path, tt.body)
