@@ -157,7 +157,7 @@ func untilReset(l *pb.LimitState) int {
 	if l.Denied && l.RetryAfter >= 0 {
 		return int(math.Ceil(l.RetryAfter))
 	}
-	return int(math.Ceil(max(l.ResetTime.AsTime().Sub(time.Now()).Seconds(), 0)))
+	return int(math.Ceil(max(time.Until(l.ResetTime.AsTime()).Seconds(), 0)))
 }
 
 // retryAfterHeader rounds up: earlier would be denied again.

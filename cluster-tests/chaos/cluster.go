@@ -92,7 +92,7 @@ func freeAddrs(t testing.TB, n int) []string {
 	t.Helper()
 	var addrs []string
 	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+		l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -226,7 +226,7 @@ func (n *Node) Start() {
 	if err != nil {
 		n.c.t.Fatal(err)
 	}
-	cmd := exec.Command(n.c.binary, n.args...)
+	cmd := exec.CommandContext(context.Background(), n.c.binary, n.args...)
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Start(); err != nil {
 		n.c.t.Fatal(err)
@@ -257,9 +257,14 @@ func (n *Node) Kill() {
 // WaitReady waits until the node says that it serves.
 func (n *Node) WaitReady(within time.Duration) {
 	n.c.t.Helper()
-	hc := http.Client{Timeout: time.Second}
 	n.c.wait(within, n.Name+" that is ready", func() error {
-		r, err := hc.Get("http://" + n.HTTP + "/readyz")
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		q, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+n.HTTP+"/readyz", nil)
+		if err != nil {
+			return err
+		}
+		r, err := http.DefaultClient.Do(q)
 		if err != nil {
 			return err
 		}

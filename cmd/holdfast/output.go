@@ -75,10 +75,10 @@ func (p *printer) raw(b []byte) error {
 func (p *printer) table(t *table) error {
 	w := tabwriter.NewWriter(p.out, 0, 4, 2, ' ', 0)
 	if len(t.header) > 0 {
-		fmt.Fprintln(w, strings.ToUpper(strings.Join(t.header, "\t")))
+		_, _ = fmt.Fprintln(w, strings.ToUpper(strings.Join(t.header, "\t")))
 	}
 	for _, row := range t.rows {
-		fmt.Fprintln(w, strings.Join(row, "\t"))
+		_, _ = fmt.Fprintln(w, strings.Join(row, "\t"))
 	}
 	if err := w.Flush(); err != nil {
 		return fmt.Errorf("write the answer: %w", err)

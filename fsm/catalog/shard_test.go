@@ -23,12 +23,6 @@ func setUp(t catalogtest.Failer, shards uint32) *cat {
 	return c
 }
 
-// try applies a command, and says what came of it.
-func try[A, Q any](c *cat, op uint8, q Q) (A, fsm.Code) {
-	c.T.Helper()
-	return answer[A](c, c.Do(Call(op, q)))
-}
-
 // done applies a command that must succeed.
 func done[A, Q any](c *cat, op uint8, q Q) A {
 	c.T.Helper()

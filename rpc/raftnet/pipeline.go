@@ -81,7 +81,7 @@ func (p *pipeline) AppendEntries(q *raft.AppendEntriesRequest, a *raft.AppendEnt
 
 // collect waits for the answers in order.
 func (p *pipeline) collect() {
-	defer p.Close()
+	defer func() { _ = p.Close() }()
 	for {
 		select {
 		case <-p.done:
