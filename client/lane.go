@@ -205,7 +205,9 @@ func (l *lane) pack() *frame {
 			ops = append(ops, o)
 		}
 	}
-	l.waiting = append(l.waiting[:0:0], l.waiting[n:]...)
+	left := copy(l.waiting, l.waiting[n:])
+	clear(l.waiting[left:])
+	l.waiting = l.waiting[:left]
 	if len(ops) == 0 {
 		return nil
 	}

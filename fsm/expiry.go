@@ -6,8 +6,9 @@ import (
 	"github.com/holdfastdb/holdfast/storage/kv"
 )
 
-// MaxSweep bounds the rows that one Sweep entry looks at, so that expiry never delays commands for long.
-const MaxSweep = 1024
+// MaxSweep bounds the rows that one Sweep entry looks at, so that expiry never delays commands for long: a row that is
+// not in memory takes about 10 µs.
+const MaxSweep = 256
 
 // expireAt adds a row to the expiry index (I6). A time that has passed already means now.
 func (m *Machine) expireAt(typeID uint8, key []byte, at Time) {

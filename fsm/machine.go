@@ -126,7 +126,7 @@ func (m *Machine) Apply(entries []LogEntry) ([]Outcome, error) {
 		m.unflushed += 1 + len(e.Data)
 	}
 	if m.unflushed >= maxUnflushed || m.direct >= maxDirect || m.rows.full() {
-		if err := m.Flush(); err != nil {
+		if err := m.beginFlush(); err != nil {
 			return nil, err
 		}
 	}
@@ -136,6 +136,22 @@ func (m *Machine) Apply(entries []LogEntry) ([]Outcome, error) {
 
 // Flush writes all changes and the position to the store, in one batch (I3). Who reads the store calls it before.
 func (m *Machine) Flush() error {
+	if err := m.beginFlush(); err != nil {
+		return err
+	}
+	return m.Wait()
+}
+
+// Wait returns when no write to the store is under way.
+func (m *Machine) Wait() error {
+	if err := m.batch.Wait(); err != nil {
+		return fmt.Errorf("commit applied entries: %w", err)
+	}
+	return nil
+}
+
+// beginFlush is Flush without the wait: commands go on while the store takes the changes in.
+func (m *Machine) beginFlush() error {
 	if m.unflushed == 0 {
 		return nil
 	}
@@ -143,13 +159,11 @@ func (m *Machine) Flush() error {
 	m.rows.flush(m.batch)
 	m.value = appendApplied(m.value[:0], &m.applied)
 	m.batch.Set([]byte(keyApplied), m.value)
-	if err := m.batch.Commit(); err != nil {
+	next, err := m.batch.Next()
+	if err != nil {
 		return fmt.Errorf("commit applied entries: %w", err)
 	}
-	if err := m.batch.Close(); err != nil {
-		return fmt.Errorf("commit applied entries: %w", err)
-	}
-	m.batch, m.direct, m.unflushed = m.store.NewBatch(), 0, 0
+	m.batch, m.direct, m.unflushed = next, 0, 0
 	m.rows.age()
 	return nil
 }
@@ -169,7 +183,7 @@ func (m *Machine) applyEntry(e *LogEntry, out *Outcome) error {
 		return err
 	}
 	if entry.Kind == Sweep { // it walks the expiry index, best without changes to merge
-		if err := m.Flush(); err != nil {
+		if err := m.beginFlush(); err != nil {
 			return err
 		}
 	}
@@ -262,12 +276,12 @@ func (m *Machine) executeOne(tx *Tx, call Call) (Code, error) {
 	}
 	tx.typeID = call.Type
 	body, err := op.apply(tx, call.Body, m.value)
-	var refusal *Error
-	switch {
-	case err == nil:
+	if err == nil {
 		m.value = body
 		return OK, nil
-	case errors.As(err, &refusal):
+	}
+	var refusal *Error
+	if errors.As(err, &refusal) {
 		m.value = append(m.value[:0], refusal.Message...)
 		return refusal.Code, nil
 	}

@@ -61,6 +61,10 @@ type stream struct {
 	mu    sync.Mutex
 	queue []*pb.FrameResponse
 	wake  chan struct{}
+
+	// Scratch of the reader, which prepares one operation after the other.
+	check  pb.CheckRequest
+	bodies []byte
 }
 
 // Frames implements the service.
@@ -161,8 +165,9 @@ func (x *stream) frame(q *pb.FrameRequest) {
 	}
 	ops := make([]op, len(q.Ops))
 	f := &fsm.Frame{Client: [16]byte(q.Client), Seq: q.Seq, AckUpTo: q.AckUpTo, Calls: make([]fsm.Call, len(q.Ops))}
+	x.bodies = make([]byte, 0, callBytes*len(ops))
 	for i, o := range q.Ops {
-		s.prepare(&ops[i], o, q)
+		x.prepare(&ops[i], o, q)
 		f.Calls[i] = ops[i].call
 	}
 	if q.Query {
@@ -216,14 +221,17 @@ func (x *stream) executed(q *pb.FrameRequest, ops []op, out fsm.FrameOutcome, er
 		x.refuse(q, frameReasons[out.Code], out.Message)
 		return
 	}
-	r := &pb.FrameResponse{Id: q.Id, Index: out.Index, ShardTimeMs: int64(out.Time), DeadlineMs: q.DeadlineMs, Results: make([]*pb.OpResult, len(ops))}
+	r := &pb.FrameResponse{Id: q.Id, Index: out.Index, ShardTimeMs: int64(out.Time), DeadlineMs: q.DeadlineMs, Results: newResults(len(ops))}
+	buf := make([]byte, 0, resultBytes*len(ops))
+	var room answerRoom
 	var elsewhere []int
 	for i := range ops {
 		if ops[i].elsewhere != nil {
 			elsewhere = append(elsewhere, i)
 			continue
 		}
-		r.Results[i] = ops[i].finish(out.Results[i], out.Time)
+		m, err := x.s.finish(&room, &ops[i], out.Results[i], out.Time)
+		buf = appendResult(buf, r.Results[i], m, err)
 	}
 	if len(elsewhere) == 0 {
 		x.s.metrics.frame(ops, begin)
@@ -235,7 +243,8 @@ func (x *stream) executed(q *pb.FrameRequest, ops []op, out fsm.FrameOutcome, er
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(x.ctx), requestTimeout)
 		defer cancel()
 		for _, i := range elsewhere {
-			r.Results[i] = ops[i].elsewhere(ctx, q, i)
+			m, err := ops[i].elsewhere(ctx, q, i)
+			appendResult(nil, r.Results[i], m, err)
 		}
 		x.s.metrics.frame(ops, begin)
 		x.answer(r)
@@ -257,7 +266,7 @@ func (x *stream) query(q *pb.FrameRequest, ops []op, replica Replica, begin time
 		x.failed(q, err)
 		return
 	}
-	r := &pb.FrameResponse{Id: q.Id, Index: applied.Index, ShardTimeMs: int64(applied.Time), Results: make([]*pb.OpResult, len(ops))}
+	r := &pb.FrameResponse{Id: q.Id, Index: applied.Index, ShardTimeMs: int64(applied.Time), Results: newResults(len(ops))}
 	next := 0
 	for i := range ops {
 		result := fsm.Result{Code: fsm.Skipped}
@@ -265,11 +274,14 @@ func (x *stream) query(q *pb.FrameRequest, ops []op, replica Replica, begin time
 			result = results[next]
 			next++
 		}
+		var m proto.Message
+		var err error
 		if ops[i].elsewhere != nil {
-			r.Results[i] = ops[i].elsewhere(x.ctx, q, i)
+			m, err = ops[i].elsewhere(x.ctx, q, i)
 		} else {
-			r.Results[i] = ops[i].finish(result, applied.Time)
+			m, err = x.s.finish(new(answerRoom), &ops[i], result, applied.Time)
 		}
+		appendResult(nil, r.Results[i], m, err)
 	}
 	x.s.metrics.frame(ops, begin)
 	x.answer(r)
@@ -279,11 +291,19 @@ func (x *stream) query(q *pb.FrameRequest, ops []op, replica Replica, begin time
 type op struct {
 	method uint32
 	call   fsm.Call // a placeholder for one that is not for this shard alone
-	// finish builds the answer from the shard's result; for a placeholder it ignores it.
-	finish func(r fsm.Result, now fsm.Time) *pb.OpResult
+	// check is a check that this shard alone decides. It is the usual operation, and needs no closure.
+	check *plan
+	// finish builds the answer of another operation from the shard's result; for a placeholder it ignores it.
+	finish func(r fsm.Result, now fsm.Time) (proto.Message, error)
 	// elsewhere carries the operation out in several groups.
-	elsewhere func(ctx context.Context, q *pb.FrameRequest, i int) *pb.OpResult
+	elsewhere func(ctx context.Context, q *pb.FrameRequest, i int) (proto.Message, error)
 }
+
+// What a usual check takes in a frame and its result in the answer. More is no error.
+const (
+	callBytes   = 48
+	resultBytes = 96
+)
 
 // The methods of the limits in data frames. Part of the protocol, see Op in data.proto.
 const (
@@ -299,32 +319,53 @@ const (
 )
 
 // prepare turns an operation into a call.
-func (s *data) prepare(o *op, in *pb.Op, q *pb.FrameRequest) {
+func (x *stream) prepare(o *op, in *pb.Op, q *pb.FrameRequest) {
 	o.method = in.Method
 	o.call = fsm.Noop()
 	if in.Type != counter.TypeID {
 		o.fail(invalidf("no data type %d", in.Type))
 		return
 	}
-	s.prepareLimit(o, in, q)
+	x.prepareLimit(o, in, q)
 }
 
 // fail makes the operation answer with an error.
 func (o *op) fail(err error) {
 	o.call = fsm.Noop()
-	o.finish = func(fsm.Result, fsm.Time) *pb.OpResult { return failure(err) }
+	o.finish = func(fsm.Result, fsm.Time) (proto.Message, error) { return nil, err }
 }
 
-func failure(err error) *pb.OpResult {
-	return &pb.OpResult{Code: uint32(kindOf(err).code), Message: err.Error()}
-}
-
-func success(m proto.Message) *pb.OpResult {
-	b, err := codec.Marshal(m)
-	if err != nil {
-		return failure(err)
+// finish builds the answer of an operation from the shard's result, in room if it is a check.
+func (s *data) finish(room *answerRoom, o *op, r fsm.Result, now fsm.Time) (proto.Message, error) {
+	if o.check == nil {
+		return o.finish(r, now)
 	}
-	return &pb.OpResult{Response: b}
+	if err := r.Err(); err != nil {
+		return nil, err
+	}
+	d, err := decided(o.check, r.Body, now)
+	return s.checked(room, o.check, d, err)
+}
+
+func newResults(n int) []*pb.OpResult {
+	room, list := make([]pb.OpResult, n), make([]*pb.OpResult, n)
+	for i := range room {
+		list[i] = &room[i]
+	}
+	return list
+}
+
+// appendResult fills a result in, with its message in buf.
+func appendResult(buf []byte, r *pb.OpResult, m proto.Message, err error) []byte {
+	if err == nil {
+		begin := len(buf)
+		if buf, err = codec.Append(buf, m); err == nil {
+			r.Response = buf[begin:len(buf):len(buf)]
+			return buf
+		}
+	}
+	r.Code, r.Message = uint32(kindOf(err).code), err.Error()
+	return buf
 }
 
 // nodeInfo tells of a node.

@@ -13,72 +13,63 @@ import (
 )
 
 // prepareLimit turns an operation on limits into a call.
-func (s *data) prepareLimit(o *op, in *pb.Op, q *pb.FrameRequest) {
+func (x *stream) prepareLimit(o *op, in *pb.Op, q *pb.FrameRequest) {
 	if (in.Method >= methodPeek) != q.Query {
 		o.fail(invalidf("method %d of limits does not go into this kind of frame", in.Method))
 		return
 	}
 	switch in.Method {
 	case methodCheck:
-		s.prepareCheck(o, in, q)
+		x.prepareCheck(o, in, q)
 		return
 	case methodLease:
-		s.prepareLease(o, in, q)
+		x.s.prepareLease(o, in, q)
 		return
 	}
 	// The others are rare: they run as the plain calls do, one after the other.
-	run := s.limitMethod(in)
+	run := x.s.limitMethod(in)
 	if run == nil {
 		o.fail(invalidf("no method %d of limits", in.Method))
 		return
 	}
-	o.elsewhere = func(ctx context.Context, q *pb.FrameRequest, i int) *pb.OpResult {
-		m, err := run(withFrame(ctx, q, i))
-		if err != nil {
-			return failure(err)
-		}
-		return success(m)
+	o.elsewhere = func(ctx context.Context, q *pb.FrameRequest, i int) (proto.Message, error) {
+		return run(withFrame(ctx, q, i))
 	}
 }
 
-func (s *data) prepareCheck(o *op, in *pb.Op, q *pb.FrameRequest) {
-	var check pb.CheckRequest
-	if err := codec.Unmarshal(in.Request, &check); err != nil {
+func (x *stream) prepareCheck(o *op, in *pb.Op, q *pb.FrameRequest) {
+	s := x.s
+	x.check.Reset() // the plan keeps nothing of it but texts
+	if err := codec.Unmarshal(in.Request, &x.check); err != nil {
 		o.fail(invalidf("malformed check: %v", err))
 		return
 	}
-	p, err := s.limits.planCheck(&check)
+	p, err := s.limits.planCheck(&x.check)
 	switch {
 	case err != nil:
 		o.fail(err)
 	case len(p.parts) == 0:
-		o.finish = func(fsm.Result, fsm.Time) *pb.OpResult { return success(s.limits.answer(p, true, nil, 0)) }
+		o.finish = func(fsm.Result, fsm.Time) (proto.Message, error) { return s.limits.answer(p, true, nil, 0), nil }
 	case len(p.parts) == 1 && p.parts[0].group == q.Shard:
-		o.call = p.take()
-		o.finish = func(r fsm.Result, now fsm.Time) *pb.OpResult {
-			if err := r.Err(); err != nil {
-				return failure(err)
-			}
-			d, err := decided(p, r.Body, now)
-			return s.checked(p, d, err)
-		}
+		o.check = p
+		o.call, x.bodies = p.appendTake(x.bodies)
 	default:
 		// Some counters are not on the subject's shard: the frame holds the operation's place, and with it its
 		// number, while it is carried out in the other groups.
-		o.elsewhere = func(ctx context.Context, q *pb.FrameRequest, i int) *pb.OpResult {
+		o.elsewhere = func(ctx context.Context, q *pb.FrameRequest, i int) (proto.Message, error) {
 			d, err := decide(ctx, p, frameID(q, i), framed(s.node, q, i))
-			return s.checked(p, d, err)
+			return s.checked(new(answerRoom), p, d, err)
 		}
 	}
 }
 
-func (s *data) checked(p *plan, d decision, err error) *pb.OpResult {
+func (s *data) checked(room *answerRoom, p *plan, d decision, err error) (proto.Message, error) {
 	if err != nil {
-		return failure(err)
+		return nil, err
 	}
-	m := s.limits.answer(p, d.allowed, d.results, d.now)
+	m := s.limits.answerIn(room, p, d.allowed, d.results, d.now)
 	m.ReleaseToken = encodeToken(d.holds)
-	return success(m)
+	return m, nil
 }
 
 func (s *data) prepareLease(o *op, in *pb.Op, q *pb.FrameRequest) {
@@ -94,21 +85,17 @@ func (s *data) prepareLease(o *op, in *pb.Op, q *pb.FrameRequest) {
 	}
 	if call.Type == 0 || p.parts[0].group != q.Shard {
 		state := s.limits.answer(p, true, nil, 0)
-		o.finish = func(fsm.Result, fsm.Time) *pb.OpResult {
-			return success(&pb.LeaseResponse{State: state, OnUnavailable: strictest(p)})
+		o.finish = func(fsm.Result, fsm.Time) (proto.Message, error) {
+			return &pb.LeaseResponse{State: state, OnUnavailable: strictest(p)}, nil
 		}
 		return
 	}
 	o.call = call
-	o.finish = func(r fsm.Result, now fsm.Time) *pb.OpResult {
+	o.finish = func(r fsm.Result, now fsm.Time) (proto.Message, error) {
 		if err := r.Err(); err != nil {
-			return failure(err)
+			return nil, err
 		}
-		m, err := s.limits.leaseAnswer(p, r.Body, now)
-		if err != nil {
-			return failure(err)
-		}
-		return success(m)
+		return s.limits.leaseAnswer(p, r.Body, now)
 	}
 }
 

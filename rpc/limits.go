@@ -114,7 +114,7 @@ func decide(ctx context.Context, p *plan, id uint64, propose proposer) (decision
 
 // decided reads the result of a take.
 func decided(p *plan, body []byte, now fsm.Time) (decision, error) {
-	t, err := counter.DecodeTakeResult(body)
+	t, err := counter.DecodeTakeResultInto(body, p.room.results[:])
 	if err != nil {
 		return decision{}, err
 	}

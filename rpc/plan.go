@@ -20,6 +20,15 @@ type plan struct {
 	matches []policy.Match
 	// parts are the groups that take part, the subject's first. One part is decided in one step.
 	parts []part
+
+	// What the usual check needs, which is under one limit.
+	room struct {
+		matches [1]policy.Match
+		parts   [1]part
+		limits  [1]counter.Limit
+		at      [1]int
+		results [1]counter.LimitResult
+	}
 }
 
 // part is one group's share of a check.
@@ -82,7 +91,7 @@ func (l *limits) plan(q *pb.CheckRequest) (*plan, error) {
 		return nil, invalidf("client_id %q stands for every client; give a client's own", catalog.Everyone)
 	}
 	var err error
-	if p.matches, err = l.resolver.Resolve(&request, fsm.Time(l.now().UnixMilli())); err != nil {
+	if p.matches, err = l.resolver.Resolve(p.room.matches[:0], &request, fsm.Time(l.now().UnixMilli())); err != nil {
 		return nil, err
 	}
 	if len(p.matches) == 0 {
@@ -100,7 +109,7 @@ func (l *limits) route(p *plan, q *policy.Request) error {
 	if !ok {
 		return fsm.ErrNotLeader
 	}
-	p.parts = append(p.parts, part{group: home})
+	p.parts = append(p.room.parts[:0], part{group: home, limits: p.room.limits[:0], at: p.room.at[:0]})
 	if err := l.assign(p); err != nil {
 		return err
 	}
@@ -146,30 +155,49 @@ func (p *plan) place(results []counter.LimitResult, i int, of []counter.LimitRes
 }
 
 // take is the call of a check that one group decides.
-func (p *plan) take() fsm.Call { return p.call(counter.OpTake) }
+func (p *plan) take() fsm.Call {
+	call, _ := p.appendTake(nil)
+	return call
+}
 
-func (p *plan) call(op uint8) fsm.Call {
+// appendTake is take with a buffer to build the call in.
+func (p *plan) appendTake(buf []byte) (fsm.Call, []byte) {
 	q := counter.TakeRequest{Weight: p.weight, Limits: p.parts[0].limits}
-	size := 8
-	for range q.Limits {
-		size += 40
-	}
-	return fsm.Call{Type: counter.TypeID, Op: op, Body: q.Append(make([]byte, 0, size))}
+	begin := len(buf)
+	buf = q.Append(buf)
+	return fsm.Call{Type: counter.TypeID, Op: counter.OpTake, Body: buf[begin:len(buf):len(buf)]}, buf
 }
 
 // unlimited is what remains when no policy applies.
 const unlimited = 1<<32 - 1
 
+// answerRoom is memory for an answer with one row, the usual one.
+type answerRoom struct {
+	response pb.CheckResponse
+	states   [1]pb.LimitState
+	resets   [1]timestamppb.Timestamp
+	rows     [1]*pb.LimitState
+}
+
 // answer builds the response. results are those of all parts; now is the shard time of the decision.
 func (l *limits) answer(p *plan, allowed bool, results []counter.LimitResult, now fsm.Time) *pb.CheckResponse {
-	r := &pb.CheckResponse{Allowed: allowed, RemainingQuota: unlimited}
+	return l.answerIn(new(answerRoom), p, allowed, results, now)
+}
+
+// answerIn is answer in memory that the caller may use again when it is done with the response.
+func (l *limits) answerIn(room *answerRoom, p *plan, allowed bool, results []counter.LimitResult, now fsm.Time) *pb.CheckResponse {
+	room.response.Reset()
+	room.states[0].Reset()
+	r := &room.response
+	r.Allowed, r.RemainingQuota = allowed, unlimited
 	if len(results) == 0 {
 		return r
 	}
-	// All rows in two allocations instead of two each.
-	states := make([]pb.LimitState, len(results))
-	resets := make([]timestamppb.Timestamp, len(results))
-	r.Limits = make([]*pb.LimitState, len(results))
+	states, resets := room.states[:], room.resets[:]
+	r.Limits = room.rows[:]
+	if n := len(results); n > 1 {
+		states, resets, r.Limits = make([]pb.LimitState, n), make([]timestamppb.Timestamp, n), make([]*pb.LimitState, n)
+	}
 	var decided *pb.LimitState
 	for i := range results {
 		s := &states[i]

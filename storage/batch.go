@@ -27,7 +27,15 @@ type batch struct {
 	index   map[string]int
 	key     []byte // scratch
 	pending io.Closer
+	before  *commit // may be under way still, nil if nothing is
 	done    bool
+}
+
+// commit is a batch that is being written. Nobody changes it any more, so that the batch after it may read it.
+type commit struct {
+	*batch
+	finished chan struct{}
+	err      error // once finished
 }
 
 type write struct {
@@ -55,16 +63,35 @@ func (b *batch) release() {
 
 func (b *batch) Get(key []byte) ([]byte, error) {
 	full := b.full(key)
-	if i, ok := b.index[string(full)]; ok {
-		if b.writes[i].deleted {
+	w := b.own(full)
+	if w == nil && b.before != nil {
+		select {
+		case <-b.before.finished:
+			if err := b.Wait(); err != nil {
+				return nil, err
+			}
+		default:
+			w = b.before.own(full)
+		}
+	}
+	if w != nil {
+		if w.deleted {
 			return nil, kv.ErrNotFound
 		}
-		return b.writes[i].value, nil
+		return w.value, nil
 	}
 	b.release()
 	value, closer, err := get(b.s.e.db, full)
 	b.pending = closer
 	return value, err
+}
+
+// own finds a write of this batch.
+func (b *batch) own(full []byte) *write {
+	if i, ok := b.index[string(full)]; ok {
+		return &b.writes[i]
+	}
+	return nil
 }
 
 func get(r reader, full []byte) ([]byte, io.Closer, error) {
@@ -80,8 +107,7 @@ func get(r reader, full []byte) ([]byte, io.Closer, error) {
 
 func (b *batch) put(key, value []byte, deleted bool) {
 	full := b.full(key)
-	if i, ok := b.index[string(full)]; ok {
-		w := &b.writes[i]
+	if w := b.own(full); w != nil {
 		// A new slice: Get may have handed out the old one.
 		w.value, w.deleted = bytes.Clone(value), deleted
 		return
@@ -94,24 +120,62 @@ func (b *batch) put(key, value []byte, deleted bool) {
 func (b *batch) Set(key, value []byte) { b.put(key, value, false) }
 func (b *batch) Delete(key []byte)     { b.put(key, nil, true) }
 
-func (b *batch) Commit() error {
+// begin ends the reads and writes of this batch, and waits for the commit before it.
+func (b *batch) begin() error {
 	if b.done {
 		return errors.New("storage: batch is spent")
 	}
 	b.done = true
 	b.release()
-	// Neighbours find each other's place in the memtable.
-	slices.SortFunc(b.writes, func(x, y write) int { return strings.Compare(x.key, y.key) })
+	return b.Wait()
+}
+
+func (b *batch) Commit() error {
+	if err := b.begin(); err != nil {
+		return err
+	}
+	return b.write()
+}
+
+func (b *batch) Next() (kv.Batch, error) {
+	if err := b.begin(); err != nil {
+		return nil, err
+	}
+	c := &commit{batch: b, finished: make(chan struct{})}
+	go func() { // ends by itself; Wait, Commit and Close of the next batch wait for it
+		c.err = b.write()
+		close(c.finished)
+	}()
+	return &batch{s: b.s, index: make(map[string]int), before: c}, nil
+}
+
+func (b *batch) Wait() error {
+	if b.before == nil {
+		return nil
+	}
+	<-b.before.finished
+	if err := b.before.err; err != nil {
+		return err
+	}
+	b.before = nil
+	return nil
+}
+
+func (b *batch) write() error {
+	// Neighbours find each other's place in the memtable. The batch itself stays as it is for who reads it.
+	sorted := slices.Clone(b.writes)
+	slices.SortFunc(sorted, func(x, y write) int { return strings.Compare(x.key, y.key) })
 	p := b.s.e.db.NewBatch()
 	defer p.Close()
-	for i := range b.writes {
-		w := &b.writes[i]
-		b.key = append(b.key[:0], w.key...)
+	var key []byte
+	for i := range sorted {
+		w := &sorted[i]
+		key = append(key[:0], w.key...)
 		var err error
 		if w.deleted {
-			err = p.Delete(b.key, nil)
+			err = p.Delete(key, nil)
 		} else {
-			err = p.Set(b.key, w.value, nil)
+			err = p.Set(key, w.value, nil)
 		}
 		if err != nil {
 			return fmt.Errorf("fill batch of group %d: %w", b.s.group, err)
@@ -126,10 +190,13 @@ func (b *batch) Commit() error {
 func (b *batch) Close() error {
 	b.done = true
 	b.release()
-	return nil
+	return b.Wait()
 }
 
 func (b *batch) Iter(lower, upper []byte) (kv.Iterator, error) {
+	if err := b.Wait(); err != nil {
+		return nil, err
+	}
 	it, err := b.s.iter(b.s.e.db, lower, upper)
 	if err != nil || len(b.writes) == 0 {
 		return it, err

@@ -59,7 +59,7 @@ func Open(opts Options) (*Engine, error) {
 		}
 	}
 	if opts.CacheBytes == 0 {
-		opts.CacheBytes = 64 << 20
+		opts.CacheBytes = 160 << 20
 	}
 	if opts.MemTableBytes == 0 {
 		opts.MemTableBytes = 32 << 20

@@ -97,7 +97,7 @@ func TestBatchReadsItsOwnWritesLikeAMap(t *testing.T) {
 			inBatch := maps.Clone(model)
 			for range rapid.IntRange(0, 12).Draw(rt, "ops") {
 				k := key.Draw(rt, "key")
-				switch rapid.IntRange(0, 3).Draw(rt, "op") {
+				switch rapid.IntRange(0, 4).Draw(rt, "op") {
 				case 0:
 					v := rapid.StringMatching(`[x-z]{1,3}`).Draw(rt, "value")
 					b.Set([]byte(k), []byte(v))
@@ -117,6 +117,12 @@ func TestBatchReadsItsOwnWritesLikeAMap(t *testing.T) {
 					if got := between(t, b, []byte(k), []byte(upper)); k <= upper && !maps.Equal(got, part) {
 						rt.Fatalf("iterate [%q, %q): %v, want %v", k, upper, got, part)
 					}
+				case 4:
+					next, err := b.Next()
+					if err != nil {
+						rt.Fatal(err)
+					}
+					b, model = next, maps.Clone(inBatch)
 				}
 			}
 			if !maps.Equal(content(t, b), inBatch) {
@@ -133,6 +139,68 @@ func TestBatchReadsItsOwnWritesLikeAMap(t *testing.T) {
 			want(t, s, model)
 		}
 	})
+}
+
+// Commands go on while the changes before them are written: they must read those as if they were there.
+func TestABatchReadsWhatIsBeingCommittedBeforeIt(t *testing.T) {
+	e := open(t, vfs.NewMem())
+	s := e.Shard(1)
+	set(t, s, "changed", "old", "deleted", "old", "kept", "old")
+	first := s.NewBatch().(*batch)
+	first.Set([]byte("changed"), []byte("new"))
+	first.Set([]byte("both"), []byte("first"))
+	first.Delete([]byte("deleted"))
+	// A commit that does not come to its end until the test says so.
+	under := &commit{batch: first, finished: make(chan struct{})}
+	b := &batch{s: s, index: make(map[string]int), before: under}
+	b.Set([]byte("both"), []byte("second"))
+	expected := map[string]string{"changed": "new", "both": "second", "kept": "old"}
+	look := func(when string) {
+		t.Helper()
+		for _, key := range []string{"changed", "deleted", "both", "kept", "never"} {
+			got, err := b.Get([]byte(key))
+			if v, ok := expected[key]; ok != (err == nil) || string(got) != v || !ok && !errors.Is(err, kv.ErrNotFound) {
+				t.Errorf("%s: %s is %q, %v; want %q", when, key, got, err, v)
+			}
+		}
+	}
+	look("under way")
+	under.err = first.write()
+	close(under.finished)
+	look("written")
+	if got := content(t, b); !maps.Equal(got, expected) {
+		t.Errorf("iterates over %v", got)
+	}
+	if err := b.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	want(t, s, expected)
+}
+
+// What comes after a commit that failed must not be written: it would stand on nothing.
+func TestAFailedCommitFailsTheBatchAfterIt(t *testing.T) {
+	e := open(t, vfs.NewMem())
+	s := e.Shard(1)
+	after := func() *batch {
+		failed := &commit{batch: s.NewBatch().(*batch), finished: make(chan struct{}), err: errors.New("the disk is gone")}
+		close(failed.finished)
+		b := &batch{s: s, index: make(map[string]int), before: failed}
+		b.Set([]byte("k"), []byte("v"))
+		return b
+	}
+	for name, do := range map[string]func(b *batch) error{
+		"get":    func(b *batch) error { _, err := b.Get([]byte("x")); return err },
+		"iter":   func(b *batch) error { _, err := b.Iter(nil, nil); return err },
+		"next":   func(b *batch) error { _, err := b.Next(); return err },
+		"commit": (*batch).Commit,
+		"wait":   (*batch).Wait,
+		"close":  (*batch).Close,
+	} {
+		if err := do(after()); err == nil || err.Error() != "the disk is gone" {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	want(t, s, map[string]string{})
 }
 
 func TestShardsDoNotSeeEachOther(t *testing.T) {

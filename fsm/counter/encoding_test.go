@@ -285,7 +285,7 @@ func exercise(r *row) {
 		}
 		d := deal{now: epoch, limits: []Limit{limit(1, params(a, 3, 1000))}}
 		d.rows[0] = again.(*row)
-		d.take(1, 1, nil)
+		d.take(&TakeResult{}, 1, 1, nil)
 	}
 }
 

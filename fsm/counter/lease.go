@@ -90,7 +90,7 @@ func (g *LeaseResult) Append(dst []byte) []byte {
 func DecodeLeaseResult(b []byte) (LeaseResult, error) {
 	d := wire.NewDecoder(b)
 	g := LeaseResult{Leasable: d.Byte() == 1, ID: d.Uvarint(), Granted: d.Uint32(), TTL: fsm.Millis(d.Uvarint())}
-	g.State = decodeTake(&d)
+	g.State = decodeTake(&d, nil)
 	return g, d.End("lease result")
 }
 

@@ -24,5 +24,7 @@ func (s *Simulator) Take(now fsm.Time, limits []Limit, weight uint32) TakeResult
 		d.rows[i] = r
 	}
 	s.next++
-	return *d.take(int64(weight), s.next, nil)
+	var t TakeResult
+	d.take(&t, int64(weight), s.next, nil)
+	return t
 }

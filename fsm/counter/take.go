@@ -79,15 +79,19 @@ func (t *TakeResult) Append(dst []byte) []byte {
 	return dst
 }
 
-func decodeTake(d *wire.Decoder) TakeResult {
+func decodeTake(d *wire.Decoder, room []LimitResult) TakeResult {
 	var t TakeResult
 	t.Allowed = d.Byte() == 1
 	t.Hold = d.Uvarint()
 	n := d.Count(5)
-	if n > 0 {
+	switch {
+	case n > len(room):
 		t.Limits = make([]LimitResult, n)
+	case n > 0:
+		t.Limits = room[:n]
 	}
 	for i := range t.Limits {
+		t.Limits[i] = LimitResult{}
 		l := &t.Limits[i]
 		flags := d.Byte()
 		l.Denied, l.Shadow = flags&resultDenied != 0, flags&resultShadow != 0
@@ -101,9 +105,13 @@ func decodeTake(d *wire.Decoder) TakeResult {
 }
 
 // DecodeTakeResult parses the result of take, reserve and peek.
-func DecodeTakeResult(b []byte) (TakeResult, error) {
+func DecodeTakeResult(b []byte) (TakeResult, error) { return DecodeTakeResultInto(b, nil) }
+
+// DecodeTakeResultInto is DecodeTakeResult with room for the results of the limits, which are kept there if it is enough.
+// What is in room is overwritten.
+func DecodeTakeResultInto(b []byte, room []LimitResult) (TakeResult, error) {
 	d := wire.NewDecoder(b)
-	t := decodeTake(&d)
+	t := decodeTake(&d, room)
 	return t, d.End("take result")
 }
 
@@ -201,6 +209,7 @@ func (d *deal) room() error {
 type takeCall struct {
 	TakeRequest
 	limit  [1]Limit
+	answer TakeResult
 	result [1]LimitResult
 }
 
@@ -217,16 +226,17 @@ func take(tx *fsm.Tx, q *takeCall) (*TakeResult, error) {
 	if err := d.load(tx, q.Limits); err != nil {
 		return nil, err
 	}
-	t := d.take(int64(q.Weight), holdID(tx), q.result[:])
-	d.store(tx, t.Allowed)
-	return t, nil
+	d.take(&q.answer, int64(q.Weight), holdID(tx), q.result[:])
+	d.store(tx, q.answer.Allowed)
+	return &q.answer, nil
 }
 
 // holdID makes a number that no other hold of the shard has.
 func holdID(tx *fsm.Tx) uint64 { return tx.Index()*fsm.MaxOps + uint64(tx.Op()) }
 
-func (d *deal) take(weight int64, id uint64, room []LimitResult) *TakeResult {
-	t := &TakeResult{Allowed: d.weigh(weight)}
+// take decides and takes. t is empty.
+func (d *deal) take(t *TakeResult, weight int64, id uint64, room []LimitResult) {
+	t.Allowed = d.weigh(weight)
 	if t.Allowed {
 		for i := range d.limits {
 			if d.short[i] {
@@ -241,7 +251,6 @@ func (d *deal) take(weight int64, id uint64, room []LimitResult) *TakeResult {
 		}
 	}
 	t.Limits = d.results(weight, room)
-	return t
 }
 
 // peek tells what a take would answer.

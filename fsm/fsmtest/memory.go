@@ -65,7 +65,9 @@ func (b *batch) Commit() error {
 	return nil
 }
 
-func (b *batch) Close() error { return nil }
+func (b *batch) Next() (kv.Batch, error) { return b.store.NewBatch(), b.Commit() }
+func (b *batch) Wait() error             { return nil }
+func (b *batch) Close() error            { return nil }
 
 func (b *batch) Iter(lower, upper []byte) (kv.Iterator, error) {
 	all := maps.Clone(b.store.Keys)

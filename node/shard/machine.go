@@ -173,6 +173,10 @@ func (m *machine) Restore(r io.ReadCloser) error {
 func (m *machine) replace(in *storage.Install) error {
 	m.turn.Lock()
 	defer m.turn.Unlock()
+	if err := m.Wait(); err != nil { // or what is being written would come after what was received
+		m.onFatal(err)
+		return err
+	}
 	if err := in.Apply(); err != nil {
 		return err
 	}

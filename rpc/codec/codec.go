@@ -3,6 +3,8 @@
 package codec
 
 import (
+	"slices"
+
 	"google.golang.org/grpc/encoding"
 	grpcproto "google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/mem"
@@ -20,6 +22,25 @@ func Marshal(m proto.Message) ([]byte, error) {
 		return v.MarshalVT()
 	}
 	return proto.Marshal(m)
+}
+
+type sizedMarshaler interface {
+	SizeVT() int
+	MarshalToSizedBufferVT([]byte) (int, error)
+}
+
+// Append appends the encoding of a message.
+func Append(dst []byte, m proto.Message) ([]byte, error) {
+	v, ok := m.(sizedMarshaler)
+	if !ok {
+		return proto.MarshalOptions{}.MarshalAppend(dst, m)
+	}
+	begin, size := len(dst), v.SizeVT()
+	dst = slices.Grow(dst, size)[:begin+size]
+	if _, err := v.MarshalToSizedBufferVT(dst[begin:]); err != nil {
+		return dst[:begin], err
+	}
+	return dst, nil
 }
 
 // Unmarshal decodes a message, which keeps b.

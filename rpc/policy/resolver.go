@@ -35,6 +35,8 @@ type Request struct {
 	Client, APIKey, IP, Region, Resource string
 	// Policies names, by id or name, the policies to apply instead of those that match.
 	Policies []string
+
+	subjectKey string // once it was asked for
 }
 
 // Match is a limit that applies.
@@ -283,8 +285,8 @@ func (c *candidate) offer(r *rule, rate uint32, priority int32) {
 	}
 }
 
-// Resolve lists the limits that apply to a request at a time, at most one for each scope.
-func (r *Resolver) Resolve(q *Request, now fsm.Time) ([]Match, error) {
+// Resolve appends the limits that apply to a request at a time, at most one for each scope.
+func (r *Resolver) Resolve(matches []Match, q *Request, now fsm.Time) ([]Match, error) {
 	x := r.index.Load()
 	var own []catalog.Assignment
 	if q.Client != "" {
@@ -295,10 +297,10 @@ func (r *Resolver) Resolve(q *Request, now fsm.Time) ([]Match, error) {
 	}
 	given := q.dims()
 	if len(q.Policies) > 0 {
-		return x.named(q, own, given, now)
+		return x.named(matches, q, own, given, now)
 	}
 	if len(own) == 0 && len(x.all) == 0 && len(x.exact) == 0 && len(x.prefixes) == 0 {
-		return nil, nil
+		return matches, nil
 	}
 	var best [scopes]candidate
 	for i := range own {
@@ -317,7 +319,6 @@ func (r *Resolver) Resolve(q *Request, now fsm.Time) ([]Match, error) {
 			}
 		}
 	}
-	var matches []Match
 	subject := q.subject()
 	for scope := range best {
 		if c := &best[scope]; c.rule != nil {
@@ -341,11 +342,10 @@ func offerFirst(best *[scopes]candidate, list []entry, q *Request, given int, no
 }
 
 // named applies the policies that the request names.
-func (x *index) named(q *Request, own []catalog.Assignment, given int, now fsm.Time) ([]Match, error) {
+func (x *index) named(matches []Match, q *Request, own []catalog.Assignment, given int, now fsm.Time) ([]Match, error) {
 	if len(q.Policies) > counter.MaxLimits {
 		return nil, fsm.Errorf(fsm.Invalid, "at most %d policies in one request", counter.MaxLimits)
 	}
-	var matches []Match
 	seen := make(map[uint32]bool)
 	for _, name := range q.Policies {
 		rule := x.byName[name]
@@ -422,8 +422,11 @@ func (q *Request) first() string { return q.values()[q.subject()] }
 
 // SubjectKey is the routing key of the shard that decides on a request.
 func (q *Request) SubjectKey() string {
-	i := q.subject()
-	return dimNames[i] + ":" + q.values()[i]
+	if q.subjectKey == "" {
+		i := q.subject()
+		q.subjectKey = dimNames[i] + ":" + q.values()[i]
+	}
+	return q.subjectKey
 }
 
 // match builds the limit. A counter that counts by the subject lives on the subject's shard, whatever else it counts by,

@@ -42,7 +42,13 @@ type Batch interface {
 	// the store, and a power cut once a later durability fence of the store returned. The batch is spent after.
 	// An error means that the store is broken and that the process must stop.
 	Commit() error
-	// Close drops an uncommitted batch; it does nothing after Commit.
+	// Next begins to commit in the background and returns a batch for the changes that follow. Its reads see what is
+	// being committed, and its commit comes after. One commit is under way at a time: Next waits for the one before,
+	// and returns its error. The batch is spent after.
+	Next() (Batch, error)
+	// Wait returns when what Next began is committed.
+	Wait() error
+	// Close drops an uncommitted batch, after what Next began is committed; it does nothing after Commit.
 	Close() error
 }
 

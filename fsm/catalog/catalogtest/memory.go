@@ -160,6 +160,12 @@ func (v *view) Commit() error {
 	return nil
 }
 
+func (v *view) Next() (kv.Batch, error) {
+	err := v.Commit()
+	return v.store.NewBatch(), err
+}
+
+func (v *view) Wait() error  { return nil }
 func (v *view) Close() error { return nil }
 
 func (v *view) Iter(lower, upper []byte) (kv.Iterator, error) {
