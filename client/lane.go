@@ -32,7 +32,17 @@ type lane struct {
 	wake      chan struct{}
 }
 
-func (l *lane) room() bool { return len(l.open) < laneFrames && l.seq-l.acked() < window-1 }
+// room tells whether what waits may go into a frame now. While one is under way, more are worth their price only if they
+// are large: operations that wait for the answer travel together, and a shard's work for a frame is paid once.
+func (l *lane) room() bool {
+	switch {
+	case len(l.waiting) == 0:
+		return false
+	case len(l.open) == 0:
+		return true
+	}
+	return len(l.open) < laneFrames && len(l.waiting) >= largeFrame && l.seq-l.acked() < window-1
+}
 
 func (l *lane) run() {
 	for {
@@ -65,8 +75,9 @@ type operation struct {
 }
 
 const (
-	// laneFrames is how many frames of a lane may be under way. More would only make them smaller.
-	laneFrames = 2
+	// laneFrames is how many frames of a lane may be under way, those after the first with largeFrame operations or more.
+	laneFrames = 4
+	largeFrame = 96
 	// laneWaiting bounds the operations that wait in a lane.
 	laneWaiting = 1 << 16
 	maxOps      = 512
@@ -170,7 +181,7 @@ func (l *lane) enqueue(o *operation) error {
 
 // launch starts frames while there is work and room. Called with mu held.
 func (l *lane) launch() {
-	for len(l.waiting) > 0 && len(l.open) < laneFrames && l.seq-l.acked() < window-1 {
+	for l.room() {
 		f := l.pack()
 		if f == nil {
 			return

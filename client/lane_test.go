@@ -187,35 +187,14 @@ func held(f *fake) (release func()) {
 	return sync.OnceFunc(func() { close(gate) })
 }
 
-// held2 makes the node take two frames, as many as a lane has under way, and answer them when the returned function is
-// called.
-func held2(f *fake) (release func()) {
-	gate := make(chan struct{})
-	var one *pb.FrameResponse
-	f.on("n1", f.first(
-		func(q *pb.FrameRequest) reaction {
-			one = f.execute(q).answers[0]
-			one.Id = q.Id
-			return silence
-		},
-		func(q *pb.FrameRequest) reaction {
-			<-gate
-			return reaction{answers: append(f.execute(q).answers, one)}
-		},
-	))
-	return sync.OnceFunc(func() { close(gate) })
-}
-
-func TestWhatIsCalledWhileTwoFramesAreUnderWayTravelsInOneFrame(t *testing.T) {
+func TestWhatIsCalledWhileAFrameIsUnderWayTravelsInOneFrame(t *testing.T) {
 	f := newFake(t, "n1")
 	c := f.client(0)
-	release := held2(f)
+	release := held(f)
 	defer release()
 	calls := []*started{startCheck(t.Context(), c, subject(1))}
 	f.await("the first frame", func() bool { return len(f.log()) == 1 })
-	calls = append(calls, startCheck(t.Context(), c, subject(1)))
-	f.await("the second frame", func() bool { return len(f.log()) == 2 })
-	for range 200 {
+	for range 50 {
 		calls = append(calls, startCheck(t.Context(), c, subject(1)))
 	}
 	release()
@@ -224,8 +203,40 @@ func TestWhatIsCalledWhileTwoFramesAreUnderWayTravelsInOneFrame(t *testing.T) {
 			t.Fatalf("%+v, %v", d, err)
 		}
 	}
-	if log := f.log(); len(log) != 3 || len(log[2].Ops) != 200 {
-		t.Errorf("want the 200 calls in the third frame:\n%s", f.describe())
+	if log := f.log(); len(log) != 2 || len(log[1].Ops) != 50 {
+		t.Errorf("want the 50 calls in the second frame:\n%s", f.describe())
+	}
+}
+
+// largeFrame is with how many operations a frame is sent while another one is under way.
+const largeFrame = 96
+
+// startLarge starts so many calls.
+func startLarge(t *testing.T, c *client.Client) []*started {
+	t.Helper()
+	calls := make([]*started, largeFrame)
+	for i := range calls {
+		calls[i] = startCheck(t.Context(), c, subject(1))
+	}
+	return calls
+}
+
+func TestLargeFramesDoNotWaitForTheOneBefore(t *testing.T) {
+	f := newFake(t, "n1")
+	c := f.client(0)
+	f.on("n1", always(silence))
+	first := startCheck(t.Context(), c, subject(1))
+	f.await("the first frame", func() bool { return len(f.log()) == 1 })
+	calls := startLarge(t, c)
+	f.await("another frame", func() bool { return len(f.log()) == 2 })
+	if log := f.log(); len(log[1].Ops) != largeFrame {
+		t.Errorf("want %d calls in the second frame:\n%s", largeFrame, f.describe())
+	}
+	_ = c.Close()
+	for _, s := range append(calls, first) {
+		if _, err := s.wait(t); !errors.Is(err, client.ErrOutcomeUnknown) {
+			t.Fatalf("sent, not answered, closed: %v", err)
+		}
 	}
 }
 
@@ -327,19 +338,24 @@ func TestAnswersComeInAnyOrderAndStrangeOnesAreIgnored(t *testing.T) {
 			return silence
 		},
 		func(q *pb.FrameRequest) reaction {
-			two = &pb.FrameResponse{Id: q.Id, Results: []*pb.OpResult{checked(t, 22)}}
+			two = &pb.FrameResponse{Id: q.Id}
+			for range q.Ops {
+				two.Results = append(two.Results, checked(t, 22))
+			}
 			again := proto.Clone(one).(*pb.FrameResponse)
 			return reaction{answers: []*pb.FrameResponse{{Id: 1 << 40}, two, one, again}}
 		},
 	))
 	first := startCheck(t.Context(), c, subject(1))
 	f.await("the first frame", func() bool { return len(f.log()) == 1 })
-	second := startCheck(t.Context(), c, subject(1))
+	rest := startLarge(t, c)
 	if d, err := first.wait(t); err != nil || d.Remaining != 11 {
 		t.Errorf("the first call got %+v, %v", d, err)
 	}
-	if d, err := second.wait(t); err != nil || d.Remaining != 22 {
-		t.Errorf("the second call got %+v, %v", d, err)
+	for _, s := range rest {
+		if d, err := s.wait(t); err != nil || d.Remaining != 22 {
+			t.Errorf("a call of the second frame got %+v, %v", d, err)
+		}
 	}
 	if _, err := c.Limits().Check(t.Context(), subject(1)); err != nil {
 		t.Errorf("the stream is lost: %v", err)

@@ -313,21 +313,19 @@ func TestTheContextEndsACall(t *testing.T) {
 			f := newFake(t, "n1")
 			f.on("n1", always(silence))
 			c := f.client(0)
-			// Two commands are sent and may be executed; a third waits for its turn; a query has no effect anyway.
+			// One command is sent and may be executed; another one waits for its turn; a query has no effect anyway.
 			ctx := &ending{Context: t.Context(), done: make(chan struct{}), err: ended}
 			first := startCheck(ctx, c, subject(1))
 			f.await("the first frame", func() bool { return len(f.log()) == 1 })
 			second := startCheck(ctx, c, subject(1))
-			f.await("the second frame", func() bool { return len(f.log()) == 2 })
-			third := startCheck(ctx, c, subject(1))
 			query := start(func() (client.Decision, error) { return c.Limits().Peek(ctx, subject(1)) })
-			f.await("the query", func() bool { return len(f.log()) == 3 })
+			f.await("the query", func() bool { return len(f.log()) == 2 })
 			close(ctx.done)
 			began := time.Now()
-			for i, s := range []*started{first, second, third, query} {
+			for i, s := range []*started{first, second, query} {
 				_, err := s.wait(t)
 				want, not := client.ErrOutcomeUnknown, client.ErrUnavailable
-				if i >= 2 {
+				if i >= 1 {
 					want, not = not, want
 				}
 				if !errors.Is(err, ended) || !errors.Is(err, want) || errors.Is(err, not) {
@@ -345,12 +343,10 @@ func TestTheContextEndsACall(t *testing.T) {
 func TestACallWhoseCallerLeftBeforeItsTurnIsNotSent(t *testing.T) {
 	f := newFake(t, "n1")
 	c := f.client(0)
-	release := held2(f)
+	release := held(f)
 	defer release()
 	calls := []*started{startCheck(t.Context(), c, subject(1))}
 	f.await("the first frame", func() bool { return len(f.log()) == 1 })
-	calls = append(calls, startCheck(t.Context(), c, subject(1)))
-	f.await("the second frame", func() bool { return len(f.log()) == 2 })
 	ctx, leave := context.WithCancel(t.Context())
 	left := startCheck(ctx, c, client.Request{Client: subject(1).Client, Resource: "left"})
 	calls = append(calls, startCheck(t.Context(), c, subject(1)))
@@ -364,7 +360,7 @@ func TestACallWhoseCallerLeftBeforeItsTurnIsNotSent(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if f.effects() != 3 {
-		t.Errorf("%d effects of three calls and one that was given up:\n%s", f.effects(), f.describe())
+	if f.effects() != 2 {
+		t.Errorf("%d effects of two calls and one that was given up:\n%s", f.effects(), f.describe())
 	}
 }

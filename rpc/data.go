@@ -31,6 +31,8 @@ type data struct {
 const (
 	// maxFrames bounds the frames of one stream that are not answered; then its reader waits.
 	maxFrames = 512
+	// maxElsewhere bounds the operations of one frame that are carried out in several groups at the same time.
+	maxElsewhere = 64
 	// defaultFrameTimeout and maxFrameTimeout bound how long a frame may wait, in milliseconds.
 	defaultFrameTimeout = 10_000
 	maxFrameTimeout     = fsm.MaxDeadline
@@ -242,10 +244,17 @@ func (x *stream) executed(q *pb.FrameRequest, ops []op, out fsm.FrameOutcome, er
 	go func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(x.ctx), requestTimeout)
 		defer cancel()
+		var running sync.WaitGroup
+		slots := make(chan struct{}, maxElsewhere)
 		for _, i := range elsewhere {
-			m, err := ops[i].elsewhere(ctx, q, i)
-			appendResult(nil, r.Results[i], m, err)
+			slots <- struct{}{}
+			running.Go(func() {
+				defer func() { <-slots }()
+				m, err := ops[i].elsewhere(ctx, q, i)
+				appendResult(nil, r.Results[i], m, err)
+			})
 		}
+		running.Wait()
 		x.s.metrics.frame(ops, begin)
 		x.answer(r)
 	}()
