@@ -27,7 +27,8 @@ type report struct {
 func (t *report) alone(ctx context.Context, h *holdfastPeer, peak float64) error {
 	s := t.settings
 	t.paced = peak / 2
-	half := load.Load{Callers: 256, Keys: 10_000, Warmup: s.warmup, Duration: s.duration, PerSecond: t.paced}
+	// Enough callers that one who waits does not delay what is due after: the rate is what was asked for, whatever happens.
+	half := load.Load{Callers: 1024, Keys: 10_000, Warmup: s.warmup, Duration: s.duration, PerSecond: t.paced}
 	t.halfPeak = half.Run(ctx, h.check)
 	fmt.Printf("holdfast  half the peak       %s\n", describe(t.halfPeak))
 	leased := load.Load{Callers: 2 * runtime.GOMAXPROCS(0), Keys: 16, Warmup: s.warmup, Duration: s.duration, Sample: 64}

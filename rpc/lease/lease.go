@@ -91,7 +91,11 @@ const (
 	// retryUnreachable is the pause after a request that failed.
 	retryUnreachable = 250 * time.Millisecond
 	askTimeout       = 2 * time.Second
-	shards           = 64
+	// rememberFor is how long it is known what a key's policy says for a cluster that cannot be reached, and that a key
+	// cannot be leased; with more than maxKeys, only while they are in use.
+	rememberFor = 10 * time.Minute
+	maxKeys     = 1 << 18
+	shards      = 64
 )
 
 // Table holds the leases of many keys. Its methods are safe for concurrent use.
@@ -122,6 +126,7 @@ type bucket struct {
 	local      localBucket
 	err        error
 
+	used   time.Time     // when something was asked for
 	asking chan struct{} // closed when the request under way is answered; nil if none is
 	idle   bool          // nothing was taken since the last tick
 	taken  uint64        // since the last request
@@ -199,7 +204,7 @@ func (t *Table[K]) Now(key K, weight uint32) (d Decision, ok bool) {
 
 // take decides from what is here; done is false if the shard must be asked first.
 func (b *bucket) take(now time.Time, weight uint32) (d Decision, err error, done bool) {
-	b.idle = false
+	b.idle, b.used = false, now
 	left := b.left(now)
 	if left >= weight {
 		b.taken += uint64(weight)
@@ -361,7 +366,7 @@ func (t *Table[K]) sweep(ctx context.Context, all bool) {
 			}
 			if b.left(now) > 0 {
 				list = append(list, back{key, b.giveBack()})
-			} else if len(b.grants) == 0 && now.After(b.barredTill) && now.After(b.failedTill) {
+			} else if len(b.grants) == 0 && (now.Sub(b.used) > rememberFor || len(s.buckets) > maxKeys/shards) {
 				delete(s.buckets, key)
 			}
 		}
@@ -412,7 +417,7 @@ func (l *localBucket) take(now time.Time, weight uint32, f Fallback) (bool, time
 	l.level = min(l.level+now.Sub(l.at).Seconds()*perSecond, burst)
 	l.at = now
 	if l.level < float64(weight) {
-		return false, time.Duration((float64(weight) - l.level) / perSecond * float64(time.Second))
+		return false, max(time.Duration((float64(weight)-l.level)/perSecond*float64(time.Second)), time.Millisecond)
 	}
 	l.level -= float64(weight)
 	return true, 0
