@@ -30,7 +30,7 @@ import (
 const catalogGroup = 0
 
 // shardCommit is how long a follower of an idle shard may be behind. Nobody reads there, unlike in the catalog.
-const shardCommit = time.Second
+const shardCommit = 2 * time.Second
 
 // Config is what a node is told.
 type Config struct {

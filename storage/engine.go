@@ -18,6 +18,8 @@ import (
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/bloom"
 	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/holdfastdb/holdfast/storage/compaction"
 )
 
 // Options says where and how to keep the state.
@@ -81,6 +83,7 @@ func Open(opts Options) (*Engine, error) {
 		Logger:                      pebbleLogger{opts.Logger, opts.OnFatal},
 		EventListener:               &pebble.EventListener{},
 	}
+	options.Experimental.CompactionScheduler = compaction.New()
 	if opts.OnDiskSlow != nil {
 		options.EventListener.DiskSlow = func(info pebble.DiskSlowInfo) { opts.OnDiskSlow(info.Duration, info.Path) }
 	}

@@ -125,6 +125,25 @@ func AssignmentsOf(r kv.Reader, client string) ([]Assignment, error) {
 	return list, err
 }
 
+// AnyAssigned tells whether there is an assignment of a client of its own, as opposed to those of everyone.
+func AnyAssigned(r kv.Reader) (bool, error) {
+	everyone := []byte(prefixAssignment + Everyone + "\x00")
+	any := false
+	for _, span := range [...][2][]byte{
+		{[]byte(prefixAssignment), everyone},
+		{after(everyone), after([]byte(prefixAssignment))},
+	} {
+		err := each(r, span[0], span[1], func([]byte, Assignment) bool {
+			any = true
+			return false
+		})
+		if any || err != nil {
+			return any, err
+		}
+	}
+	return false, nil
+}
+
 // clientsOf lists clients of a policy that come after from, limit of them; more tells that there are others.
 func clientsOf(r kv.Reader, policy uint32, from string, limit int) (clients []string, more bool, err error) {
 	prefix := numbered(prefixClients, policy)

@@ -106,6 +106,7 @@ func Start(cfg Config) (*Gossip, error) {
 	mc.SecretKey = cfg.Key
 	mc.SuspicionMaxTimeoutMult = 2
 	mc.PushPullInterval = 15 * time.Second
+	mc.GossipInterval = 400 * time.Millisecond // hints, and a node does not wake up for them five times a second
 	mc.DeadNodeReclaimTime = 30 * time.Second
 	mc.Delegate, mc.Events, mc.Alive = (*delegate)(g), (*events)(g), (*guard)(g)
 	mc.LogOutput, mc.Logger = nil, log.New(logWriter{cfg.Logger}, "", 0)

@@ -11,7 +11,7 @@ import (
 )
 
 // sweepEvery is how often a leader looks whether something has expired.
-const sweepEvery = 250 * time.Millisecond
+const sweepEvery = 500 * time.Millisecond
 
 // sweepBehind is how late the removal of what has expired may be before it takes all the time that it needs. Nobody sees
 // the difference but the disk.

@@ -94,7 +94,7 @@ const (
 	// rememberFor is how long it is known what a key's policy says for a cluster that cannot be reached, and that a key
 	// cannot be leased; with more than maxKeys, only while they are in use.
 	rememberFor = 10 * time.Minute
-	maxKeys     = 1 << 18
+	maxKeys     = 1 << 16
 	shards      = 64
 )
 
@@ -105,6 +105,7 @@ type Table[K comparable] struct {
 	ttl  time.Duration
 
 	shards [shards]shard[K]
+	inUse  chan struct{} // a key came into use
 	ctx    context.Context
 	stop   context.CancelFunc
 	work   sync.WaitGroup
@@ -142,7 +143,7 @@ type grant struct {
 
 // New starts a table. hash spreads keys.
 func New[K comparable](ask Asker[K], hash func(K) uint64) *Table[K] {
-	t := &Table[K]{ask: ask, hash: hash, ttl: DefaultTTL}
+	t := &Table[K]{ask: ask, hash: hash, ttl: DefaultTTL, inUse: make(chan struct{}, 1)}
 	for i := range t.shards {
 		t.shards[i].buckets = make(map[K]*bucket)
 	}
@@ -157,11 +158,7 @@ func (t *Table[K]) Take(ctx context.Context, key K, weight uint32) (Decision, er
 	for {
 		now := time.Now()
 		s.mu.Lock()
-		b := s.buckets[key]
-		if b == nil {
-			b = &bucket{since: now, want: minWant}
-			s.buckets[key] = b
-		}
+		b := t.bucket(s, key, now)
 		d, err, done := b.take(now, weight)
 		if b.asking == nil && b.needs(now, weight, done && err == nil && d.Allowed) {
 			t.refill(s, b, key, weight, now)
@@ -190,16 +187,26 @@ func (t *Table[K]) Now(key K, weight uint32) (d Decision, ok bool) {
 	now := time.Now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	b := s.buckets[key]
-	if b == nil {
-		b = &bucket{since: now, want: minWant}
-		s.buckets[key] = b
-	}
+	b := t.bucket(s, key, now)
 	d, err, done := b.take(now, weight)
 	if b.asking == nil && b.needs(now, weight, done && err == nil && d.Allowed) {
 		t.refill(s, b, key, weight, now)
 	}
 	return d, done && err == nil
+}
+
+// bucket is a key's. Called with the shard's mutex held.
+func (t *Table[K]) bucket(s *shard[K], key K, now time.Time) *bucket {
+	b := s.buckets[key]
+	if b == nil {
+		b = &bucket{since: now, want: minWant}
+		s.buckets[key] = b
+		select {
+		case t.inUse <- struct{}{}:
+		default:
+		}
+	}
+	return b
 }
 
 // take decides from what is here; done is false if the shard must be asked first.
@@ -331,22 +338,30 @@ func (b *bucket) unreachable(now time.Time, weight uint32) (Decision, error) {
 	return Decision{}, b.err
 }
 
-// tick gives back what idle keys hold, and forgets keys that hold nothing.
+// tick gives back what idle keys hold, and forgets keys that hold nothing. It rests while there are no keys.
 func (t *Table[K]) tick() {
-	every := time.NewTicker(t.ttl / 4)
-	defer every.Stop()
 	for {
 		select {
 		case <-t.ctx.Done():
 			return
-		case <-every.C:
-			t.sweep(t.ctx, false)
+		case <-t.inUse:
+		}
+		for every := time.NewTimer(t.ttl / 4); ; every.Reset(t.ttl / 4) {
+			select {
+			case <-t.ctx.Done():
+				every.Stop()
+				return
+			case <-every.C:
+			}
+			if t.sweep(t.ctx, false) == 0 {
+				break
+			}
 		}
 	}
 }
 
-// sweep returns the leases of idle keys, or of all.
-func (t *Table[K]) sweep(ctx context.Context, all bool) {
+// sweep returns the leases of idle keys, or of all, and tells how many keys there are.
+func (t *Table[K]) sweep(ctx context.Context, all bool) (keys int) {
 	type back struct {
 		key     K
 		returns []Return
@@ -370,13 +385,15 @@ func (t *Table[K]) sweep(ctx context.Context, all bool) {
 				delete(s.buckets, key)
 			}
 		}
+		keys += len(s.buckets)
 		s.mu.Unlock()
 	}
 	for _, r := range list {
 		if _, err := t.ask(ctx, r.key, Request{TTL: t.ttl, Returns: r.returns}); err != nil && ctx.Err() != nil {
-			return // the leases end by themselves
+			return keys // the leases end by themselves
 		}
 	}
+	return keys
 }
 
 func (b *bucket) giveBack() []Return {

@@ -150,7 +150,11 @@ func TestHoldersTogetherNeverPassTheLimit(t *testing.T) {
 						}
 					})
 				}
-				defer table.Close(context.Background())
+				defer func() {
+					ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+					defer cancel()
+					table.Close(ctx)
+				}()
 			}
 			running.Wait()
 			busy := 0

@@ -56,6 +56,9 @@ type Resolver struct {
 
 	refreshing sync.Mutex
 
+	// assigned tells that there are clients with assignments of their own. As long as there are none nobody looks for them.
+	assigned atomic.Bool
+
 	mu       sync.RWMutex
 	revision uint64
 	clients  map[string][]catalog.Assignment
@@ -93,6 +96,11 @@ func (r *Resolver) refresh() error {
 	if err != nil && !all {
 		return err
 	}
+	assigned, err := catalog.AnyAssigned(reader)
+	if err != nil {
+		return err
+	}
+	r.assigned.Store(assigned)
 	rebuild := all
 	r.mu.Lock()
 	if all {
@@ -140,7 +148,7 @@ func (r *Resolver) assignments(client string) ([]catalog.Assignment, error) {
 		if len(r.clients) >= clientsKept {
 			clear(r.clients) // rare, and cheap to read again
 		}
-		r.clients[client] = list
+		r.clients[strings.Clone(client)] = list // or it would keep the whole request that it is a part of
 	}
 	return list, nil
 }
@@ -289,7 +297,7 @@ func (c *candidate) offer(r *rule, rate uint32, priority int32) {
 func (r *Resolver) Resolve(matches []Match, q *Request, now fsm.Time) ([]Match, error) {
 	x := r.index.Load()
 	var own []catalog.Assignment
-	if q.Client != "" {
+	if q.Client != "" && r.assigned.Load() {
 		var err error
 		if own, err = r.assignments(q.Client); err != nil {
 			return nil, err

@@ -142,7 +142,7 @@ func (p *peer) open(which int) (*stream, error) {
 	if s := p.streams[which]; s != nil && s.conn == conn && s.ctx.Err() == nil {
 		return s, nil
 	}
-	s := &stream{conn: conn, queue: newQueue(p.n.cfg.Heartbeat / 5), calls: make(map[uint64]*call)}
+	s := &stream{conn: conn, queue: newQueue(p.n.cfg.Heartbeat * 3 / 10), calls: make(map[uint64]*call)}
 	s.ctx, s.end = context.WithCancel(p.n.outgoing(p.n.ctx, p.id))
 	addr := p.addr
 	if !p.n.spawn(func() { s.run(p.n.log.With("node", p.id, "address", addr)) }) {

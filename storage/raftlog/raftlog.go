@@ -14,6 +14,8 @@ import (
 	"github.com/cockroachdb/pebble/v2/sstable"
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/hashicorp/raft"
+
+	"github.com/holdfastdb/holdfast/storage/compaction"
 )
 
 // Log is one group's log and stable store. It tolerates gaps between entries, as a received snapshot leaves them, and
@@ -109,6 +111,7 @@ func Open(opts Options) (*Store, error) {
 	for i := range options.Levels {
 		options.Levels[i].Compression = func() *sstable.CompressionProfile { return sstable.NoCompression }
 	}
+	options.Experimental.CompactionScheduler = compaction.New()
 	if opts.OnDiskSlow != nil {
 		options.EventListener.DiskSlow = func(info pebble.DiskSlowInfo) { opts.OnDiskSlow(info.Duration, info.Path) }
 	}
