@@ -107,6 +107,8 @@ func TestReadsShareTheCallAfterTheOneUnderWay(t *testing.T) {
 		if took := time.Since(begin); took != 20*time.Millisecond {
 			t.Errorf("took %v, two calls take 20 ms", took)
 		}
+		p.mu.Lock()
+		defer p.mu.Unlock()
 		for _, node := range []string{"b", "c"} {
 			if calls := p.calls[node]; len(calls) != 2 || calls[0] != 1 || calls[1] != 100 {
 				t.Errorf("node %s got calls of %v questions", node, calls)

@@ -6,7 +6,6 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -106,7 +105,6 @@ func Start(cfg Config) (*Gossip, error) {
 	mc.SecretKey = cfg.Key
 	mc.SuspicionMaxTimeoutMult = 2
 	mc.PushPullInterval = 15 * time.Second
-	mc.GossipInterval = 400 * time.Millisecond // hints, and a node does not wake up for them five times a second
 	mc.DeadNodeReclaimTime = 30 * time.Second
 	mc.Delegate, mc.Events, mc.Alive = (*delegate)(g), (*events)(g), (*guard)(g)
 	mc.LogOutput, mc.Logger = nil, log.New(logWriter{cfg.Logger}, "", 0)
@@ -147,7 +145,7 @@ func (g *Gossip) SetMeta(meta Meta) error {
 	g.mu.Lock()
 	g.meta = meta
 	g.mu.Unlock()
-	if err := g.list.UpdateNode(time.Second); err != nil {
+	if err := g.list.UpdateNode(5 * time.Second); err != nil {
 		return fmt.Errorf("gossip new node data: %w", err)
 	}
 	return nil
@@ -198,8 +196,10 @@ func (g *Gossip) Close() error { return g.close() }
 func (g *Gossip) shutdown() error {
 	g.stop()
 	g.done.Wait()
-	leave := g.list.Leave(time.Second)
-	return errors.Join(leave, g.list.Shutdown())
+	if err := g.list.Leave(time.Second); err != nil {
+		g.cfg.Logger.Warn("could not say goodbye, the others will find out", "error", err)
+	}
+	return g.list.Shutdown()
 }
 
 func (g *Gossip) learn(lead Lead) {
