@@ -47,13 +47,15 @@ chaos: ## real processes, killed under load, CHAOS_ROUNDS times (1)
 	go test -race -count $(CHAOS_ROUNDS) -timeout 0 -v ./cluster-tests/chaos
 
 .PHONY: bench
-bench: ## Holdfast beside etcd and Redis on this machine: docs/benchmarks-latest.md (needs redis-server)
+bench: ## Holdfast beside etcd and Redis on this machine, into docs/benchmarks.md (12 minutes; needs redis-server)
 	cd bench && go build -o ../bin/holdfast-bench .
-	bin/holdfast-bench -out docs/benchmarks-latest.md $(BENCH_FLAGS)
+	cd bench && ../bin/holdfast-bench -out ../docs/benchmarks.md -shards 1 $(BENCH_FLAGS)
+	cd bench && ../bin/holdfast-bench -out ../docs/benchmarks.md -shards 8 -systems holdfast $(BENCH_FLAGS)
 
 .PHONY: bench-log
 bench-log: ## the Raft log on Pebble beside BoltDB, by number of shards
 	go test -run '^$$' -bench . -benchtime 2s ./storage/raftlog/...
+
 .PHONY: proto
 proto: ## generate rpc/holdfastpb again (needs protoc, the Debian package protobuf-compiler)
 	go build -o bin/protoc-gen-go google.golang.org/protobuf/cmd/protoc-gen-go

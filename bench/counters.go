@@ -14,7 +14,7 @@ import (
 // bytesPerCounter applies takes from a million counters to a state machine on disk and measures what they take after
 // compaction.
 func bytesPerCounter(ctx context.Context, dir string) (float64, error) {
-	const counters, batch = 1_000_000, 500
+	const counters, batch = manyCounters, 500
 	engine, err := storage.Open(storage.Options{Dir: filepath.Join(dir, "counters")})
 	if err != nil {
 		return 0, err

@@ -77,7 +77,7 @@ func startEtcd(ctx context.Context, dir string) (*etcdPeer, error) {
 	var err error
 	p.client, err = clientv3.New(clientv3.Config{
 		Endpoints: endpoints, DialTimeout: 20 * time.Second,
-		DialOptions: []grpc.DialOption{grpc.WithBlock(), grpc.WithTransportCredentials(insecure.NewCredentials())},
+		DialOptions: []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())},
 	})
 	if err != nil {
 		p.close()

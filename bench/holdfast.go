@@ -39,7 +39,7 @@ func startHoldfast(ctx context.Context, dir string, shards int) (_ *holdfastPeer
 	if err := build.Run(); err != nil {
 		return nil, fmt.Errorf("build holdfast: %w", err)
 	}
-	p := &holdfastPeer{names: keyNames(1_000_000)}
+	p := &holdfastPeer{names: keyNames(manyKeys)}
 	defer func() {
 		if err != nil {
 			p.close()
@@ -119,7 +119,7 @@ func (p *holdfastPeer) prepare(ctx context.Context) error {
 
 // touch makes a counter that lives on.
 func (p *holdfastPeer) touch(ctx context.Context, key int) error {
-	_, err := p.limits.Check(ctx, client.Request{Client: p.names[key], Resource: liveResource})
+	_, err := p.limits.Check(ctx, client.Request{Client: "client-" + strconv.Itoa(key), Resource: liveResource})
 	return err
 }
 
@@ -180,7 +180,7 @@ func keyNames(n int) []string {
 func freeAddrs(n int) ([]string, error) {
 	var addrs []string
 	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+		l, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", "127.0.0.1:0")
 		if err != nil {
 			return nil, err
 		}

@@ -117,7 +117,7 @@ func (s *Service) match(q *rls.RateLimitRequest) []found {
 	var replaced []string
 	for i, d := range q.Descriptors {
 		f := &rules[i]
-		f.weight = max(q.HitsAddend, 1)
+		f.weight = min(max(q.HitsAddend, 1), counter.MaxRate)
 		if d.HitsAddend != nil {
 			f.weight = uint32(min(d.HitsAddend.Value, counter.MaxRate))
 		}

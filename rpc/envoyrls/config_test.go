@@ -1,0 +1,162 @@
+package envoyrls
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+)
+
+// The examples of the reference's README, in our words: nested keys, wildcards, and what comes first.
+const example = `
+domain: shop
+descriptors:
+  - key: user
+    rate_limit: {unit: minute, requests_per_unit: 10}
+  - key: user
+    value: mallory
+    rate_limit: {unit: HOUR, requests_per_unit: 1}
+  - key: path
+    value: /api/*
+    rate_limit: {unit: second, requests_per_unit: 5}
+    descriptors:
+      - key: method
+        value: POST
+        rate_limit: {unit: day, requests_per_unit: 3}
+  - key: path
+    value: /static/*
+    share_threshold: true
+    rate_limit: {unit: week, requests_per_unit: 9}
+  - key: free
+    rate_limit: {unlimited: true}
+  - key: watched
+    shadow_mode: true
+    rate_limit: {unit: month, requests_per_unit: 2}
+  - key: only
+    descriptors:
+      - key: below
+        rate_limit: {name: deep, unit: year, requests_per_unit: 7, replaces: [{name: other}]}
+`
+
+func parse(t testing.TB, text string) *Domain {
+	t.Helper()
+	d, err := Parse(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+func TestFind(t *testing.T) {
+	d := parse(t, example)
+	if d.Name != "shop" || d.Rules != 8 {
+		t.Errorf("domain %s with %d rules", d.Name, d.Rules)
+	}
+	for request, want := range map[string]string{
+		"user=alice":                   "10 minute as user alice",
+		"user=mallory":                 "1 hour as user mallory",
+		"user=":                        "10 minute as user ",
+		"path=/api/orders":             "5 second as path /api/orders",
+		"path=/api/":                   "5 second as path /api/",
+		"path=/api":                    "",
+		"path=/api/orders,method=POST": "3 day as path /api/orders method POST",
+		"path=/api/orders,method=GET":  "",
+		"path=/static/a.js":            "9 week as path /static/*",
+		"path=/static/b.js":            "9 week as path /static/*",
+		"free=x":                       "unlimited",
+		"watched=x":                    "2 month as watched x, shadow",
+		"only=x":                       "",
+		"only=x,below=y":               "7 year as only x below y",
+		"only=x,below=y,deeper=z":      "",
+		"unknown=x":                    "",
+		"user=alice,path=/api/orders":  "",
+		"user_mallory=":                "",
+		"path=/api/*":                  "5 second as path /api/*",
+		"below=y":                      "",
+	} {
+		var entries []entry
+		for part := range strings.SplitSeq(request, ",") {
+			key, value, _ := strings.Cut(part, "=")
+			entries = append(entries, entry{key, value})
+		}
+		rule, name := d.find(entries)
+		got := ""
+		switch {
+		case rule == nil:
+		case rule.unlimited:
+			got = "unlimited"
+		default:
+			got = fmt.Sprintf("%d %s as %s", rule.perUnit, rule.unit, strings.Join(name, " "))
+			if rule.shadow {
+				got += ", shadow"
+			}
+		}
+		if got != want {
+			t.Errorf("%s: %q, want %q", request, got, want)
+		}
+	}
+}
+
+func TestMistakesAreNamed(t *testing.T) {
+	limit := "rate_limit: {unit: second, requests_per_unit: 1}"
+	deep := "domain: a\ndescriptors:\n"
+	for i := range maxDepth + 1 {
+		deep += strings.Repeat("  ", 2*i) + "- key: k\n" + strings.Repeat("  ", 2*i) + "  descriptors:\n"
+	}
+	deep += strings.Repeat("  ", 2*(maxDepth+1)) + "- key: k\n"
+	for name, tt := range map[string]struct{ text, says string }{
+		"empty":               {"", "EOF"},
+		"no domain":           {"descriptors: []", "domain is missing"},
+		"not YAML":            {"domain: [", "not in the dialect"},
+		"unknown field":       {"domain: a\ndescriptrs: []", "descriptrs"},
+		"two domains":         {"domain: a\n---\ndomain: b", "one domain"},
+		"no key":              {"domain: a\ndescriptors: [{value: x}]", "no key"},
+		"twice":               {"domain: a\ndescriptors: [{key: k, value: v}, {key: k, value: v}]", "duplicate"},
+		"unit":                {"domain: a\ndescriptors: [{key: k, rate_limit: {unit: fortnight, requests_per_unit: 1}}]", "fortnight"},
+		"no unit":             {"domain: a\ndescriptors: [{key: k, rate_limit: {requests_per_unit: 1}}]", "unit"},
+		"unlimited and limit": {"domain: a\ndescriptors: [{key: k, rate_limit: {unlimited: true, unit: second}}]", "unlimited"},
+		"too many":            {"domain: a\ndescriptors: [{key: k, rate_limit: {unit: second, requests_per_unit: 4000000000}}]", "at most"},
+		"negative":            {"domain: a\ndescriptors: [{key: k, rate_limit: {unit: second, requests_per_unit: -1}}]", "not in the dialect"},
+		"star inside":         {"domain: a\ndescriptors: [{key: k, value: 'a*b', " + limit + "}]", "at the end"},
+		"share without star":  {"domain: a\ndescriptors: [{key: k, value: a, share_threshold: true, " + limit + "}]", "share_threshold"},
+		"replaces itself":     {"domain: a\ndescriptors: [{key: k, rate_limit: {name: n, unit: second, requests_per_unit: 1, replaces: [{name: n}]}}]", "replaces"},
+		"too deep":            {deep, "deep"},
+		"too long":            {"domain: a #" + strings.Repeat("x", maxYAML), "bytes"},
+	} {
+		if d, err := Parse(tt.text); err == nil || !strings.Contains(err.Error(), tt.says) {
+			t.Errorf("%s: %v, %v; want an error about %q", name, d, err, tt.says)
+		}
+	}
+}
+
+// Whatever is accepted can be asked for anything, and names that differ never make one counter.
+func FuzzParse(f *testing.F) {
+	f.Add(example, "user", "alice", "below", "x")
+	f.Add("domain: a\ndescriptors: [{key: k, value: '*', rate_limit: {unit: second, requests_per_unit: 1}}]", "k", "", "", "")
+	f.Fuzz(func(t *testing.T, text, k1, v1, k2, v2 string) {
+		d, err := Parse(text)
+		if err != nil {
+			return
+		}
+		if d.Name == "" {
+			t.Error("accepted without a domain")
+		}
+		var keys []string
+		for _, entries := range [][]entry{{{k1, v1}}, {{k1, v1}, {k2, v2}}, {{k2, v2}}} {
+			rule, name := d.find(entries)
+			if rule == nil || rule.unlimited {
+				continue
+			}
+			if len(name) != 2*len(entries) {
+				t.Errorf("%d parts for %v", len(name), entries)
+			}
+			m := limitOf(d.Name, rule, name)
+			if rule.perUnit > 0 && m.Limit.Params.Validate() != nil {
+				t.Errorf("%v makes a limit that is not valid: %v", entries, m.Limit.Params.Validate())
+			}
+			keys = append(keys, fmt.Sprintf("%x", m.Limit.Key))
+		}
+		if len(keys) == 3 && (keys[0] == keys[1] || keys[1] == keys[2]) {
+			t.Error("descriptors of different depth share a counter")
+		}
+	})
+}
