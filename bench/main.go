@@ -80,7 +80,6 @@ type system struct {
 	close  func()
 	many   []load.Result // by round
 	one    []load.Result
-	half   []load.Result // at half of what many gave in the same round; for Holdfast only
 }
 
 func (s *settings) start(ctx context.Context) (systems []*system, h *holdfastPeer, err error) {
@@ -112,11 +111,15 @@ func (s *settings) start(ctx context.Context) (systems []*system, h *holdfastPee
 
 func (s *settings) measure(ctx context.Context) error {
 	systems, h, err := s.start(ctx)
-	defer func() {
+	stop := func(which func(*system) bool) {
 		for _, sys := range systems {
-			sys.close()
+			if which(sys) && sys.close != nil {
+				sys.close()
+				sys.close = nil
+			}
 		}
-	}()
+	}
+	defer stop(func(*system) bool { return true })
 	if err != nil {
 		return err
 	}
@@ -126,12 +129,6 @@ func (s *settings) measure(ctx context.Context) error {
 		for _, sys := range systems {
 			sys.many = append(sys.many, many.Run(ctx, sys.check))
 			fmt.Printf("round %d  %-8s  check, 256 callers  %s\n", round+1, sys.name, describe(sys.many[round]))
-			if sys.name == "holdfast" {
-				// Enough callers that one who waits does not delay what is due after: the rate is kept, whatever happens.
-				half := load.Load{Callers: 512, Keys: manyKeys, Warmup: s.warmup, Duration: s.duration, PerSecond: sys.many[round].PerSecond / 2}
-				sys.half = append(sys.half, half.Run(ctx, sys.check))
-				fmt.Printf("round %d  %-8s  half of that         %s\n", round+1, sys.name, describe(sys.half[round]))
-			}
 			sys.one = append(sys.one, one.Run(ctx, sys.single))
 			fmt.Printf("round %d  %-8s  one caller          %s\n", round+1, sys.name, describe(sys.one[round]))
 			if ctx.Err() != nil {
@@ -141,6 +138,7 @@ func (s *settings) measure(ctx context.Context) error {
 	}
 	t := &report{settings: s, systems: systems}
 	if h != nil {
+		stop(func(sys *system) bool { return sys.name != "holdfast" }) // even idle ones take their share
 		if err := t.alone(ctx, h); err != nil {
 			return err
 		}

@@ -46,10 +46,12 @@ func plain(err error) error {
 	if errors.Is(err, client.ErrUnavailable) {
 		return &exitError{code: exitUnreachable, err: err}
 	}
-	s, ok := status.FromError(err)
-	if !ok {
+	// Not status.FromError, which puts the words back for an error that is wrapped.
+	var carrier interface{ GRPCStatus() *status.Status }
+	if !errors.As(err, &carrier) {
 		return err
 	}
+	s := carrier.GRPCStatus()
 	code := exitRefused
 	switch s.Code() {
 	case codes.Unavailable:
