@@ -105,7 +105,7 @@ func (m *Machine) publish() {
 // When Apply writes to the store without being asked. The first bounds what a restart executes again, and with it the
 // memory that changes take; the second what an iteration inside of a command has to merge.
 const (
-	maxUnflushed = 4 << 20 // bytes of the log
+	maxUnflushed = 16 << 20 // bytes of the log
 	maxDirect    = 256
 )
 

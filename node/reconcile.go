@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"strings"
@@ -21,8 +22,8 @@ const (
 	changeTimeout = 10 * time.Second
 	// promoteLag is how many entries a learner may be behind to become a voter.
 	promoteLag = 256
-	// settleTime is how long a group's leader waits before it hands over to the preferred node.
-	settleTime = 5 * time.Second
+	// settleBeats is how long a group's leader waits before it hands over to the preferred node, in heartbeat timeouts.
+	settleBeats = 5
 )
 
 func (n *Node) wake() {
@@ -63,7 +64,7 @@ func (n *Node) reconcileLoop() {
 			if group == catalogGroup {
 				n.reconcileCatalog(m.Group, t)
 			} else if s, ok := shardOf(t, group); ok {
-				n.reconcileShard(m.Group, s, time.Since(led[group]) > settleTime)
+				n.reconcileShard(m.Group, s, time.Since(led[group]) > settleBeats*cmp.Or(n.cfg.Timing.Heartbeat, time.Second))
 			}
 		}
 	}

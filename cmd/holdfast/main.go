@@ -54,7 +54,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	}
 	code := exitCode(err)
 	if !errors.Is(err, errDenied) {
-		fmt.Fprintln(stderr, "holdfast:", err)
+		fmt.Fprintln(stderr, "holdfast:", strings.TrimPrefix(err.Error(), "holdfast: ")) // errors of the SDK say so themselves
 		if strings.HasPrefix(err.Error(), "unknown command") {
 			fmt.Fprintln(stderr, "See: holdfast --help")
 		}
