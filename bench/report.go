@@ -57,8 +57,9 @@ func (t *report) alone(ctx context.Context, h *holdfastPeer) error {
 
 // rest measures what the nodes use when nobody asks them anything, as a share of one core.
 func rest(ctx context.Context, h *holdfastPeer) (float64, error) {
-	const settle, length = 10 * time.Second, 30 * time.Second
-	fmt.Println("holdfast  idle for 30 s")
+	// Counters that were used last are swept after a minute.
+	const settle, length = 75 * time.Second, 30 * time.Second
+	fmt.Println("holdfast  idle for 105 s")
 	sleep := func(d time.Duration) error {
 		select {
 		case <-time.After(d):

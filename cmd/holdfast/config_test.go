@@ -59,3 +59,15 @@ func TestConfigErrorsNameTheSetting(t *testing.T) {
 		}
 	}
 }
+
+// Whatever is in the file, the answer is a configuration or what is wrong with the file.
+func FuzzConfigFile(f *testing.F) {
+	f.Add("name: n2\ndata: /var/lib/holdfast\njoin: [10.0.0.1:7402]\nzone: b\nraft_log: pebble\n")
+	f.Add("shards: 3\n")
+	f.Add("- a\n")
+	f.Fuzz(func(t *testing.T, file string) {
+		if _, err := loadConfig(t, nil, nil, file); err != nil && exitCode(err) != exitUsage {
+			t.Errorf("%q: exit code %d: %v", file, exitCode(err), err)
+		}
+	})
+}

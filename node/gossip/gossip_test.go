@@ -82,3 +82,21 @@ func TestPlainTextIsRefusedOffLoopback(t *testing.T) {
 		t.Error("started without a key on a public address")
 	}
 }
+
+// Whatever arrives, a lead's term never goes back.
+func FuzzMessages(f *testing.F) {
+	f.Add([]byte(`{"Group":3,"Term":7,"NodeID":"a"}`))
+	f.Add([]byte(`[{"Group":3,"Term":9},{"Group":3,"Term":8}]`))
+	f.Add([]byte(`{"Group":-1}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		g := &Gossip{leads: map[uint32]Lead{3: {Group: 3, Term: 5, NodeID: "a"}}}
+		for range 2 {
+			before := g.leads[3].Term
+			(*delegate)(g).NotifyMsg(b)
+			(*delegate)(g).MergeRemoteState(b, false)
+			if after := g.leads[3].Term; after < before {
+				t.Errorf("%q takes the term from %d to %d", b, before, after)
+			}
+		}
+	})
+}
