@@ -13,7 +13,7 @@ import (
 
 // Connect once and keep the client; then ask before each request whether it may pass.
 func Example() {
-	defer examplePolicy("alice", 2)()
+	defer cluster.Quota("of-alice", "client", "alice", 2)()
 	ctx := context.Background()
 
 	c, err := client.Dial(ctx, client.Config{Addrs: cluster.Addrs()})
@@ -82,7 +82,7 @@ func ExampleClient_Conn() {
 
 // A request may cost more than one token. The decision has a row for each limit that applied.
 func ExampleLimits_Check() {
-	defer examplePolicy("bob", 10)()
+	defer cluster.Quota("of-bob", "client", "bob", 10)()
 	ctx := context.Background()
 	c, err := client.Dial(ctx, client.Config{Addrs: cluster.Addrs()})
 	if err != nil {
@@ -110,7 +110,7 @@ func ExampleLimits_Check() {
 // A leased decision needs no round trip: the client holds tokens for a moment and fetches more behind its back. A
 // decision from a lease has no rows, and what it says is left are the tokens here.
 func ExampleLimits_Async() {
-	defer examplePolicy("carol", 1000)()
+	defer cluster.Quota("of-carol", "client", "carol", 1000)()
 	ctx := context.Background()
 	c, err := client.Dial(ctx, client.Config{Addrs: cluster.Addrs()})
 	if err != nil {
@@ -135,7 +135,7 @@ func ExampleLimits_Async() {
 // The cost of some work is known only afterwards, such as the tokens of an answer that a model has yet to write: reserve
 // an estimate, then settle.
 func ExampleLimits_Reserve() {
-	defer examplePolicy("dave", 1000)()
+	defer cluster.Quota("of-dave", "client", "dave", 1000)()
 	ctx := context.Background()
 	c, err := client.Dial(ctx, client.Config{Addrs: cluster.Addrs()})
 	if err != nil {
@@ -167,7 +167,7 @@ func ExampleLimits_Reserve() {
 
 // Work that did not happen costs nothing.
 func ExampleReservation_Refund() {
-	defer examplePolicy("erin", 1000)()
+	defer cluster.Quota("of-erin", "client", "erin", 1000)()
 	ctx := context.Background()
 	c, err := client.Dial(ctx, client.Config{Addrs: cluster.Addrs()})
 	if err != nil {

@@ -61,30 +61,6 @@ func limit(t *testing.T, p *pb.CreatePolicyRequest) client.Request {
 	return client.Request{Client: p.Name}
 }
 
-// examplePolicy gives a client n tokens a year, until the returned function is called.
-func examplePolicy(name string, n uint32) (remove func()) {
-	ctx := context.Background()
-	c, err := client.Dial(ctx, client.Config{Addrs: cluster.Addrs()})
-	if err != nil {
-		panic(err)
-	}
-	policies := pb.NewPoliciesClient(c.Conn())
-	p := yearly(n)
-	p.Name = "of-" + name
-	if _, err := policies.CreatePolicy(ctx, p); err != nil {
-		panic(err)
-	}
-	if _, err := policies.AssignClients(ctx, &pb.AssignClientsRequest{PolicyId: p.Name, ClientIds: []string{name}}); err != nil {
-		panic(err)
-	}
-	return func() {
-		if _, err := policies.DeletePolicy(ctx, &pb.DeletePolicyRequest{PolicyId: p.Name}); err != nil {
-			panic(err)
-		}
-		_ = c.Close()
-	}
-}
-
 // yearly is a policy of n tokens in a calendar year: no quota comes back while a test runs, except at New Year.
 func yearly(n uint32) *pb.CreatePolicyRequest {
 	return &pb.CreatePolicyRequest{Algorithm: "fixed_window", RateLimit: n, Calendar: "year"}

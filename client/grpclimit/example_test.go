@@ -19,7 +19,7 @@ import (
 
 // Limit the calls of a server by the API key that their metadata have.
 func Example() {
-	defer yearly("example", "client", "key-1", 1)()
+	defer cluster.Quota("example", "client", "key-1", 1)()
 	ctx := context.Background()
 
 	c, err := client.Dial(ctx, client.Config{Addrs: cluster.Addrs()})

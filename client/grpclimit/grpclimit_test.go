@@ -135,7 +135,7 @@ func retryInfo(err error) (time.Duration, bool) {
 func TestCallsPassUntilTheLimitAndThenEndWithResourceExhausted(t *testing.T) {
 	both(t, func(t *testing.T, kind string, call func(*caller, string) outcome, messages int) {
 		name := "grpc-" + kind
-		defer yearly(name, "client", "key-of-"+kind, 2)()
+		defer cluster.Quota(name, "client", "key-of-"+kind, 2)()
 		c := serve(t, grpclimit.New(sdk.Limits(), grpclimit.ByMetadata("x-api-key")))
 		field := func(o outcome, key, form string) {
 			t.Helper()
@@ -201,7 +201,7 @@ func TestByMetadataTakesTheFirstValueAndTheMethod(t *testing.T) {
 
 // A key of one's own sees the method, so that a service can have methods that are free.
 func TestTheKeyDecidesByMethodAndWeight(t *testing.T) {
-	defer yearly("grpc-weighed", "client", "weigher", 10)()
+	defer cluster.Quota("grpc-weighed", "client", "weigher", 10)()
 	c := serve(t, grpclimit.New(sdk.Limits(), func(_ context.Context, method string) (client.Request, bool) {
 		return client.Request{Client: "weigher", Weight: 6}, method == grpc_health_v1.Health_Check_FullMethodName
 	}))
@@ -219,7 +219,7 @@ func TestTheKeyDecidesByMethodAndWeight(t *testing.T) {
 func TestLeasedDecisionsDenyWithRetryInfoAndWithoutLimits(t *testing.T) {
 	both(t, func(t *testing.T, kind string, call func(*caller, string) outcome, _ int) {
 		who := "leaser-of-" + kind
-		defer yearly("grpc-leased-"+kind, "client", who, 3)()
+		defer cluster.Quota("grpc-leased-"+kind, "client", who, 3)()
 		l := grpclimit.New(dial(t).Limits(), grpclimit.ByMetadata("x-api-key"))
 		l.Leased = true
 		c := serve(t, l)

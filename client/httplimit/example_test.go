@@ -14,7 +14,7 @@ import (
 
 // Limit a handler by the API key of its callers.
 func Example() {
-	defer yearly("example", "client", "key-1", 1)()
+	defer cluster.Quota("example", "client", "key-1", 1)()
 
 	c, err := client.Dial(context.Background(), client.Config{Addrs: cluster.Addrs()})
 	if err != nil {

@@ -131,7 +131,7 @@ func numbers(t *testing.T, value, name string) (a, b int) {
 }
 
 func TestRequestsPassUntilTheLimitAndAreThenAnsweredWith429(t *testing.T) {
-	defer yearly("http", "client", "key-of-http", 2)()
+	defer cluster.Quota("http", "client", "key-of-http", 2)()
 	next := &served{}
 	h := httplimit.New(sdk.Limits(), httplimit.ByHeader("X-Api-Key")).Wrap(next)
 	const year = 366 * 24 * 3600
@@ -218,7 +218,7 @@ func TestKeys(t *testing.T) {
 }
 
 func TestEachAddressHasItsOwnQuota(t *testing.T) {
-	defer yearly("by-ip", "ip", "*", 1)()
+	defer cluster.Quota("by-ip", "ip", "*", 1)()
 	h := httplimit.New(sdk.Limits(), httplimit.ByIP).Wrap(&served{})
 	ask := func(addr string) int {
 		q := httptest.NewRequest(http.MethodGet, "/", nil)
@@ -234,7 +234,7 @@ func TestEachAddressHasItsOwnQuota(t *testing.T) {
 }
 
 func TestAKeyMayAskForMoreThanOneToken(t *testing.T) {
-	defer yearly("weighed", "client", "weigher", 10)()
+	defer cluster.Quota("weighed", "client", "weigher", 10)()
 	h := httplimit.New(sdk.Limits(), func(*http.Request) (client.Request, bool) {
 		return client.Request{Client: "weigher", Weight: 6}, true
 	}).Wrap(&served{})
@@ -245,7 +245,7 @@ func TestAKeyMayAskForMoreThanOneToken(t *testing.T) {
 }
 
 func TestLeasedDecisionsHaveNoRateLimitFields(t *testing.T) {
-	defer yearly("leased", "client", "leaser", 3)()
+	defer cluster.Quota("leased", "client", "leaser", 3)()
 	next := &served{}
 	l := httplimit.New(dial(t).Limits(), httplimit.ByHeader("X-Api-Key")) // no leases, and no denials, of an earlier round
 	l.Leased = true
