@@ -146,7 +146,7 @@ func (s *settings) measure(ctx context.Context) error {
 	text := t.markdown()
 	fmt.Print("\n", text)
 	if s.out != "" {
-		return writeSection(s.out, fmt.Sprintf("%d shards", s.shards), text)
+		return writeSection(s.out, fmt.Sprintf("--shards %d", s.shards), text)
 	}
 	return nil
 }

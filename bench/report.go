@@ -146,9 +146,9 @@ func (t *report) markdown() string {
 		fmt.Fprintf(&b, "\n| Holdfast alone | |\n| --- | --- |\n")
 		row("a counter on disk, of a million, after compaction", fmt.Sprintf("%.1f bytes", t.bytesPer))
 		row("largest node with a million live counters, resident", fmt.Sprintf("%d MB", t.resident/1_000_000))
-		row(fmt.Sprintf("three idle nodes, %d shards, share of one core together", t.settings.shards), fmt.Sprintf("%.1f %%", 100*t.idle))
+		row(fmt.Sprintf("three idle nodes with --shards %d, share of one core together", t.settings.shards), fmt.Sprintf("%.1f %%", 100*t.idle))
 	}
-	fmt.Fprintf(&b, "\n%d CPUs, %s, %s; %d rounds of %v each, medians; Holdfast with %d shards; every system is three processes on loopback with every write synced.\n",
+	fmt.Fprintf(&b, "\n%d CPUs, %s, %s; %d rounds of %v each, medians; Holdfast with --shards %d; every system is three processes on loopback with every write synced.\n",
 		runtime.NumCPU(), runtime.Version(), time.Now().UTC().Format("2006-01-02"), t.settings.rounds, t.settings.duration, t.settings.shards)
 	return b.String()
 }
