@@ -227,15 +227,25 @@ func TestLargeFramesDoNotWaitForTheOneBefore(t *testing.T) {
 	f.on("n1", always(silence))
 	first := startCheck(t.Context(), c, subject(1))
 	f.await("the first frame", func() bool { return len(f.log()) == 1 })
-	calls := startLarge(t, c)
-	f.await("another frame", func() bool { return len(f.log()) == 2 })
-	if log := f.log(); len(log[1].Ops) != largeFrame {
-		t.Errorf("want %d calls in the second frame:\n%s", largeFrame, f.describe())
+	sent := []*started{first}
+	const mostFrames = 4
+	for n := 2; n <= mostFrames; n++ {
+		sent = append(sent, startLarge(t, c)...)
+		f.await("another frame", func() bool { return len(f.log()) == n })
+		if log := f.log(); len(log[n-1].Ops) != largeFrame {
+			t.Errorf("want %d calls in frame %d:\n%s", largeFrame, n, f.describe())
+		}
 	}
+	waits := startLarge(t, c) // too many are under way
 	_ = c.Close()
-	for _, s := range append(calls, first) {
+	for _, s := range sent {
 		if _, err := s.wait(t); !errors.Is(err, client.ErrOutcomeUnknown) {
 			t.Fatalf("sent, not answered, closed: %v", err)
+		}
+	}
+	for _, s := range waits {
+		if _, err := s.wait(t); !errors.Is(err, client.ErrClosed) || errors.Is(err, client.ErrOutcomeUnknown) {
+			t.Fatalf("not sent, closed: %v", err)
 		}
 	}
 }

@@ -120,29 +120,17 @@ func (b *batch) put(key, value []byte, deleted bool) {
 func (b *batch) Set(key, value []byte) { b.put(key, value, false) }
 func (b *batch) Delete(key []byte)     { b.put(key, nil, true) }
 
-// begin ends the reads and writes of this batch, and waits for the commit before it.
-func (b *batch) begin() error {
+func (b *batch) Next() (kv.Batch, error) {
 	if b.done {
-		return errors.New("storage: batch is spent")
+		return nil, errors.New("storage: batch is spent")
 	}
 	b.done = true
 	b.release()
-	return b.Wait()
-}
-
-func (b *batch) Commit() error {
-	if err := b.begin(); err != nil {
-		return err
-	}
-	return b.write()
-}
-
-func (b *batch) Next() (kv.Batch, error) {
-	if err := b.begin(); err != nil {
+	if err := b.Wait(); err != nil {
 		return nil, err
 	}
 	c := &commit{batch: b, finished: make(chan struct{})}
-	go func() { // ends by itself; Wait, Commit and Close of the next batch wait for it
+	go func() { // ends by itself; Next, Wait and Close of the next batch wait for it
 		c.err = b.write()
 		close(c.finished)
 	}()

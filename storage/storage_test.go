@@ -38,9 +38,18 @@ func set(t testing.TB, s *Shard, pairs ...string) {
 			b.Set([]byte(pairs[i]), []byte(pairs[i+1]))
 		}
 	}
-	if err := b.Commit(); err != nil {
+	if err := written(b); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// written commits a batch and waits until it is written.
+func written(b kv.Batch) error {
+	next, err := b.Next()
+	if err != nil {
+		return err
+	}
+	return next.Close()
 }
 
 // content reads everything in a reader.
@@ -129,7 +138,7 @@ func TestBatchReadsItsOwnWritesLikeAMap(t *testing.T) {
 				rt.Fatalf("batch holds %v, want %v", content(t, b), inBatch)
 			}
 			if rapid.Bool().Draw(rt, "commit") {
-				if err := b.Commit(); err != nil {
+				if err := written(b); err != nil {
 					rt.Fatal(err)
 				}
 				model = inBatch
@@ -171,7 +180,7 @@ func TestABatchReadsWhatIsBeingCommittedBeforeIt(t *testing.T) {
 	if got := content(t, b); !maps.Equal(got, expected) {
 		t.Errorf("iterates over %v", got)
 	}
-	if err := b.Commit(); err != nil {
+	if err := written(b); err != nil {
 		t.Fatal(err)
 	}
 	want(t, s, expected)
@@ -189,12 +198,11 @@ func TestAFailedCommitFailsTheBatchAfterIt(t *testing.T) {
 		return b
 	}
 	for name, do := range map[string]func(b *batch) error{
-		"get":    func(b *batch) error { _, err := b.Get([]byte("x")); return err },
-		"iter":   func(b *batch) error { _, err := b.Iter(nil, nil); return err },
-		"next":   func(b *batch) error { _, err := b.Next(); return err },
-		"commit": (*batch).Commit,
-		"wait":   (*batch).Wait,
-		"close":  (*batch).Close,
+		"get":   func(b *batch) error { _, err := b.Get([]byte("x")); return err },
+		"iter":  func(b *batch) error { _, err := b.Iter(nil, nil); return err },
+		"next":  func(b *batch) error { _, err := b.Next(); return err },
+		"wait":  (*batch).Wait,
+		"close": (*batch).Close,
 	} {
 		if err := do(after()); err == nil || err.Error() != "the disk is gone" {
 			t.Errorf("%s: %v", name, err)
@@ -454,7 +462,7 @@ func BenchmarkCommit(b *testing.B) {
 			}
 			batch.Set(key, value)
 		}
-		if err := batch.Commit(); err != nil {
+		if err := written(batch); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -220,7 +220,7 @@ func TestLeasedDecisionsDenyWithRetryInfoAndWithoutLimits(t *testing.T) {
 	both(t, func(t *testing.T, kind string, call func(*caller, string) outcome, _ int) {
 		who := "leaser-of-" + kind
 		defer cluster.Quota("grpc-leased-"+kind, "client", who, 3)()
-		l := grpclimit.New(dial(t).Limits(), grpclimit.ByMetadata("x-api-key"))
+		l := grpclimit.New(cluster.ClientFor(t).Limits(), grpclimit.ByMetadata("x-api-key"))
 		l.Leased = true
 		c := serve(t, l)
 		if o := call(c, who); o.err != nil || len(o.trailer.Get("ratelimit")) > 0 {
@@ -240,21 +240,10 @@ func TestLeasedDecisionsDenyWithRetryInfoAndWithoutLimits(t *testing.T) {
 	})
 }
 
-// dial connects another client.
-func dial(t *testing.T) *client.Client {
-	t.Helper()
-	c, err := client.Dial(t.Context(), client.Config{Addrs: cluster.Addrs()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = c.Close() })
-	return c
-}
-
 // broken are the limits of a client that was closed: no decision can be had.
 func broken(t *testing.T) *client.Limits {
 	t.Helper()
-	c := dial(t)
+	c := cluster.ClientFor(t)
 	if err := c.Close(); err != nil {
 		t.Fatal(err)
 	}

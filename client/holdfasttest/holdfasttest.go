@@ -154,18 +154,24 @@ func (c *Cluster) unhealthy() error {
 	return nil
 }
 
-// Client connects an SDK, which the test's end closes.
+// Client connects an SDK, which is closed when the cluster ends.
 func (c *Cluster) Client() *client.Client {
 	c.t.Helper()
+	return c.ClientFor(c.t)
+}
+
+// ClientFor connects an SDK, which is closed when t ends.
+func (c *Cluster) ClientFor(t testing.TB) *client.Client {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
 	cl, err := client.Dial(ctx, client.Config{Addrs: c.Addrs()})
 	if err != nil {
-		c.t.Fatalf("connect: %v", err)
+		t.Fatalf("connect: %v", err)
 	}
-	c.t.Cleanup(func() {
+	t.Cleanup(func() {
 		if err := cl.Close(); err != nil {
-			c.t.Errorf("close the client: %v", err)
+			t.Errorf("close the client: %v", err)
 		}
 	})
 	return cl

@@ -247,7 +247,7 @@ func TestAKeyMayAskForMoreThanOneToken(t *testing.T) {
 func TestLeasedDecisionsHaveNoRateLimitFields(t *testing.T) {
 	defer cluster.Quota("leased", "client", "leaser", 3)()
 	next := &served{}
-	l := httplimit.New(dial(t).Limits(), httplimit.ByHeader("X-Api-Key")) // no leases, and no denials, of an earlier round
+	l := httplimit.New(cluster.ClientFor(t).Limits(), httplimit.ByHeader("X-Api-Key")) // no leases, and no denials, of an earlier round
 	l.Leased = true
 	h := l.Wrap(next)
 	if w := get(h, "leaser"); w.Code != http.StatusOK || w.Header().Values("RateLimit") != nil {
@@ -263,21 +263,10 @@ func TestLeasedDecisionsHaveNoRateLimitFields(t *testing.T) {
 	}
 }
 
-// dial connects another client.
-func dial(t *testing.T) *client.Client {
-	t.Helper()
-	c, err := client.Dial(t.Context(), client.Config{Addrs: cluster.Addrs()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = c.Close() })
-	return c
-}
-
 // broken are the limits of a client that was closed: no decision can be had.
 func broken(t *testing.T) *client.Limits {
 	t.Helper()
-	c := dial(t)
+	c := cluster.ClientFor(t)
 	if err := c.Close(); err != nil {
 		t.Fatal(err)
 	}

@@ -95,7 +95,7 @@ func TestExitCodes(t *testing.T) {
 		}
 	}
 	var out, errs bytes.Buffer
-	if code := run(t.Context(), []string{"cluster", "status", "--addr", "127.0.0.1:1"}, &out, &errs); code != exitUnreachable || !strings.Contains(errs.String(), "holdfast dev") {
+	if code := run(t.Context(), []string{"cluster", "status", "--addr", "127.0.0.1:1"}, &out, &errs); code != exitUnreachable || !strings.Contains(errs.String(), "holdfast dev") || strings.Contains(errs.String(), "holdfast: holdfast:") {
 		t.Errorf("nobody there: exit code %d\n%s", code, errs.String())
 	}
 }

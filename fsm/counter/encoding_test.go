@@ -301,3 +301,18 @@ func FuzzResetResult(f *testing.F)    { fuzz(f, "reset_result") }
 func FuzzRow(f *testing.F)            { fuzz(f, "row") }
 
 var _ fsm.Row = (*row)(nil)
+
+// Room is memory that was used before: nothing of what stood there may show.
+func TestDecodeTakeResultIntoForgetsWhatWasThere(t *testing.T) {
+	want := TakeResult{Allowed: true, Limits: []LimitResult{{Policy: 1, Remaining: 4, Used: 1, ResetIn: 9}}}
+	dirty := LimitResult{Policy: 7, Denied: true, Shadow: true, Remaining: 7, Used: 7, ResetIn: 7, RetryIn: 7}
+	for name, room := range map[string][]LimitResult{"no room": nil, "enough": {dirty}, "more": {dirty, dirty}} {
+		got, err := DecodeTakeResultInto(want.Append(nil), room)
+		if err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("%s: %+v, %v; want %+v", name, got, err, want)
+		}
+		if len(room) > 0 && &got.Limits[0] != &room[0] {
+			t.Errorf("%s: it is not used", name)
+		}
+	}
+}

@@ -27,7 +27,7 @@ func (s *Memory) Clone() *Memory { return &Memory{maps.Clone(s.Keys)} }
 // Equal reports whether both stores have the same keys with the same values.
 func (s *Memory) Equal(other *Memory) bool { return maps.EqualFunc(s.Keys, other.Keys, bytes.Equal) }
 
-// batch keeps what changed until Commit; a nil value is a deletion.
+// batch keeps what changed until Next; a nil value is a deletion.
 type batch struct {
 	store   *Memory
 	changes map[string][]byte
@@ -60,14 +60,13 @@ func (b *batch) apply(to map[string][]byte) {
 	}
 }
 
-func (b *batch) Commit() error {
+func (b *batch) Next() (kv.Batch, error) {
 	b.apply(b.store.Keys)
-	return nil
+	return b.store.NewBatch(), nil
 }
 
-func (b *batch) Next() (kv.Batch, error) { return b.store.NewBatch(), b.Commit() }
-func (b *batch) Wait() error             { return nil }
-func (b *batch) Close() error            { return nil }
+func (b *batch) Wait() error  { return nil }
+func (b *batch) Close() error { return nil }
 
 func (b *batch) Iter(lower, upper []byte) (kv.Iterator, error) {
 	all := maps.Clone(b.store.Keys)

@@ -4,6 +4,11 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+
+	ratelimit "github.com/envoyproxy/go-control-plane/envoy/extensions/common/ratelimit/v3"
+	rls "github.com/envoyproxy/go-control-plane/envoy/service/ratelimit/v3"
+
+	"github.com/holdfastdb/holdfast/fsm/counter"
 )
 
 // The examples of the reference's README, in our words: nested keys, wildcards, and what comes first.
@@ -92,6 +97,21 @@ func TestFind(t *testing.T) {
 		}
 		if got != want {
 			t.Errorf("%s: %q, want %q", request, got, want)
+		}
+	}
+}
+
+// What a request may take is bounded before it becomes a command.
+func TestHitsAreBounded(t *testing.T) {
+	s := &Service{}
+	domains := map[string]*Domain{"shop": parse(t, example)}
+	s.domains.Store(&domains)
+	for given, want := range map[uint32]uint32{0: 1, 1: 1, 7: 7, counter.MaxRate: counter.MaxRate, 1<<32 - 1: counter.MaxRate} {
+		rules := s.match(&rls.RateLimitRequest{Domain: "shop", HitsAddend: given, Descriptors: []*ratelimit.RateLimitDescriptor{
+			{Entries: []*ratelimit.RateLimitDescriptor_Entry{{Key: "user", Value: "alice"}}},
+		}})
+		if len(rules) != 1 || rules[0].weight != want {
+			t.Errorf("%d hits take %d, want %d", given, rules[0].weight, want)
 		}
 	}
 }

@@ -94,7 +94,7 @@ const (
 	// rememberFor is how long it is known what a key's policy says for a cluster that cannot be reached, and that a key
 	// cannot be leased; with more than maxKeys, only while they are in use.
 	rememberFor = 10 * time.Minute
-	maxKeys     = 1 << 16
+	maxKeys     = 1 << 14 // all are looked at in each tick
 	shards      = 64
 )
 

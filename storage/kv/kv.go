@@ -38,17 +38,15 @@ type Writer interface {
 type Batch interface {
 	Reader
 	Writer
-	// Commit applies the changes atomically. They survive a crash of the process as a prefix of all commits of
-	// the store, and a power cut once a later durability fence of the store returned. The batch is spent after.
-	// An error means that the store is broken and that the process must stop.
-	Commit() error
-	// Next begins to commit in the background and returns a batch for the changes that follow. Its reads see what is
-	// being committed, and its commit comes after. One commit is under way at a time: Next waits for the one before,
-	// and returns its error. The batch is spent after.
+	// Next begins to commit the changes in the background, atomically, and returns a batch for those that follow. Its
+	// reads see what is being committed, and its commit comes after. One commit is under way at a time: Next waits for
+	// the one before, and returns its error. Commits survive a crash of the process as a prefix of all commits of the
+	// store, and a power cut once a later durability fence of the store returned. The batch is spent after. An error
+	// means that the store is broken and that the process must stop.
 	Next() (Batch, error)
-	// Wait returns when what Next began is committed.
+	// Wait returns when the batch before this one is committed.
 	Wait() error
-	// Close drops an uncommitted batch, after what Next began is committed; it does nothing after Commit.
+	// Close drops the changes of this batch, after the batch before it is committed. It does nothing after Next.
 	Close() error
 }
 

@@ -154,15 +154,10 @@ func (v *view) count(key []byte) {
 	}
 }
 
-func (v *view) Commit() error {
+func (v *view) Next() (kv.Batch, error) {
 	v.store.root.Store(v.root)
 	v.store.Writes += v.writes
-	return nil
-}
-
-func (v *view) Next() (kv.Batch, error) {
-	err := v.Commit()
-	return v.store.NewBatch(), err
+	return v.store.NewBatch(), nil
 }
 
 func (v *view) Wait() error  { return nil }

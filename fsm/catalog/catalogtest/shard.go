@@ -117,7 +117,7 @@ func (s *Shard) Put(key, value []byte) {
 	for _, store := range []*Memory{s.kept, s.stored} {
 		b := store.NewBatch()
 		b.Set(key, value)
-		if err := b.Commit(); err != nil {
+		if _, err := b.Next(); err != nil {
 			s.T.Fatalf("put: %v", err)
 		}
 	}
