@@ -41,20 +41,25 @@ func isLog(name string) bool { return strings.HasSuffix(name, ".log") }
 
 // Create implements vfs.FS.
 func (p *prewriter) Create(name string, category vfs.DiskWriteCategory) (vfs.File, error) {
-	if isLog(name) && p.take() {
-		return p.FS.ReuseForWrite(p.spare, name, category)
+	if isLog(name) {
+		if f, err := p.take(name, category); f != nil || err != nil {
+			return f, err
+		}
 	}
 	return p.FS.Create(name, category)
 }
 
 // ReuseForWrite implements vfs.FS. A log that is too short makes room for the spare.
 func (p *prewriter) ReuseForWrite(from, to string, category vfs.DiskWriteCategory) (vfs.File, error) {
-	if !isLog(to) || p.full(from) || !p.take() {
+	if !isLog(to) || p.full(from) {
 		return p.FS.ReuseForWrite(from, to, category)
 	}
-	f, err := p.FS.ReuseForWrite(p.spare, to, category)
+	f, err := p.take(to, category)
 	if err != nil {
 		return nil, err
+	}
+	if f == nil {
+		return p.FS.ReuseForWrite(from, to, category)
 	}
 	if err := p.Remove(from); err != nil {
 		return nil, errors.Join(err, f.Close())
@@ -67,19 +72,23 @@ func (p *prewriter) full(name string) bool {
 	return err == nil && info.Size() >= p.size
 }
 
-// take tells whether the spare is the caller's, and has the next one made if so. The first log makes none: many a
-// database never has a second.
-func (p *prewriter) take() bool {
+// take makes the spare, if there is one, the log of that name, and has the next one made. The first log makes none: many
+// a database never has a second.
+func (p *prewriter) take(name string, category vfs.DiskWriteCategory) (f vfs.File, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	taken := p.ready
-	p.ready = false
+	if p.ready {
+		p.ready = false
+		if f, err = p.FS.ReuseForWrite(p.spare, name, category); err != nil {
+			return nil, err
+		}
+	}
 	p.logs++
 	if !p.making && !p.closed && p.logs > 1 {
 		p.making = true
 		p.work.Go(p.make)
 	}
-	return taken
+	return f, nil
 }
 
 // make writes a spare. Without one all goes on as it would have, so an error is nobody's concern: what is wrong with the
