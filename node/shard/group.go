@@ -66,6 +66,14 @@ type Config struct {
 	// Bootstrap makes a new group with this replica as its only voter, if there is no state yet.
 	Bootstrap bool
 	Logger    *slog.Logger
+	// Clock is the node's wall clock; nil means time.Now.
+	Clock func() time.Time
+	// ClockWrong tells that most other nodes say that this node's clock is wrong; nil means never. Such a replica does not
+	// begin to lead if another can: shard time would jump, or stand still.
+	ClockWrong func() bool
+	// Fit tells that another replica could lead: its node is alive, its clock right and its log caught up. Nil means
+	// that any could.
+	Fit func(ctx context.Context, replicaID string) bool
 	// OnLead is told, from a goroutine of the group, when this replica can serve as leader of a term, and when it
 	// cannot any more. It must not block.
 	OnLead func(leading bool, term uint64)
@@ -91,17 +99,17 @@ type Group struct {
 	stop context.CancelFunc
 	work sync.WaitGroup
 	poke chan struct{}
+	// refused is since when this replica looks for another leader in a term; owned by watch.
+	refused struct {
+		term  uint64
+		since time.Time
+	}
 	redo chan string // asks for a restart of the Raft instance, with the reason
 
-	members   sync.Mutex // one membership change or transfer at a time
+	members   chan struct{} // has room for one: who sends changes the membership or transfers leadership
+	tried     attempts
 	closeOnce sync.Once
 	closeErr  error
-}
-
-// instance is one life of a Raft instance.
-type instance struct {
-	raft     *raft.Raft
-	observer *raft.Observer
 }
 
 // Open starts the replica from what its state and log hold.
@@ -112,13 +120,16 @@ func Open(cfg Config) (*Group, error) {
 	if cfg.Timing.Commit == 0 {
 		cfg.Timing.Commit = 200 * time.Millisecond
 	}
+	if cfg.Clock == nil {
+		cfg.Clock = time.Now
+	}
 	m, err := openMachine(cfg)
 	if err != nil {
 		return nil, fmt.Errorf("open group %d: %w", cfg.Group, err)
 	}
 	g := &Group{
-		cfg: cfg, log: cfg.Logger.With("group", cfg.Group), machine: m,
-		poke: make(chan struct{}, 1), redo: make(chan string, 1),
+		cfg: cfg, log: cfg.Logger.With("group", cfg.Group), machine: m, clock: clock{wall: cfg.Clock},
+		poke: make(chan struct{}, 1), redo: make(chan string, 1), members: make(chan struct{}, 1),
 	}
 	g.ctx, g.stop = context.WithCancel(context.Background())
 	m.askRestart = g.askRestart
@@ -191,50 +202,10 @@ func (g *Group) raftConfig() *raft.Config {
 	return c
 }
 
-func (g *Group) startRaft() error {
-	r, err := raft.NewRaft(g.raftConfig(), g.machine, g.cfg.Log, g.cfg.Log, g.snaps, g.cfg.Transport)
-	if err != nil {
-		return fmt.Errorf("start Raft of group %d: %w", g.cfg.Group, err)
-	}
-	in := &instance{raft: r}
-	// The channel is never used: the filter runs on Raft's goroutine and only wakes the watcher.
-	in.observer = raft.NewObserver(nil, false, func(*raft.Observation) bool {
-		g.wake()
-		return false
-	})
-	r.RegisterObserver(in.observer)
-	g.current.Store(in)
-	g.cfg.Attach(r)
-	g.wake()
-	return nil
-}
-
-func (g *Group) raft() *raft.Raft { return g.current.Load().raft }
-
 func (g *Group) wake() {
 	select {
 	case g.poke <- struct{}{}:
 	default:
-	}
-}
-
-// restart replaces the Raft instance: what it has in memory has become useless.
-func (g *Group) restart(reason string, clearLog bool) {
-	g.log.Warn("restarting the Raft instance", "reason", reason)
-	in := g.current.Load()
-	in.raft.DeregisterObserver(in.observer)
-	if err := in.raft.Shutdown().Error(); err != nil {
-		g.fatal(fmt.Errorf("stop Raft of group %d: %w", g.cfg.Group, err))
-		return
-	}
-	if clearLog {
-		if err := g.clearLog(); err != nil {
-			g.fatal(err)
-			return
-		}
-	}
-	if err := g.startRaft(); err != nil {
-		g.fatal(err)
 	}
 }
 
@@ -276,21 +247,32 @@ func (g *Group) WaitApplied(ctx context.Context, index uint64) error {
 
 // Close hands leadership over if it can, then stops the replica.
 func (g *Group) Close() error {
-	g.closeOnce.Do(func() {
-		g.HandOver()
-		g.ready.Store(0)
-		g.stop()
-		g.proposer.close()
-		in := g.current.Load()
-		in.raft.DeregisterObserver(in.observer)
-		if err := in.raft.Shutdown().Error(); err != nil {
-			g.closeErr = fmt.Errorf("stop Raft of group %d: %w", g.cfg.Group, err)
-		}
-		g.work.Wait()
-		g.snaps.discard()
-		if err := g.machine.close(); err != nil {
-			g.closeErr = errors.Join(g.closeErr, fmt.Errorf("close the state of group %d: %w", g.cfg.Group, err))
-		}
-	})
+	g.closeOnce.Do(func() { g.closeErr = g.close() })
 	return g.closeErr
+}
+
+func (g *Group) close() error {
+	g.HandOver(context.Background())
+	g.ready.Store(0)
+	g.stop()
+	g.proposer.close()
+	ended := make(chan struct{})
+	go func() { // ends with those it waits for
+		g.work.Wait()
+		close(ended)
+	}()
+	// First who works here, as long as Raft can answer them; the watcher may be about to replace the instance.
+	within(stopTimeout, ended)
+	var errs []error
+	if err := g.current.Load().stop(); err != nil {
+		errs = append(errs, fmt.Errorf("stop Raft of group %d: %w", g.cfg.Group, err))
+	}
+	if !within(time.Second, ended) {
+		errs = append(errs, fmt.Errorf("stop group %d: %w", g.cfg.Group, errAbandoned))
+	}
+	g.snaps.discard()
+	if err := g.machine.close(); err != nil {
+		errs = append(errs, fmt.Errorf("close the state of group %d: %w", g.cfg.Group, err))
+	}
+	return errors.Join(errs...)
 }
