@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/zeebo/xxh3"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
 	"github.com/holdfastdb/holdfast/rpc/lease"
@@ -171,7 +172,7 @@ func (l *Limits) Reset(ctx context.Context, q Request) (int, error) {
 // Reservation is an estimate that was taken for work whose cost is known afterwards.
 type Reservation struct {
 	Decision
-	// ID names the reservation, also for other processes; empty if it was denied.
+	// ID names the reservation, also for other processes; empty if it was denied, or if nothing limits the request.
 	ID        string
 	ExpiresAt time.Time
 	l         *Limits
@@ -186,20 +187,29 @@ func (l *Limits) Reserve(ctx context.Context, q Request, ttl time.Duration) (*Re
 	if err := l.c.call(ctx, q.key(), typeLimits, methodReserve, false, m, &r); err != nil {
 		return nil, err
 	}
-	return &Reservation{Decision: decision(r.Check), ID: r.ReservationId, ExpiresAt: r.ExpiresAt.AsTime(), l: l, key: q.key()}, nil
+	return &Reservation{Decision: decision(r.Check), ID: r.ReservationId, ExpiresAt: moment(r.ExpiresAt), l: l, key: q.key()}, nil
 }
 
 // Commit settles the reservation at what the work did cost: less gives the rest back, more is charged as debt.
 func (r *Reservation) Commit(ctx context.Context, actual uint32) error {
+	if r.holdsNothing() {
+		return nil
+	}
 	var answer pb.CommitResponse
 	return r.l.c.call(ctx, r.key, typeLimits, methodCommit, false, &pb.CommitRequest{ReservationId: r.ID, Actual: actual}, &answer)
 }
 
 // Refund gives the reservation back whole.
 func (r *Reservation) Refund(ctx context.Context) error {
+	if r.holdsNothing() {
+		return nil
+	}
 	var answer pb.RefundResponse
 	return r.l.c.call(ctx, r.key, typeLimits, methodRefund, false, &pb.RefundRequest{ReservationId: r.ID}, &answer)
 }
+
+// holdsNothing tells of a request that was allowed because nothing limits it.
+func (r *Reservation) holdsNothing() bool { return r.Allowed && r.ID == "" }
 
 // Release frees the slots of concurrency limits that a check took.
 func (l *Limits) Release(ctx context.Context, q Request, token string) error {
@@ -209,9 +219,17 @@ func (l *Limits) Release(ctx context.Context, q Request, token string) error {
 
 func decision(r *pb.CheckResponse) Decision {
 	return Decision{
-		Allowed: r.Allowed, Remaining: r.RemainingQuota, ResetAt: r.ResetTime.AsTime(), RetryAfter: duration(r.RetryAfter),
+		Allowed: r.Allowed, Remaining: r.RemainingQuota, ResetAt: moment(r.ResetTime), RetryAfter: duration(r.RetryAfter),
 		Policy: r.PolicyApplied, Limits: states(r.Limits), ReleaseToken: r.ReleaseToken,
 	}
+}
+
+// moment is a time, the zero one if there is none.
+func moment(t *timestamppb.Timestamp) time.Time {
+	if t == nil {
+		return time.Time{}
+	}
+	return t.AsTime()
 }
 
 func duration(seconds float64) time.Duration { return time.Duration(seconds * float64(time.Second)) }
@@ -224,7 +242,7 @@ func states(rows []*pb.LimitState) []LimitState {
 	for i, r := range rows {
 		list[i] = LimitState{
 			PolicyID: r.PolicyId, PolicyName: r.PolicyName, Scope: r.Scope, Limit: r.Limit, Remaining: r.RemainingQuota,
-			Used: r.CurrentUsage, Window: duration(r.Window), ResetAt: r.ResetTime.AsTime(),
+			Used: r.CurrentUsage, Window: duration(r.Window), ResetAt: moment(r.ResetTime),
 			RetryAfter: duration(r.RetryAfter), Denied: r.Denied, Shadow: r.Shadow,
 		}
 	}

@@ -289,7 +289,7 @@ func (l *limits) Reserve(ctx context.Context, q *pb.ReserveRequest) (*pb.Reserve
 		return nil, statusOf(err)
 	}
 	r := &pb.ReserveResponse{Check: l.answer(p, d.allowed, d.results, d.now), ReservationId: encodeToken(d.holds)}
-	if d.allowed {
+	if len(d.holds) > 0 {
 		r.ExpiresAt = timestamp(d.now + fsm.Time(ttl.Milliseconds()))
 	}
 	return r, nil
