@@ -2,6 +2,8 @@ package client
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"time"
 
 	"github.com/zeebo/xxh3"
@@ -135,20 +137,38 @@ func (l *Limits) Async(ctx context.Context, q Request) (Decision, error) {
 	key := leaseKey{q.Client, q.APIKey, q.Resource, q.IP, q.Region}
 	d, err := l.leases.Take(ctx, key, max(q.Weight, 1))
 	if err == lease.ErrNotLeasable { //nolint:errorlint // returned as it is, and this path is hot
-		return l.Check(ctx, q)
-	}
-	if err != nil {
+		decision, err := l.Check(ctx, q)
+		known := false
+		if errors.Is(err, ErrUnavailable) {
+			d, known = l.leases.Unreachable(key, max(q.Weight, 1))
+		}
+		if !known {
+			return decision, err
+		}
+	} else if err != nil {
 		return Decision{}, err
 	}
 	return Decision{Allowed: d.Allowed, Remaining: d.Left, RetryAfter: d.Retry, Fallback: d.Fallback}, nil
 }
 
-// Status tells the quota left of the policies that apply to a client, or of those that the request names.
-func (l *Limits) Status(ctx context.Context, q Request) ([]LimitState, error) {
-	m := &pb.LimitStatusRequest{ClientId: q.Client, ApiKey: q.APIKey, Resource: q.Resource, Ip: q.IP, Region: q.Region}
-	if len(q.Policies) > 0 {
-		m.PolicyId = q.Policies[0]
+// policy is the one that the request names, if any.
+func (q *Request) policy() (string, error) {
+	switch len(q.Policies) {
+	case 0:
+		return "", nil
+	case 1:
+		return q.Policies[0], nil
 	}
+	return "", fmt.Errorf("%w: name one policy or none", ErrInvalid)
+}
+
+// Status tells the quota left of the policies that apply to a client, or of the one that the request names.
+func (l *Limits) Status(ctx context.Context, q Request) ([]LimitState, error) {
+	policy, err := q.policy()
+	if err != nil {
+		return nil, err
+	}
+	m := &pb.LimitStatusRequest{ClientId: q.Client, ApiKey: q.APIKey, Resource: q.Resource, Ip: q.IP, Region: q.Region, PolicyId: policy}
 	var r pb.LimitStatusResponse
 	if err := l.c.call(ctx, q.key(), typeLimits, methodStatus, true, m, &r); err != nil {
 		return nil, err
@@ -158,10 +178,11 @@ func (l *Limits) Status(ctx context.Context, q Request) ([]LimitState, error) {
 
 // Reset forgets what was used of the limits that apply, or of the named policy, and tells how many were reset.
 func (l *Limits) Reset(ctx context.Context, q Request) (int, error) {
-	m := &pb.LimitResetRequest{ClientId: q.Client, ApiKey: q.APIKey, Resource: q.Resource, Ip: q.IP, Region: q.Region}
-	if len(q.Policies) > 0 {
-		m.PolicyId = q.Policies[0]
+	policy, err := q.policy()
+	if err != nil {
+		return 0, err
 	}
+	m := &pb.LimitResetRequest{ClientId: q.Client, ApiKey: q.APIKey, Resource: q.Resource, Ip: q.IP, Region: q.Region, PolicyId: policy}
 	var r pb.LimitResetResponse
 	if err := l.c.call(ctx, q.key(), typeLimits, methodReset, false, m, &r); err != nil {
 		return 0, err

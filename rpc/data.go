@@ -35,13 +35,16 @@ const (
 	// defaultFrameTimeout and maxFrameTimeout bound how long a frame may wait, in milliseconds.
 	defaultFrameTimeout = 10_000
 	maxFrameTimeout     = fsm.MaxDeadline
+	// maxSkew is how far the clock of the node that stamped a frame's deadline may be ahead, in milliseconds: a retry must
+	// not be told that its frame makes no sense, for it may have been executed.
+	maxSkew = 10_000
 )
 
 // ClusterMap implements the service.
 func (s *data) ClusterMap(context.Context, *pb.ClusterMapRequest) (*pb.ClusterMapResponse, error) {
 	t := s.node.Topology()
 	if t == nil {
-		return nil, status.Error(codes.Unavailable, "the node does not know the cluster yet")
+		return nil, statusOf(errNoTopology)
 	}
 	r := &pb.ClusterMapResponse{ClusterId: t.Cluster.ID, Epoch: t.Cluster.Epoch}
 	for i := range t.Nodes {
@@ -183,7 +186,7 @@ func (x *stream) frame(q *pb.FrameRequest) {
 		q.DeadlineMs = int64(replica.Now()) + int64(timeout)
 	}
 	f.Deadline = fsm.Time(q.DeadlineMs)
-	if f.Deadline > replica.Now()+fsm.MaxDeadline {
+	if f.Deadline > replica.Now()+fsm.MaxDeadline+maxSkew {
 		x.refuse(q, pb.FrameError_REASON_INVALID, "the deadline is too far away")
 		return
 	}

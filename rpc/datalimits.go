@@ -8,6 +8,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/holdfastdb/holdfast/fsm"
+	"github.com/holdfastdb/holdfast/fsm/counter"
 	"github.com/holdfastdb/holdfast/rpc/codec"
 	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
 )
@@ -84,7 +85,12 @@ func (s *data) prepareLease(o *op, in *pb.Op, q *pb.FrameRequest) {
 		return
 	}
 	if call.Type == 0 || p.parts[0].group != q.Shard {
-		state := s.limits.answer(p, true, nil, 0)
+		// The rows tell the rates, for the time when the cluster cannot be reached.
+		rates := make([]counter.LimitResult, len(p.matches))
+		for i := range rates {
+			rates[i] = counter.LimitResult{Policy: p.matches[i].Limit.Policy, Shadow: p.matches[i].Limit.Shadow}
+		}
+		state := s.limits.answer(p, true, rates, 0)
 		o.finish = func(fsm.Result, fsm.Time) (proto.Message, error) {
 			return &pb.LeaseResponse{State: state, OnUnavailable: strictest(p)}, nil
 		}

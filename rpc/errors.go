@@ -3,6 +3,7 @@ package rpc
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -72,6 +73,9 @@ func kindOfStatus(code codes.Code) kind {
 	}
 	return internal
 }
+
+// errNoTopology tells that a node has just begun.
+var errNoTopology = fmt.Errorf("the node does not know the cluster yet: %w", fsm.ErrClosed)
 
 const retryAfter = 100 * time.Millisecond
 

@@ -303,8 +303,9 @@ func (l *limits) settle(ctx context.Context, q proto.Message, token string, actu
 	if err != nil {
 		return all, err
 	}
+	t := l.node.Topology()
 	for i := range holds {
-		if !l.hasShard(holds[i].group) {
+		if t != nil && !hasShard(t, holds[i].group) {
 			return all, errToken
 		}
 	}
@@ -345,9 +346,8 @@ func (l *limits) settle(ctx context.Context, q proto.Message, token string, actu
 }
 
 // hasShard tells whether there is such a shard.
-func (l *limits) hasShard(group uint32) bool {
-	t := l.node.Topology()
-	return t != nil && slices.ContainsFunc(t.Shards, func(s catalog.Shard) bool { return s.ID == group })
+func hasShard(t *catalog.Topology, group uint32) bool {
+	return slices.ContainsFunc(t.Shards, func(s catalog.Shard) bool { return s.ID == group })
 }
 
 // Commit implements the service.

@@ -44,9 +44,13 @@ type part struct {
 const maxField = 512
 
 func checkText(name, value string) error {
+	return checkLongText(name, value, maxField)
+}
+
+func checkLongText(name, value string, most int) error {
 	switch {
-	case len(value) > maxField:
-		return invalidf("%s has %d bytes, at most %d are allowed", name, len(value), maxField)
+	case len(value) > most:
+		return invalidf("%s has %d bytes, at most %d are allowed", name, len(value), most)
 	case !utf8.ValidString(value):
 		return invalidf("%s is not UTF-8", name)
 	case strings.IndexByte(value, 0) >= 0:
