@@ -8,6 +8,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/holdfastdb/holdfast/fsm"
+	"github.com/holdfastdb/holdfast/fsm/counter"
 	"github.com/holdfastdb/holdfast/rpc/codec"
 	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
 )
@@ -57,7 +58,7 @@ func (x *stream) prepareCheck(o *op, in *pb.Op, q *pb.FrameRequest) {
 		// Some counters are not on the subject's shard: the frame holds the operation's place, and with it its
 		// number, while it is carried out in the other groups.
 		o.elsewhere = func(ctx context.Context, q *pb.FrameRequest, i int) (proto.Message, error) {
-			d, err := decide(ctx, p, frameID(q, i), framed(s.node, q, i))
+			d, err := decide(ctx, p, framed(s.node, q, i))
 			return s.checked(new(answerRoom), p, d, err)
 		}
 	}
@@ -84,7 +85,12 @@ func (s *data) prepareLease(o *op, in *pb.Op, q *pb.FrameRequest) {
 		return
 	}
 	if call.Type == 0 || p.parts[0].group != q.Shard {
-		state := s.limits.answer(p, true, nil, 0)
+		// The rows tell the rates, for the time when the cluster cannot be reached.
+		rates := make([]counter.LimitResult, len(p.matches))
+		for i := range rates {
+			rates[i] = counter.LimitResult{Policy: p.matches[i].Limit.Policy, Shadow: p.matches[i].Limit.Shadow}
+		}
+		state := s.limits.answer(p, true, rates, 0)
 		o.finish = func(fsm.Result, fsm.Time) (proto.Message, error) {
 			return &pb.LeaseResponse{State: state, OnUnavailable: strictest(p)}, nil
 		}
@@ -129,28 +135,23 @@ func method[Q, R proto.Message](in *pb.Op, q Q, run func(context.Context, Q) (R,
 	}
 }
 
-// frameID names an operation of a frame: a repeated frame gives the same.
-func frameID(q *pb.FrameRequest, i int) uint64 {
-	b := append(make([]byte, 0, 40), q.Client...)
-	b = binary.BigEndian.AppendUint32(b, q.Shard)
-	b = binary.BigEndian.AppendUint64(b, q.Seq)
-	return xxh3.Hash(binary.BigEndian.AppendUint32(b, uint32(i)))
-}
-
 // framed executes the calls of one operation of a frame in other groups, under a client id that follows from the
 // operation: a repeated frame repeats them without effect.
-func framed(node Node, q *pb.FrameRequest, i int) proposer {
+func framed(node Node, q *pb.FrameRequest, i int) caller {
 	b := append(make([]byte, 0, 40), q.Client...)
 	b = binary.BigEndian.AppendUint32(b, q.Shard)
 	b = binary.BigEndian.AppendUint64(b, q.Seq)
-	b = binary.BigEndian.AppendUint32(b, uint32(i))
-	client := xxh3.Hash128(b).Bytes()
-	client[0] |= 1 // never the id of nobody
-	return func(ctx context.Context, group uint32, step uint64, call fsm.Call) (fsm.FrameOutcome, error) {
+	hash := xxh3.Hash128(binary.BigEndian.AppendUint32(b, uint32(i)))
+	client := fsm.OneShot(hash.Bytes())
+	return caller{id: hash.Lo, named: true, propose: func(ctx context.Context, group uint32, s step, call fsm.Call) (fsm.FrameOutcome, error) {
+		deadline := fsm.Time(q.DeadlineMs)
+		if s.choice != 0 { // what was begun in time is finished
+			deadline += fsm.Time(requestTimeout.Milliseconds())
+		}
 		return node.Propose(ctx, group, &fsm.Frame{
-			Client: client, Seq: step, Deadline: fsm.Time(q.DeadlineMs), Calls: []fsm.Call{call},
+			Client: client, Seq: s.number, Fingerprint: s.choice, Deadline: deadline, Calls: []fsm.Call{call},
 		})
-	}
+	}}
 }
 
 // frameOp is an operation of a frame, for the plain calls that carry it out.

@@ -60,6 +60,13 @@ func TestConfigErrorsNameTheSetting(t *testing.T) {
 	}
 }
 
+func TestAKeyWithoutAValueSaysNothing(t *testing.T) {
+	c, err := loadConfig(t, nil, nil, "zone:\nshards: ~\nname: n2\n")
+	if err != nil || c.zone != "" || c.shards != 8 || c.name != "n2" {
+		t.Errorf("%+v, %v", c, err)
+	}
+}
+
 // Whatever is in the file, the answer is a configuration or what is wrong with the file.
 func FuzzConfigFile(f *testing.F) {
 	f.Add("name: n2\ndata: /var/lib/holdfast\njoin: [10.0.0.1:7402]\nzone: b\nraft_log: pebble\n")
