@@ -46,6 +46,8 @@ type Config struct {
 	PeerAddr string
 	// Dial connects to other nodes; nil means TCP.
 	Dial func(ctx context.Context, addr string) (net.Conn, error)
+	// Tamper is for simulations, see raftnet.Config.
+	Tamper func(to string, send func())
 	// PeerCreds secures the traffic between nodes; nil means plain text.
 	PeerCreds credentials.TransportCredentials
 	// Gossip is the address to gossip at; GossipTransport replaces it in tests.
@@ -214,7 +216,7 @@ func (n *Node) openNetwork() (err error) {
 	n.net = raftnet.New(raftnet.Config{
 		NodeID: n.identity.NodeID, ClusterID: n.ClusterID, Resolve: n.resolvePeer, Dial: n.cfg.Dial, Creds: n.cfg.PeerCreds,
 		DiskStalled: func() bool { return max(n.logs.SyncPending(), n.catLogs.SyncPending()) > diskStall },
-		Logger:      n.log, Heartbeat: n.cfg.Timing.Heartbeat,
+		Logger:      n.log, Heartbeat: n.cfg.Timing.Heartbeat, Tamper: n.cfg.Tamper,
 	})
 	n.router = &router{nodeID: n.identity.NodeID, local: n.local, hint: n.gossipLeader, call: n.net.Call, log: n.log}
 	n.gateway = newGateway(randomID(), time.Now, n.router.propose)

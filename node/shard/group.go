@@ -96,7 +96,7 @@ type Group struct {
 	poke chan struct{}
 	redo chan string // asks for a restart of the Raft instance, with the reason
 
-	members   sync.Mutex // one membership change or transfer at a time
+	changing  chan struct{} // capacity 1: held by who changes the members or transfers leadership
 	closeOnce sync.Once
 	closeErr  error
 }
@@ -124,7 +124,7 @@ func Open(cfg Config) (*Group, error) {
 	}
 	g := &Group{
 		cfg: cfg, log: cfg.Logger.With("group", cfg.Group), machine: m,
-		poke: make(chan struct{}, 1), redo: make(chan string, 1),
+		poke: make(chan struct{}, 1), redo: make(chan string, 1), changing: make(chan struct{}, 1),
 	}
 	g.ctx, g.stop = context.WithCancel(context.Background())
 	m.askRestart = g.askRestart
@@ -189,7 +189,7 @@ func (g *Group) raftConfig() *raft.Config {
 	c.MaxAppendEntries = 128
 	c.BatchApplyCh = true
 	c.SnapshotInterval = 20 * time.Second
-	c.SnapshotThreshold = 4096
+	c.SnapshotThreshold = min(4096, g.cfg.TrailingEntries) // a log that shall be short is cut often
 	c.TrailingLogs = g.cfg.TrailingEntries
 	c.ShutdownOnRemove = false
 	c.NoLegacyTelemetry = true

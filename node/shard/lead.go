@@ -199,8 +199,10 @@ func (g *Group) HandOver() {
 	if r.State() != raft.Leader || len(g.voters(r)) < 2 {
 		return
 	}
-	g.members.Lock()
-	defer g.members.Unlock()
+	if g.turn(g.ctx) != nil {
+		return // it is being stopped
+	}
+	defer g.endTurn()
 	if err := r.LeadershipTransfer().Error(); err != nil {
 		g.log.Info("leadership was not handed over", "error", fmt.Errorf("transfer: %w", err))
 	}

@@ -54,8 +54,10 @@ func (g *Group) Remove(ctx context.Context, replicaID string) error {
 }
 
 func (g *Group) change(ctx context.Context, what string, start func(*raft.Raft) raft.IndexFuture) error {
-	g.members.Lock()
-	defer g.members.Unlock()
+	if err := g.turn(ctx); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	defer g.endTurn()
 	if !g.IsLeader() {
 		return fmt.Errorf("%s: %w", what, fsm.ErrNotLeader)
 	}
@@ -66,10 +68,24 @@ func (g *Group) change(ctx context.Context, what string, start func(*raft.Raft) 
 	return nil
 }
 
+// turn waits until no other change is under way; endTurn must follow. A channel, unlike a mutex, lets callers give up.
+func (g *Group) turn(ctx context.Context) error {
+	select {
+	case g.changing <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (g *Group) endTurn() { <-g.changing }
+
 // TransferLeadership hands leadership to a voter, which the caller has made sure is caught up.
 func (g *Group) TransferLeadership(ctx context.Context, replicaID string) error {
-	g.members.Lock()
-	defer g.members.Unlock()
+	if err := g.turn(ctx); err != nil {
+		return fmt.Errorf("transfer leadership: %w", err)
+	}
+	defer g.endTurn()
 	if !g.IsLeader() {
 		return fmt.Errorf("transfer leadership: %w", fsm.ErrNotLeader)
 	}

@@ -311,3 +311,21 @@ func TestOverloadIsRefusedAtOnceAndHasNoEffect(t *testing.T) {
 		}
 	})
 }
+
+// A change of a group that waits for another one to end gives up with its context.
+func TestChangesTakeTurns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, Timing{})
+		defer c.stop()
+		leader := c.leader(c.replicas...)
+		if err := leader.turn(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := leader.AddLearner(ctx, "r2"); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("while another change is under way: %v", err)
+		}
+		leader.endTurn()
+	})
+}
