@@ -105,15 +105,13 @@ func (c *Client) lane(shard uint32, query bool) (*lane, error) {
 	return l, nil
 }
 
-var operations = sync.Pool{New: func() any { return &operation{done: make(chan struct{}, 1)} }}
-
 // call executes one operation in the shard of a routing key and decodes the answer into r.
 func (c *Client) call(ctx context.Context, routingKey string, typ, method uint32, query bool, q, r proto.Message) error {
 	l, err := c.lane(c.routes.Load().shardOf(routingKey), query)
 	if err != nil {
 		return err
 	}
-	o := operations.Get().(*operation)
+	o := c.operations.Get().(*operation)
 	o.typ, o.method, o.result, o.err, o.gone, o.sent, o.index = typ, method, nil, nil, false, false, 0
 	if o.request, err = codec.Marshal(q); err != nil {
 		return fmt.Errorf("%w: %w", ErrInvalid, err)
@@ -133,7 +131,7 @@ func (c *Client) call(ctx context.Context, routingKey string, typ, method uint32
 	}
 	l.trace(ctx, o)
 	result, err := o.result, o.err
-	operations.Put(o)
+	c.operations.Put(o)
 	if err != nil {
 		return err
 	}
