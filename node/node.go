@@ -13,6 +13,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/hashicorp/memberlist"
+	"github.com/hashicorp/raft"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 
@@ -73,6 +74,10 @@ type Config struct {
 	OnSync func(time.Duration)
 	// OnFatal is called when the node must stop; the default logs and ends the process.
 	OnFatal func(error)
+	// WrapLog may put something between Raft and its logs, such as a slow disk, and OnCommit is told of the entries
+	// of a group that are about to be applied, after a restart again: both are for simulations.
+	WrapLog  func(raftlog.Provider) raftlog.Provider
+	OnCommit func(group uint32, entries []*raft.Log)
 }
 
 // Node is a running node. Its methods are safe for concurrent use.
@@ -201,12 +206,20 @@ func (n *Node) openStorage() (err error) {
 	return err
 }
 
-func (n *Node) openLogs(filesystem vfs.FS, name string, useBolt bool, slow func(time.Duration, string)) (raftlog.Provider, error) {
+func (n *Node) openLogs(filesystem vfs.FS, name string, useBolt bool, slow func(time.Duration, string)) (p raftlog.Provider, err error) {
 	dir := filesystem.PathJoin(n.cfg.Dir, name)
 	if useBolt {
-		return bolt.Open(bolt.Options{Dir: dir, OnSync: n.cfg.OnSync})
+		p, err = bolt.Open(bolt.Options{Dir: dir, OnSync: n.cfg.OnSync})
+	} else {
+		p, err = raftlog.Open(raftlog.Options{FS: n.cfg.FS, Dir: dir, Logger: n.log, OnSync: n.cfg.OnSync, OnDiskSlow: slow, OnFatal: n.cfg.OnFatal})
 	}
-	return raftlog.Open(raftlog.Options{FS: n.cfg.FS, Dir: dir, Logger: n.log, OnSync: n.cfg.OnSync, OnDiskSlow: slow, OnFatal: n.cfg.OnFatal})
+	if err != nil {
+		return nil, err // not what p holds: an interface around nothing
+	}
+	if n.cfg.WrapLog != nil {
+		p = n.cfg.WrapLog(p)
+	}
+	return p, nil
 }
 
 // diskStall is how long a synced write may take before this node stops claiming to lead.
@@ -319,6 +332,10 @@ func (n *Node) openGroup(group uint32, gen uint32, bootstrap bool) error {
 	if err != nil {
 		return err
 	}
+	var onCommit func([]*raft.Log)
+	if n.cfg.OnCommit != nil {
+		onCommit = func(entries []*raft.Log) { n.cfg.OnCommit(group, entries) }
+	}
 	id := catalog.ReplicaID(n.identity.NodeID, gen)
 	transport := n.net.Group(group, id)
 	timing := n.cfg.Timing
@@ -328,7 +345,7 @@ func (n *Node) openGroup(group uint32, gen uint32, bootstrap bool) error {
 	g, err := shard.Open(shard.Config{
 		Group: group, ReplicaID: id, Registry: registry, State: n.state.Shard(group), Sync: n.state.Sync, Log: log,
 		Transport: transport, Attach: func(r *shard.Raft) { transport.Attach(r) }, Confirm: n.confirmer.confirm,
-		Timing: timing, TrailingEntries: n.cfg.TrailingEntries, Bootstrap: bootstrap, Logger: n.log, OnApplied: onApplied, OnFatal: n.cfg.OnFatal,
+		Timing: timing, TrailingEntries: n.cfg.TrailingEntries, Bootstrap: bootstrap, Logger: n.log, OnApplied: onApplied, OnFatal: n.cfg.OnFatal, OnCommit: onCommit,
 		OnLead: func(leading bool, term uint64) {
 			if leading {
 				n.gossip.Announce(group, term)

@@ -12,11 +12,11 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"time"
 
-	"github.com/cockroachdb/pebble/v2/vfs"
-
 	"github.com/holdfastdb/holdfast/client"
+	"github.com/holdfastdb/holdfast/cluster-tests/sim/disk"
 	"github.com/holdfastdb/holdfast/cluster-tests/sim/network"
 )
 
@@ -27,6 +27,10 @@ type Options struct {
 	Shards uint32
 	// Duration is how long there are faults and load.
 	Duration time.Duration
+	// Think is how long each caller waits between two operations, on average.
+	Think time.Duration
+	// TrailingEntries is how short the nodes keep their logs.
+	TrailingEntries uint64
 	Logger   *slog.Logger
 }
 
@@ -36,38 +40,46 @@ type Cluster struct {
 	net     *network.Network
 	servers []*server
 	work    sync.WaitGroup
+	record  *record
+	frames  atomic.Pointer[Frames]
+	frame   frameStats
 
-	mu     sync.Mutex
-	rng    *rand.Rand
-	errs   []error
-	deaths []error // of nodes that said that they cannot go on
+	mu   sync.Mutex
+	rng  *rand.Rand
+	errs []error
 }
 
 // New makes a cluster of which nothing runs yet.
 func New(opts Options) *Cluster {
-	c := &Cluster{opts: opts, net: network.New(opts.Seed), rng: rand.New(rand.NewPCG(opts.Seed, 2))}
-	for i := range opts.Nodes {
-		name := fmt.Sprintf("n%d", i+1)
-		c.servers = append(c.servers, &server{
-			c: c, name: name, ip: fmt.Sprintf("10.0.0.%d", i+1), log: opts.Logger.With("server", name), disk: vfs.NewCrashableMem(),
-		})
+	c := &Cluster{opts: opts, net: network.New(opts.Seed), rng: rand.New(rand.NewPCG(opts.Seed, 2)), record: newRecord()}
+	for range opts.Nodes {
+		c.addServer()
 	}
 	return c
+}
+
+// addServer adds a machine with an empty disk, which joins the cluster when it is started.
+func (c *Cluster) addServer() *server {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	number := len(c.servers) + 1
+	name := fmt.Sprintf("n%d", number)
+	s := &server{c: c, name: name, ip: fmt.Sprintf("10.0.0.%d", number), log: c.opts.Logger.With("server", name), disk: disk.New()}
+	c.servers = append(c.servers[:len(c.servers):len(c.servers)], s) // who has the old list keeps it
+	return s
+}
+
+// list is the servers of this moment.
+func (c *Cluster) list() []*server {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.servers
 }
 
 func (c *Cluster) fail(err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.errs = append(c.errs, err)
-}
-
-// fatal is told by a node that cannot go on. Its process would end itself.
-func (c *Cluster) fatal(l *life, err error) {
-	c.mu.Lock()
-	c.deaths = append(c.deaths, err)
-	c.mu.Unlock()
-	l.s.log.Warn("the node cannot go on", "error", err)
-	c.work.Go(func() { l.s.kill() })
 }
 
 // random is a source of its own for one purpose.
@@ -79,7 +91,7 @@ func (c *Cluster) random() *rand.Rand {
 
 // Start starts all servers and returns when the cluster is whole.
 func (c *Cluster) Start(ctx context.Context) error {
-	for _, s := range c.servers {
+	for _, s := range c.list() {
 		s.start()
 	}
 	return c.WaitHealthy(ctx)
@@ -99,7 +111,7 @@ func (c *Cluster) WaitHealthy(ctx context.Context) error {
 }
 
 func (c *Cluster) unhealthy() error {
-	for _, s := range c.servers {
+	for _, s := range c.list() {
 		p := s.running()
 		if p == nil {
 			return fmt.Errorf("%s does not run", s.name)
@@ -108,7 +120,7 @@ func (c *Cluster) unhealthy() error {
 			return fmt.Errorf("%s: %w", s.name, err)
 		}
 		t := p.Node.Topology()
-		if len(t.Nodes) != len(c.servers) {
+		if len(t.Nodes) != len(c.list()) {
 			return fmt.Errorf("%s knows %d nodes", s.name, len(t.Nodes))
 		}
 		for _, sh := range t.Shards {
@@ -129,7 +141,7 @@ func (c *Cluster) unhealthy() error {
 // Dial connects an SDK from a machine of its own.
 func (c *Cluster) Dial(ctx context.Context, ip string) (*client.Client, error) {
 	cfg := client.Config{Dial: c.net.Host(ip).Dial}
-	for _, s := range c.servers {
+	for _, s := range c.list() {
 		cfg.Addrs = append(cfg.Addrs, fmt.Sprintf("%s:%d", s.ip, grpcPort))
 	}
 	return client.Dial(ctx, cfg)
@@ -140,7 +152,7 @@ func (c *Cluster) Stop() error {
 	var mu sync.Mutex
 	var errs []error
 	var stopping sync.WaitGroup
-	for _, s := range c.servers {
+	for _, s := range c.list() {
 		stopping.Go(func() {
 			err := s.stop()
 			mu.Lock()

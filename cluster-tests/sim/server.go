@@ -10,8 +10,9 @@ import (
 	"sync"
 	"time"
 
-	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/hashicorp/raft"
 
+	"github.com/holdfastdb/holdfast/cluster-tests/sim/disk"
 	"github.com/holdfastdb/holdfast/cluster-tests/sim/network"
 	"github.com/holdfastdb/holdfast/node"
 	"github.com/holdfastdb/holdfast/node/shard"
@@ -34,7 +35,7 @@ type server struct {
 	log  *slog.Logger
 
 	mu   sync.Mutex
-	disk *vfs.MemFS
+	disk *disk.Disk
 	life *life // nil while it does not run
 }
 
@@ -42,7 +43,7 @@ type server struct {
 type life struct {
 	s       *server
 	host    *network.Host
-	disk    *vfs.MemFS
+	disk    *disk.Disk
 	end     context.CancelFunc
 	started chan struct{} // closed when Start has returned
 	process *process.Process
@@ -55,7 +56,9 @@ func (s *server) start() {
 	if s.life != nil {
 		return
 	}
-	l := &life{s: s, host: s.c.net.Host(s.ip), disk: s.disk, started: make(chan struct{})}
+	l := &life{s: s, host: s.c.net.Host(s.ip), started: make(chan struct{})}
+	s.disk = s.disk.Reopen(l.broken)
+	l.disk = s.disk
 	ctx, end := context.WithCancel(context.Background())
 	l.end = end
 	s.life = l
@@ -85,23 +88,55 @@ func (l *life) run(ctx context.Context) {
 		Node: node.Config{
 			Name: s.name, Dir: "data", FS: l.disk, Gossip: l.host.Addr(gossipPort), GossipTransport: packets, Dial: l.host.Dial,
 			Shards: s.c.opts.Shards, Replicas: 3, Timing: shard.Timing{Heartbeat: time.Second},
-			Logger: s.log, Bootstrap: s == s.c.servers[0],
-			OnFatal: func(err error) { s.c.fatal(l, err) },
+			Logger: s.log, Bootstrap: s.name == "n1",
+			OnFatal: l.fatal, WrapLog: l.disk.Logs, Tamper: s.c.tamper, TrailingEntries: s.c.opts.TrailingEntries,
+			OnCommit: func(group uint32, entries []*raft.Log) { s.c.record.committed(l, group, entries) },
 		},
 	}
-	for _, other := range s.c.servers {
+	for _, other := range s.c.list() {
 		if other != s {
 			cfg.Node.Join = append(cfg.Node.Join, net.JoinHostPort(other.ip, strconv.Itoa(gossipPort)))
 		}
 	}
 	p, err := process.Start(ctx, cfg)
 	if err != nil {
-		if ctx.Err() == nil {
+		switch {
+		case ctx.Err() != nil: // killed
+		case l.disk.Failures() > 0:
+			s.c.work.Go(func() { l.die() })
+		default:
 			s.c.fail(fmt.Errorf("start %s: %w", s.name, err))
 		}
 		return
 	}
 	l.process = p
+}
+
+// broken is told by the disk of a write that the process does not survive.
+func (l *life) broken(err error) {
+	l.s.log.Info("the process ends for its disk", "error", err)
+	l.s.c.work.Go(l.die)
+}
+
+// fatal is told by a node that cannot go on. Its process would end itself. Nobody may do so without a reason.
+func (l *life) fatal(err error) {
+	if l.disk.Failures() == 0 && l.alive() {
+		l.s.c.fail(fmt.Errorf("%s cannot go on: %w", l.s.name, err))
+	}
+	l.s.c.work.Go(l.die)
+}
+
+func (l *life) alive() bool {
+	l.s.mu.Lock()
+	defer l.s.mu.Unlock()
+	return l.s.life == l
+}
+
+// die kills the process, unless somebody else has.
+func (l *life) die() {
+	if l.alive() {
+		l.s.kill()
+	}
 }
 
 // running is the process, nil while there is none.
@@ -141,7 +176,7 @@ func (s *server) crash(survives int, silent bool) bool {
 	}
 	s.life = nil
 	l.host.Down(silent)
-	s.disk = l.disk.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: survives, RNG: s.c.random()})
+	s.disk = l.disk.Crash(survives, s.c.random())
 	s.mu.Unlock()
 	s.c.work.Go(l.bury)
 	return true
@@ -150,6 +185,7 @@ func (s *server) crash(survives int, silent bool) bool {
 // bury ends what is left of a killed process. It reaches nobody, and nobody reads what it still writes.
 func (l *life) bury() {
 	l.end()
+	l.disk.Release()
 	<-l.started
 	if l.process == nil {
 		return

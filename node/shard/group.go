@@ -74,6 +74,9 @@ type Config struct {
 	OnLead func(leading bool, term uint64)
 	// OnApplied is told after each change of the state, from the goroutine that applies. It must not block.
 	OnApplied func(fsm.Applied)
+	// OnCommit is told, from the goroutine that applies, of entries that it is about to apply, after a restart again. It
+	// must neither block nor change them.
+	OnCommit func(entries []*raft.Log)
 	// OnFatal is called when the replica cannot go on, such as for a corrupt entry. The node must stop.
 	OnFatal func(error)
 }

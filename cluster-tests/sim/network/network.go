@@ -219,3 +219,10 @@ func (n *Network) Chance(percent int) bool {
 	defer n.mu.Unlock()
 	return n.chance(percent)
 }
+
+// Within is a random time up to the longest.
+func (n *Network) Within(longest time.Duration) time.Duration {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return time.Duration(n.rng.Int64N(int64(longest) + 1))
+}
