@@ -100,6 +100,7 @@ type Group struct {
 	redo chan string // asks for a restart of the Raft instance, with the reason
 
 	changing  chan struct{} // capacity 1: held by who changes the members or transfers leadership
+	offers    offers        // used by who holds changing
 	closeOnce sync.Once
 	closeErr  error
 }

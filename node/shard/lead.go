@@ -203,6 +203,9 @@ func (g *Group) HandOver() {
 		return // it is being stopped
 	}
 	defer g.endTurn()
+	if !g.offers.begin(r.CurrentTerm(), g.voters(r)...) { // Raft chooses any of them
+		return
+	}
 	if err := r.LeadershipTransfer().Error(); err != nil {
 		g.log.Info("leadership was not handed over", "error", fmt.Errorf("transfer: %w", err))
 	}

@@ -329,3 +329,41 @@ func TestChangesTakeTurns(t *testing.T) {
 		leader.endTurn()
 	})
 }
+
+// A replica that does not take the leadership is not offered it twice in a term: hashicorp/raft #696 would leave
+// goroutines behind, which would fail this test at its end, and a leader that refuses all entries.
+func TestLeadershipIsOfferedOnceInATerm(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, three()...)
+		defer c.stop()
+		leader := c.leader(c.replicas...)
+		target := c.others(leader)[0]
+		target.link.setCut(true) // Raft waits before it tries the replica again, longer each time
+		for i := range 8 {
+			if _, _, err := leader.add(frame(1, uint64(i+1), 1)); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Second)
+		}
+		try := func() error {
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+			defer cancel()
+			return leader.TransferLeadership(ctx, string(target.id))
+		}
+		if err := try(); err == nil || errors.Is(err, errOffered) {
+			t.Errorf("the first offer: %v", err)
+		}
+		if err := try(); !errors.Is(err, errOffered) {
+			t.Errorf("the second offer: %v", err)
+		}
+		// The leader steps down while Raft is still at the first offer.
+		leader.link.setCut(true)
+		c.eventually("another leader", func() bool { return !leader.IsLeader() })
+		leader.link.setCut(false)
+		target.link.setCut(false)
+		c.eventually("entries are accepted again", func() bool {
+			_, _, err := c.leader(c.replicas...).add(frame(2, 1, 1))
+			return err == nil
+		})
+	})
+}
