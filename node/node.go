@@ -166,7 +166,7 @@ func (n *Node) openStorage() (err error) {
 	if filesystem == nil {
 		filesystem = vfs.Default
 	}
-	if err := filesystem.MkdirAll(n.cfg.Dir, 0o700); err != nil {
+	if err := makeDir(filesystem, n.cfg.Dir); err != nil {
 		return fmt.Errorf("make the data directory: %w", err)
 	}
 	var found bool

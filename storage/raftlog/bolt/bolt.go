@@ -43,8 +43,20 @@ func Open(opts Options) (*Provider, error) {
 		if err := os.MkdirAll(opts.Dir, 0o700); err != nil {
 			return nil, fmt.Errorf("open Raft logs: %w", err)
 		}
+		if err := syncDir(filepath.Dir(opts.Dir)); err != nil {
+			return nil, fmt.Errorf("open Raft logs: %w", err)
+		}
 	}
 	return &Provider{opts: opts, pending: make(map[uint64]time.Time)}, nil
+}
+
+// syncDir makes the entries of a directory durable, which BoltDB does not: a power cut could take a new file away whole.
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
 }
 
 // SyncPending implements raftlog.Provider.
@@ -105,6 +117,9 @@ func (p *Provider) Open(group uint32) (raftlog.Log, error) {
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", path, err)
+	}
+	if err := syncDir(p.opts.Dir); err != nil {
+		return nil, errors.Join(fmt.Errorf("open %s: %w", path, err), store.Close())
 	}
 	return &log{BoltStore: store, p: p, path: path}, nil
 }
