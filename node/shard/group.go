@@ -99,8 +99,7 @@ type Group struct {
 	poke chan struct{}
 	redo chan string // asks for a restart of the Raft instance, with the reason
 
-	changing  chan struct{} // capacity 1: held by who changes the members or transfers leadership
-	offers    offers        // used by who holds changing
+	members   sync.Mutex // one membership change or transfer at a time
 	closeOnce sync.Once
 	closeErr  error
 }
@@ -128,7 +127,7 @@ func Open(cfg Config) (*Group, error) {
 	}
 	g := &Group{
 		cfg: cfg, log: cfg.Logger.With("group", cfg.Group), machine: m,
-		poke: make(chan struct{}, 1), redo: make(chan string, 1), changing: make(chan struct{}, 1),
+		poke: make(chan struct{}, 1), redo: make(chan string, 1),
 	}
 	g.ctx, g.stop = context.WithCancel(context.Background())
 	m.askRestart = g.askRestart

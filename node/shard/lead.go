@@ -199,13 +199,8 @@ func (g *Group) HandOver() {
 	if r.State() != raft.Leader || len(g.voters(r)) < 2 {
 		return
 	}
-	if g.turn(g.ctx) != nil {
-		return // it is being stopped
-	}
-	defer g.endTurn()
-	if !g.offers.begin(r.CurrentTerm(), g.voters(r)...) { // Raft chooses any of them
-		return
-	}
+	g.members.Lock()
+	defer g.members.Unlock()
 	if err := r.LeadershipTransfer().Error(); err != nil {
 		g.log.Info("leadership was not handed over", "error", fmt.Errorf("transfer: %w", err))
 	}

@@ -2,7 +2,6 @@ package shard
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"github.com/hashicorp/raft"
@@ -55,10 +54,8 @@ func (g *Group) Remove(ctx context.Context, replicaID string) error {
 }
 
 func (g *Group) change(ctx context.Context, what string, start func(*raft.Raft) raft.IndexFuture) error {
-	if err := g.turn(ctx); err != nil {
-		return fmt.Errorf("%s: %w", what, err)
-	}
-	defer g.endTurn()
+	g.members.Lock()
+	defer g.members.Unlock()
 	if !g.IsLeader() {
 		return fmt.Errorf("%s: %w", what, fsm.ErrNotLeader)
 	}
@@ -69,54 +66,12 @@ func (g *Group) change(ctx context.Context, what string, start func(*raft.Raft) 
 	return nil
 }
 
-// turn waits until no other change is under way; endTurn must follow. A channel, unlike a mutex, lets callers give up.
-func (g *Group) turn(ctx context.Context) error {
-	select {
-	case g.changing <- struct{}{}:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-func (g *Group) endTurn() { <-g.changing }
-
-// offers remembers to whom the leadership of a term was offered. A second offer to the same replica, while Raft is still
-// at the first one, would leave goroutines behind for ever and a leader that refuses all entries (hashicorp/raft #696).
-type offers struct {
-	term uint64
-	to   map[string]bool
-}
-
-var errOffered = errors.New("it has been offered the leadership")
-
-// begin notes an offer to any of the replicas and reports whether it is the first in the term for all of them.
-func (o *offers) begin(term uint64, replicas ...string) bool {
-	if o.term != term {
-		o.term, o.to = term, make(map[string]bool)
-	}
-	for _, r := range replicas {
-		if o.to[r] {
-			return false
-		}
-	}
-	for _, r := range replicas {
-		o.to[r] = true
-	}
-	return true
-}
-
 // TransferLeadership hands leadership to a voter, which the caller has made sure is caught up.
 func (g *Group) TransferLeadership(ctx context.Context, replicaID string) error {
-	if err := g.turn(ctx); err != nil {
-		return fmt.Errorf("transfer leadership: %w", err)
-	}
-	defer g.endTurn()
+	g.members.Lock()
+	defer g.members.Unlock()
 	if !g.IsLeader() {
 		return fmt.Errorf("transfer leadership: %w", fsm.ErrNotLeader)
-	}
-	if term := g.raft().CurrentTerm(); !g.offers.begin(term, replicaID) {
-		return fmt.Errorf("transfer leadership to %s: %w of term %d", replicaID, errOffered, term)
 	}
 	future := g.raft().LeadershipTransferToServer(raft.ServerID(replicaID), raft.ServerAddress(replicaID))
 	if err := wait(ctx, g, future); err != nil {
