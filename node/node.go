@@ -70,6 +70,8 @@ type Config struct {
 	// TrailingEntries is how many applied entries each Raft log keeps; 0 means shard's default.
 	TrailingEntries uint64
 	Logger          *slog.Logger
+	// Clock is the wall clock that the node stamps with; nil means time.Now. Tests set it wrong.
+	Clock func() time.Time
 	// OnSync is told how long each synced write of the Raft log took. It must not block.
 	OnSync func(time.Duration)
 	// OnFatal is called when the node must stop; the default logs and ends the process.
@@ -110,6 +112,9 @@ type Node struct {
 		next int
 	}
 
+	// clockAhead is how far the right time is ahead of this node's clock, 0 if the clock is right; see clock.go.
+	clockAhead atomic.Int64
+
 	ctx  context.Context
 	stop context.CancelFunc
 	work sync.WaitGroup
@@ -129,6 +134,9 @@ type member struct {
 func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Clock == nil {
+		cfg.Clock = time.Now
 	}
 	if cfg.OnFatal == nil {
 		cfg.OnFatal = func(err error) {
@@ -229,10 +237,10 @@ func (n *Node) openNetwork() (err error) {
 	n.net = raftnet.New(raftnet.Config{
 		NodeID: n.identity.NodeID, ClusterID: n.ClusterID, Resolve: n.resolvePeer, Dial: n.cfg.Dial, Creds: n.cfg.PeerCreds,
 		DiskStalled: func() bool { return max(n.logs.SyncPending(), n.catLogs.SyncPending()) > diskStall },
-		Logger:      n.log, Heartbeat: n.cfg.Timing.Heartbeat, Tamper: n.cfg.Tamper,
+		Logger:      n.log, Heartbeat: n.cfg.Timing.Heartbeat, Tamper: n.cfg.Tamper, Clock: n.cfg.Clock,
 	})
 	n.router = &router{nodeID: n.identity.NodeID, local: n.local, hint: n.gossipLeader, call: n.net.Call, log: n.log}
-	n.gateway = newGateway(randomID(), time.Now, n.router.propose)
+	n.gateway = newGateway(randomID(), n.Now, n.router.propose)
 	n.confirmer = &confirmer{ask: n.net.ConfirmTerms, self: n.identity.NodeID}
 	n.net.Handle(callPropose, func(ctx context.Context, _ string, q []byte) ([]byte, error) { return n.router.servePropose(ctx, q) })
 	n.net.Handle(callQuery, func(ctx context.Context, _ string, q []byte) ([]byte, error) { return n.router.serveQuery(ctx, q) })
@@ -345,7 +353,12 @@ func (n *Node) openGroup(group uint32, gen uint32, bootstrap bool) error {
 	g, err := shard.Open(shard.Config{
 		Group: group, ReplicaID: id, Registry: registry, State: n.state.Shard(group), Sync: n.state.Sync, Log: log,
 		Transport: transport, Attach: func(r *shard.Raft) { transport.Attach(r) }, Confirm: n.confirmer.confirm,
-		Timing: timing, TrailingEntries: n.cfg.TrailingEntries, Bootstrap: bootstrap, Logger: n.log, OnApplied: onApplied, OnFatal: n.cfg.OnFatal, OnCommit: onCommit,
+		Timing: timing, TrailingEntries: n.cfg.TrailingEntries, Bootstrap: bootstrap, Logger: n.log, OnApplied: onApplied, OnFatal: n.cfg.OnFatal,
+		OnCommit: onCommit, Clock: n.cfg.Clock, ClockWrong: n.clockWrong,
+		Fit: func(ctx context.Context, replicaID string) bool {
+			g, ok := n.Group(group)
+			return ok && n.fit(ctx, g, replicaID)
+		},
 		OnLead: func(leading bool, term uint64) {
 			if leading {
 				n.gossip.Announce(group, term)
@@ -366,17 +379,9 @@ func (n *Node) openGroup(group uint32, gen uint32, bootstrap bool) error {
 func (n *Node) HandOver(ctx context.Context) {
 	var moving sync.WaitGroup
 	for _, m := range n.members() {
-		moving.Go(func() { m.HandOver() })
+		moving.Go(func() { m.HandOver(ctx) })
 	}
-	done := make(chan struct{})
-	go func() {
-		moving.Wait()
-		close(done)
-	}()
-	select {
-	case <-done:
-	case <-ctx.Done():
-	}
+	moving.Wait()
 }
 
 // Close hands leadership over, stops everything and closes the files.

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/holdfastdb/holdfast/fsm"
@@ -33,6 +34,9 @@ type router struct {
 	// call asks another node; the answer is that node's servePropose or serveQuery.
 	call func(ctx context.Context, nodeID, method string, request []byte) ([]byte, error)
 	log  *slog.Logger
+
+	mu    sync.Mutex
+	times map[uint32]fsm.Time // by group: the time that another node's answer told
 }
 
 // Names of the calls between nodes.
@@ -99,7 +103,26 @@ func (r *router) proposeOnce(ctx context.Context, group uint32, f *fsm.Frame, re
 		return fsm.FrameOutcome{}, err
 	}
 	out, _, err := fsm.DecodeFrameOutcome(body)
+	if err == nil {
+		r.heard(group, out.Time)
+	}
 	return out, err
+}
+
+func (r *router) heard(group uint32, at fsm.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.times == nil {
+		r.times = make(map[uint32]fsm.Time)
+	}
+	r.times[group] = max(r.times[group], at)
+}
+
+// timeOf is the latest time of a group that another node's answer told, 0 if none did.
+func (r *router) timeOf(group uint32) fsm.Time {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.times[group]
 }
 
 // query answers read-only calls at the group's leader. It tries again until ctx ends.

@@ -25,7 +25,6 @@ type data struct {
 	node    Node
 	limits  *limits
 	metrics *metrics
-	now     func() time.Time
 }
 
 const (

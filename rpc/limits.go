@@ -21,7 +21,6 @@ type limits struct {
 	pb.UnimplementedLimitsServer
 	node     Node
 	resolver *policy.Resolver
-	now      func() time.Time
 	leases   *leaser
 }
 
@@ -62,7 +61,7 @@ func (l *limits) proposer(ctx context.Context, q proto.Message) (proposer, uint6
 	id[0] |= 1 // never the id of nobody
 	return func(ctx context.Context, group uint32, step uint64, call fsm.Call) (fsm.FrameOutcome, error) {
 		f := &fsm.Frame{
-			Client: id, Seq: step, Deadline: fsm.Time(l.now().Add(requestTimeout).UnixMilli()),
+			Client: id, Seq: step, Deadline: l.node.Now(group) + fsm.Time(requestTimeout.Milliseconds()),
 			Retain: keyRetain, Fingerprint: fingerprint, Calls: []fsm.Call{call},
 		}
 		return l.node.Propose(ctx, group, f)

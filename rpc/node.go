@@ -23,6 +23,8 @@ type Node interface {
 	ShardOf(routingKey string) (group uint32, ok bool)
 	// Do executes calls as one step of a group, wherever it is led.
 	Do(ctx context.Context, group uint32, calls []fsm.Call) (fsm.FrameOutcome, error)
+	// Now is the time from which to count a deadline in a group.
+	Now(group uint32) fsm.Time
 	// Propose executes a frame wherever its group is led.
 	Propose(ctx context.Context, group uint32, f *fsm.Frame) (fsm.FrameOutcome, error)
 	// Query answers linearizably wherever the group is led.

@@ -91,7 +91,7 @@ func (l *limits) plan(q *pb.CheckRequest) (*plan, error) {
 		return nil, invalidf("client_id %q stands for every client; give a client's own", catalog.Everyone)
 	}
 	var err error
-	if p.matches, err = l.resolver.Resolve(p.room.matches[:0], &request, fsm.Time(l.now().UnixMilli())); err != nil {
+	if p.matches, err = l.resolver.Resolve(p.room.matches[:0], &request, l.node.Now(0)); err != nil {
 		return nil, err
 	}
 	if len(p.matches) == 0 {

@@ -51,7 +51,7 @@ func New(o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &limits{node: o.Node, resolver: resolver, now: time.Now}
+	l := &limits{node: o.Node, resolver: resolver}
 	l.leases = newLeaser(l)
 	s := &Server{resolver: resolver, limits: l}
 	if s.envoy, err = envoyrls.New(o.Node, l.decideAll); err != nil {
@@ -71,7 +71,7 @@ func New(o Options) (*Server, error) {
 	s.GRPC = grpc.NewServer(options...)
 	services := services{
 		limits: l, policies: &policies{node: o.Node}, cluster: &cluster{node: o.Node},
-		data: &data{node: o.Node, limits: l, metrics: o.Metrics, now: time.Now},
+		data: &data{node: o.Node, limits: l, metrics: o.Metrics},
 	}
 	pb.RegisterLimitsServer(s.GRPC, services.limits)
 	pb.RegisterPoliciesServer(s.GRPC, services.policies)

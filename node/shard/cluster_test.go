@@ -180,6 +180,7 @@ type replica struct {
 	engine *storage.Engine
 	logs   *raftlog.Store
 	log    raftlog.Log
+	skew   atomic.Int64 // of its clock, in nanoseconds; the node's verdict is that a skewed clock is wrong
 
 	attached atomic.Int32 // Raft instances so far
 }
@@ -241,7 +242,9 @@ func (r *replica) start() {
 	r.Group, err = Open(Config{
 		Group: 1, ReplicaID: string(r.id), Registry: registry, State: r.engine.Shard(1), Sync: r.engine.Sync, Log: r.log,
 		Transport: r.link, Timing: r.timing, Bootstrap: r.id == "r1", Logger: slog.New(slog.DiscardHandler), OnFatal: fatal,
-		Attach: func(*raft.Raft) { r.attached.Add(1) },
+		Attach:     func(*raft.Raft) { r.attached.Add(1) },
+		Clock:      func() time.Time { return time.Now().Add(time.Duration(r.skew.Load())) },
+		ClockWrong: func() bool { return r.skew.Load() != 0 },
 		Confirm: func(ctx context.Context, check TermCheck) error {
 			if r.c.confirm != nil {
 				return r.c.confirm(r, ctx, check)

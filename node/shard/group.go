@@ -69,6 +69,14 @@ type Config struct {
 	// Bootstrap makes a new group with this replica as its only voter, if there is no state yet.
 	Bootstrap bool
 	Logger    *slog.Logger
+	// Clock is the node's wall clock; nil means time.Now.
+	Clock func() time.Time
+	// ClockWrong tells that most other nodes say that this node's clock is wrong; nil means never. Such a replica does not
+	// begin to lead if another can: shard time would jump, or stand still.
+	ClockWrong func() bool
+	// Fit tells that another replica could lead: its node is alive, its clock right and its log caught up. Nil means
+	// that any could.
+	Fit func(ctx context.Context, replicaID string) bool
 	// OnLead is told, from a goroutine of the group, when this replica can serve as leader of a term, and when it
 	// cannot any more. It must not block.
 	OnLead func(leading bool, term uint64)
@@ -97,9 +105,15 @@ type Group struct {
 	stop context.CancelFunc
 	work sync.WaitGroup
 	poke chan struct{}
+	// refused is since when this replica looks for another leader in a term; owned by watch.
+	refused struct {
+		term  uint64
+		since time.Time
+	}
 	redo chan string // asks for a restart of the Raft instance, with the reason
 
-	members   sync.Mutex // one membership change or transfer at a time
+	members   chan struct{} // has room for one: who sends changes the membership or transfers leadership
+	tried     attempts
 	closeOnce sync.Once
 	closeErr  error
 }
@@ -121,13 +135,16 @@ func Open(cfg Config) (*Group, error) {
 	if cfg.TrailingEntries == 0 {
 		cfg.TrailingEntries = 4096
 	}
+	if cfg.Clock == nil {
+		cfg.Clock = time.Now
+	}
 	m, err := openMachine(cfg)
 	if err != nil {
 		return nil, fmt.Errorf("open group %d: %w", cfg.Group, err)
 	}
 	g := &Group{
-		cfg: cfg, log: cfg.Logger.With("group", cfg.Group), machine: m,
-		poke: make(chan struct{}, 1), redo: make(chan string, 1),
+		cfg: cfg, log: cfg.Logger.With("group", cfg.Group), machine: m, clock: clock{wall: cfg.Clock},
+		poke: make(chan struct{}, 1), redo: make(chan string, 1), members: make(chan struct{}, 1),
 	}
 	g.ctx, g.stop = context.WithCancel(context.Background())
 	m.askRestart = g.askRestart
@@ -286,7 +303,7 @@ func (g *Group) WaitApplied(ctx context.Context, index uint64) error {
 // Close hands leadership over if it can, then stops the replica.
 func (g *Group) Close() error {
 	g.closeOnce.Do(func() {
-		g.HandOver()
+		g.HandOver(context.Background())
 		g.ready.Store(0)
 		g.stop()
 		g.proposer.close()

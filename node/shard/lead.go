@@ -2,7 +2,6 @@ package shard
 
 import (
 	"errors"
-	"fmt"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -68,7 +67,14 @@ func (g *Group) followState() {
 		g.follow(0)
 		return
 	}
+	wrong := g.cfg.ClockWrong != nil && g.cfg.ClockWrong()
 	if g.ready.Load() == term {
+		if wrong {
+			g.HandOver(g.ctx)
+		}
+		return
+	}
+	if wrong && g.refuseToLead(term) {
 		return
 	}
 	g.clock.start(g.machine.Applied().Time)
@@ -81,6 +87,27 @@ func (g *Group) followState() {
 		g.log.Warn("could not begin the term", "term", term, "error", err)
 	}
 }
+
+// refuseToLead hands leadership over instead of beginning the term, because this node's clock is wrong. It reports false
+// when that has taken so long that a leader with a wrong clock is better than none, and where there is nobody else.
+func (g *Group) refuseToLead(term uint64) bool {
+	if len(g.voters(g.raft())) < 2 {
+		return false
+	}
+	if g.refused.term != term {
+		g.refused.term, g.refused.since = term, time.Now()
+		g.log.Warn("elected, but this node's clock is wrong: looking for another leader", "term", term)
+	}
+	if time.Since(g.refused.since) > refuseBeats*g.cfg.Timing.Heartbeat {
+		g.log.Error("leading with a wrong clock, as nobody else could: shard time may jump; set the clock right", "term", term)
+		return false
+	}
+	g.HandOver(g.ctx)
+	return true
+}
+
+// refuseBeats is how many heartbeats a replica looks for a leader with a better clock.
+const refuseBeats = 10
 
 // follow records the term that this replica serves as leader, 0 for none, and tells the node of a change.
 func (g *Group) follow(term uint64) {
@@ -191,17 +218,4 @@ func (g *Group) Status() Status {
 
 var stateNames = map[raft.RaftState]string{
 	raft.Leader: "leader", raft.Follower: "follower", raft.Candidate: "candidate", raft.Shutdown: "shutdown",
-}
-
-// HandOver gives leadership to another voter, if there is one, and returns when that has succeeded or failed.
-func (g *Group) HandOver() {
-	r := g.raft()
-	if r.State() != raft.Leader || len(g.voters(r)) < 2 {
-		return
-	}
-	g.members.Lock()
-	defer g.members.Unlock()
-	if err := r.LeadershipTransfer().Error(); err != nil {
-		g.log.Info("leadership was not handed over", "error", fmt.Errorf("transfer: %w", err))
-	}
 }

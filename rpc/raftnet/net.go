@@ -41,6 +41,8 @@ type Config struct {
 	// disk hangs does not go on leading (hashicorp/raft #503). Nil means never.
 	DiskStalled func() bool
 	Logger      *slog.Logger
+	// Clock is the node's wall clock, which nodes compare; nil means time.Now.
+	Clock func() time.Time
 	// Heartbeat and Election are the groups' timeouts, which bound how long the answer to a heartbeat and to a request
 	// for a vote is waited for. Default 1 s, and Heartbeat.
 	Heartbeat, Election time.Duration
@@ -97,6 +99,9 @@ func New(cfg Config) *Net {
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Clock == nil {
+		cfg.Clock = time.Now
 	}
 	if cfg.ClusterID == nil {
 		cfg.ClusterID = func() string { return "" }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"sync"
-	"time"
 
 	"github.com/hashicorp/raft"
 	"google.golang.org/grpc"
@@ -312,5 +311,5 @@ func (n *Net) serveTerms(_ context.Context, _ string, request []byte) ([]byte, e
 			}
 		}
 	}
-	return appendTerms(nil, time.Now(), terms), nil
+	return appendTerms(nil, n.cfg.Clock(), terms), nil
 }
