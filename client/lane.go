@@ -71,9 +71,13 @@ type operation struct {
 	result      *pb.OpResult
 	err         error
 
-	mu   sync.Mutex
-	gone bool // the caller has left before it was sent
-	sent bool
+	mu    sync.Mutex
+	gone  bool // the caller has left before it was sent
+	sent  bool
+	seq   uint64 // once it is sent: its frame
+	place int    // and where it is there
+	index uint64 // once it is answered: where it was decided
+	at    int64  // and when, by the shard's time
 }
 
 const (
@@ -106,16 +110,14 @@ func (c *Client) lane(shard uint32, query bool) (*lane, error) {
 	return l, nil
 }
 
-var operations = sync.Pool{New: func() any { return &operation{done: make(chan struct{}, 1)} }}
-
 // call executes one operation in the shard of a routing key and decodes the answer into r.
 func (c *Client) call(ctx context.Context, routingKey string, typ, method uint32, query bool, q, r proto.Message) error {
 	l, err := c.lane(c.routes.Load().shardOf(routingKey), query)
 	if err != nil {
 		return err
 	}
-	o := operations.Get().(*operation)
-	o.typ, o.method, o.result, o.err, o.gone, o.sent = typ, method, nil, nil, false, false
+	o := c.operations.Get().(*operation)
+	o.typ, o.method, o.result, o.err, o.gone, o.sent, o.index = typ, method, nil, nil, false, false, 0
 	if o.request, err = codec.Marshal(q); err != nil {
 		return fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
@@ -125,13 +127,16 @@ func (c *Client) call(ctx context.Context, routingKey string, typ, method uint32
 	select {
 	case <-o.done:
 	case <-ctx.Done():
-		if o.leave(query) {
+		gone := o.leave(query)
+		l.trace(ctx, o)
+		if gone {
 			return fmt.Errorf("%w: %w", ErrUnavailable, ctx.Err())
 		}
 		return fmt.Errorf("%w: %w", ErrOutcomeUnknown, ctx.Err())
 	}
+	l.trace(ctx, o)
 	result, err := o.result, o.err
-	operations.Put(o)
+	c.operations.Put(o)
 	if err != nil {
 		return err
 	}
@@ -209,7 +214,7 @@ func (l *lane) pack() *frame {
 		}
 		o.mu.Lock()
 		gone := o.gone
-		o.sent = !gone
+		o.sent, o.seq, o.place = !gone, l.seq+1, len(ops)
 		o.mu.Unlock()
 		if !gone {
 			ops = append(ops, o)
@@ -435,6 +440,9 @@ func (f *frame) succeed(r *pb.FrameResponse) {
 		return
 	}
 	for i, o := range f.ops {
+		o.mu.Lock()
+		o.index, o.at = r.Index, r.ShardTimeMs
+		o.mu.Unlock()
 		o.finish(r.Results[i], nil)
 	}
 }

@@ -64,6 +64,32 @@ func (id identity) save(filesystem vfs.FS, dir string) error {
 	if err := filesystem.Rename(path+".new", path); err != nil {
 		return fmt.Errorf("write the node's identity: %w", err)
 	}
+	return syncDir(filesystem, dir)
+}
+
+// makeDir makes a directory that a power cut does not take away again, with all that is in it: a directory is an entry of
+// the one above, which needs a sync too.
+func makeDir(filesystem vfs.FS, dir string) error {
+	above := []string{filesystem.PathDir(dir)}
+	for {
+		last := above[len(above)-1]
+		if _, err := filesystem.Stat(last); !errors.Is(err, fs.ErrNotExist) || filesystem.PathDir(last) == last {
+			break
+		}
+		above = append(above, filesystem.PathDir(last))
+	}
+	if err := filesystem.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	for _, parent := range above {
+		if err := syncDir(filesystem, parent); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func syncDir(filesystem vfs.FS, dir string) error {
 	d, err := filesystem.OpenDir(dir)
 	if err != nil {
 		return fmt.Errorf("open %s: %w", dir, err)

@@ -13,6 +13,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/hashicorp/memberlist"
+	"github.com/hashicorp/raft"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 
@@ -46,6 +47,8 @@ type Config struct {
 	PeerAddr string
 	// Dial connects to other nodes; nil means TCP.
 	Dial func(ctx context.Context, addr string) (net.Conn, error)
+	// Tamper is for simulations, see raftnet.Config.
+	Tamper func(to string, send func())
 	// PeerCreds secures the traffic between nodes; nil means plain text.
 	PeerCreds credentials.TransportCredentials
 	// Gossip is the address to gossip at; GossipTransport replaces it in tests.
@@ -64,13 +67,19 @@ type Config struct {
 	// Types are the data types of the shards.
 	Types  []fsm.Type
 	Timing shard.Timing
-	Logger *slog.Logger
+	// TrailingEntries is how many applied entries each Raft log keeps; 0 means shard's default.
+	TrailingEntries uint64
+	Logger          *slog.Logger
 	// Clock is the wall clock that the node stamps with; nil means time.Now. Tests set it wrong.
 	Clock func() time.Time
 	// OnSync is told how long each synced write of the Raft log took. It must not block.
 	OnSync func(time.Duration)
 	// OnFatal is called when the node must stop; the default logs and ends the process.
 	OnFatal func(error)
+	// WrapLog may put something between Raft and its logs, such as a slow disk, and OnCommit is told of the entries
+	// of a group that are about to be applied, after a restart again: both are for simulations.
+	WrapLog  func(raftlog.Provider) raftlog.Provider
+	OnCommit func(group uint32, entries []*raft.Log)
 }
 
 // Node is a running node. Its methods are safe for concurrent use.
@@ -165,7 +174,7 @@ func (n *Node) openStorage() (err error) {
 	if filesystem == nil {
 		filesystem = vfs.Default
 	}
-	if err := filesystem.MkdirAll(n.cfg.Dir, 0o700); err != nil {
+	if err := makeDir(filesystem, n.cfg.Dir); err != nil {
 		return fmt.Errorf("make the data directory: %w", err)
 	}
 	var found bool
@@ -205,12 +214,20 @@ func (n *Node) openStorage() (err error) {
 	return err
 }
 
-func (n *Node) openLogs(filesystem vfs.FS, name string, useBolt bool, slow func(time.Duration, string)) (raftlog.Provider, error) {
+func (n *Node) openLogs(filesystem vfs.FS, name string, useBolt bool, slow func(time.Duration, string)) (p raftlog.Provider, err error) {
 	dir := filesystem.PathJoin(n.cfg.Dir, name)
 	if useBolt {
-		return bolt.Open(bolt.Options{Dir: dir, OnSync: n.cfg.OnSync})
+		p, err = bolt.Open(bolt.Options{Dir: dir, OnSync: n.cfg.OnSync})
+	} else {
+		p, err = raftlog.Open(raftlog.Options{FS: n.cfg.FS, Dir: dir, Logger: n.log, OnSync: n.cfg.OnSync, OnDiskSlow: slow, OnFatal: n.cfg.OnFatal})
 	}
-	return raftlog.Open(raftlog.Options{FS: n.cfg.FS, Dir: dir, Logger: n.log, OnSync: n.cfg.OnSync, OnDiskSlow: slow, OnFatal: n.cfg.OnFatal})
+	if err != nil {
+		return nil, err // not what p holds: an interface around nothing
+	}
+	if n.cfg.WrapLog != nil {
+		p = n.cfg.WrapLog(p)
+	}
+	return p, nil
 }
 
 // diskStall is how long a synced write may take before this node stops claiming to lead.
@@ -220,7 +237,7 @@ func (n *Node) openNetwork() (err error) {
 	n.net = raftnet.New(raftnet.Config{
 		NodeID: n.identity.NodeID, ClusterID: n.ClusterID, Resolve: n.resolvePeer, Dial: n.cfg.Dial, Creds: n.cfg.PeerCreds,
 		DiskStalled: func() bool { return max(n.logs.SyncPending(), n.catLogs.SyncPending()) > diskStall },
-		Logger:      n.log, Heartbeat: n.cfg.Timing.Heartbeat, Clock: n.cfg.Clock,
+		Logger:      n.log, Heartbeat: n.cfg.Timing.Heartbeat, Tamper: n.cfg.Tamper, Clock: n.cfg.Clock,
 	})
 	n.router = &router{nodeID: n.identity.NodeID, local: n.local, hint: n.gossipLeader, call: n.net.Call, log: n.log}
 	n.gateway = newGateway(randomID(), n.Now, n.router.propose)
@@ -323,6 +340,10 @@ func (n *Node) openGroup(group uint32, gen uint32, bootstrap bool) error {
 	if err != nil {
 		return err
 	}
+	var onCommit func([]*raft.Log)
+	if n.cfg.OnCommit != nil {
+		onCommit = func(entries []*raft.Log) { n.cfg.OnCommit(group, entries) }
+	}
 	id := catalog.ReplicaID(n.identity.NodeID, gen)
 	transport := n.net.Group(group, id)
 	timing := n.cfg.Timing
@@ -332,8 +353,8 @@ func (n *Node) openGroup(group uint32, gen uint32, bootstrap bool) error {
 	g, err := shard.Open(shard.Config{
 		Group: group, ReplicaID: id, Registry: registry, State: n.state.Shard(group), Sync: n.state.Sync, Log: log,
 		Transport: transport, Attach: func(r *shard.Raft) { transport.Attach(r) }, Confirm: n.confirmer.confirm,
-		Timing: timing, Bootstrap: bootstrap, Logger: n.log, OnApplied: onApplied, OnFatal: n.cfg.OnFatal,
-		Clock: n.cfg.Clock, ClockWrong: n.clockWrong,
+		Timing: timing, TrailingEntries: n.cfg.TrailingEntries, Bootstrap: bootstrap, Logger: n.log, OnApplied: onApplied, OnFatal: n.cfg.OnFatal,
+		OnCommit: onCommit, Clock: n.cfg.Clock, ClockWrong: n.clockWrong,
 		Fit: func(ctx context.Context, replicaID string) bool {
 			g, ok := n.Group(group)
 			return ok && n.fit(ctx, g, replicaID)

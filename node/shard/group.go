@@ -63,6 +63,9 @@ type Config struct {
 	// Confirm returns nil if a majority says that the term is the newest they know; see reader.go.
 	Confirm func(ctx context.Context, check TermCheck) error
 	Timing  Timing
+	// TrailingEntries is how many entries the log keeps that the state includes already, so that a replica that comes
+	// back needs entries instead of the whole state. Default 4096.
+	TrailingEntries uint64
 	// Bootstrap makes a new group with this replica as its only voter, if there is no state yet.
 	Bootstrap bool
 	Logger    *slog.Logger
@@ -79,6 +82,9 @@ type Config struct {
 	OnLead func(leading bool, term uint64)
 	// OnApplied is told after each change of the state, from the goroutine that applies. It must not block.
 	OnApplied func(fsm.Applied)
+	// OnCommit is told, from the goroutine that applies, of entries that it is about to apply, after a restart again. It
+	// must neither block nor change them.
+	OnCommit func(entries []*raft.Log)
 	// OnFatal is called when the replica cannot go on, such as for a corrupt entry. The node must stop.
 	OnFatal func(error)
 }
@@ -119,6 +125,9 @@ func Open(cfg Config) (*Group, error) {
 	}
 	if cfg.Timing.Commit == 0 {
 		cfg.Timing.Commit = 200 * time.Millisecond
+	}
+	if cfg.TrailingEntries == 0 {
+		cfg.TrailingEntries = 4096
 	}
 	if cfg.Clock == nil {
 		cfg.Clock = time.Now
@@ -194,8 +203,8 @@ func (g *Group) raftConfig() *raft.Config {
 	c.MaxAppendEntries = 128
 	c.BatchApplyCh = true
 	c.SnapshotInterval = 20 * time.Second
-	c.SnapshotThreshold = 4096
-	c.TrailingLogs = 4096
+	c.SnapshotThreshold = min(4096, g.cfg.TrailingEntries) // a log that shall be short is cut often
+	c.TrailingLogs = g.cfg.TrailingEntries
 	c.ShutdownOnRemove = false
 	c.NoLegacyTelemetry = true
 	c.NoSnapshotRestoreOnStart = true // the state is there already, see snapshot.go

@@ -19,6 +19,7 @@ type machine struct {
 	state     *storage.Shard
 	sync      func() error
 	onApplied func(fsm.Applied)
+	onCommit  func([]*raft.Log)
 	onFatal   func(error)
 	// askRestart asks for a new Raft instance with an empty log.
 	askRestart func(reason string)
@@ -43,11 +44,14 @@ func openMachine(cfg Config) (*machine, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &machine{Machine: m, state: cfg.State, sync: cfg.Sync, onApplied: cfg.OnApplied, onFatal: cfg.OnFatal}, nil
+	return &machine{Machine: m, state: cfg.State, sync: cfg.Sync, onApplied: cfg.OnApplied, onCommit: cfg.OnCommit, onFatal: cfg.OnFatal}, nil
 }
 
 // ApplyBatch implements raft.BatchingFSM. The answers are *fsm.Outcome.
 func (m *machine) ApplyBatch(logs []*raft.Log) []any {
+	if m.onCommit != nil {
+		m.onCommit(logs)
+	}
 	m.entries = m.entries[:0]
 	for _, l := range logs {
 		e := fsm.LogEntry{Index: l.Index, Term: l.Term}

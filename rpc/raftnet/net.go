@@ -46,6 +46,9 @@ type Config struct {
 	// Heartbeat and Election are the groups' timeouts, which bound how long the answer to a heartbeat and to a request
 	// for a vote is waited for. Default 1 s, and Heartbeat.
 	Heartbeat, Election time.Duration
+	// Tamper is for simulations: it gets the sending of each frame and may do it later, more than once or never. Nil
+	// sends.
+	Tamper func(to string, send func())
 }
 
 // Handler answers another node's call. An error is told to the caller as text.
@@ -142,6 +145,15 @@ func (n *Net) Handle(method string, h Handler) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.handlers[method] = h
+}
+
+// push sends a frame by way of Tamper. What gets lost on its way, nobody tells.
+func (n *Net) push(to string, f *frame, push func(*frame) error) error {
+	if n.cfg.Tamper == nil {
+		return push(f)
+	}
+	n.cfg.Tamper(to, func() { _ = push(f) })
+	return nil
 }
 
 func (n *Net) handler(method string) (Handler, bool) {
