@@ -26,6 +26,9 @@ func (x *stream) prepareLimit(o *op, in *pb.Op, q *pb.FrameRequest) {
 	case methodLease:
 		x.s.prepareLease(o, in, q)
 		return
+	case methodPeek, methodStatus:
+		x.s.prepareQuery(o, in, q)
+		return
 	}
 	// The others are rare: they run as the plain calls do, one after the other.
 	run := x.s.limitMethod(in)
@@ -105,6 +108,31 @@ func (s *data) prepareLease(o *op, in *pb.Op, q *pb.FrameRequest) {
 	}
 }
 
+// prepareQuery has a question that this shard alone answers asked in the frame's own view: the position in the answer is
+// then that of what it tells.
+func (s *data) prepareQuery(o *op, in *pb.Op, q *pb.FrameRequest) {
+	p, answer, err := s.limits.planQuery(in)
+	switch {
+	case err != nil:
+		o.fail(err)
+	case len(p.parts) == 1 && p.parts[0].group == q.Shard:
+		take := counter.TakeRequest{Weight: p.weight, Limits: p.parts[0].limits}
+		o.call = fsm.Call{Type: counter.TypeID, Op: counter.OpPeek, Body: take.Append(nil)}
+		o.finish = func(r fsm.Result, now fsm.Time) (proto.Message, error) {
+			if err := r.Err(); err != nil {
+				return nil, err
+			}
+			d, err := decided(p, r.Body, now)
+			return answer(d), err
+		}
+	default:
+		o.elsewhere = func(ctx context.Context, _ *pb.FrameRequest, _ int) (proto.Message, error) {
+			d, err := s.limits.peek(ctx, p)
+			return answer(d), err
+		}
+	}
+}
+
 // limitMethod returns how a rare method is carried out, nil if there is none.
 func (s *data) limitMethod(in *pb.Op) func(context.Context) (proto.Message, error) {
 	switch in.Method {
@@ -118,10 +146,6 @@ func (s *data) limitMethod(in *pb.Op) func(context.Context) (proto.Message, erro
 		return method(in, &pb.RefundRequest{}, s.limits.Refund)
 	case methodRelease:
 		return method(in, &pb.ReleaseRequest{}, s.limits.Release)
-	case methodPeek:
-		return method(in, &pb.CheckRequest{}, s.limits.Peek)
-	case methodStatus:
-		return method(in, &pb.LimitStatusRequest{}, s.limits.Status)
 	}
 	return nil
 }
@@ -138,10 +162,7 @@ func method[Q, R proto.Message](in *pb.Op, q Q, run func(context.Context, Q) (R,
 // framed executes the calls of one operation of a frame in other groups, under a client id that follows from the
 // operation: a repeated frame repeats them without effect.
 func framed(node Node, q *pb.FrameRequest, i int) caller {
-	b := append(make([]byte, 0, 40), q.Client...)
-	b = binary.BigEndian.AppendUint32(b, q.Shard)
-	b = binary.BigEndian.AppendUint64(b, q.Seq)
-	hash := xxh3.Hash128(binary.BigEndian.AppendUint32(b, uint32(i)))
+	hash := operationHash([16]byte(q.Client), q.Shard, q.Seq, i)
 	client := fsm.OneShot(hash.Bytes())
 	return caller{id: hash.Lo, named: true, propose: func(ctx context.Context, group uint32, s step, call fsm.Call) (fsm.FrameOutcome, error) {
 		deadline := fsm.Time(q.DeadlineMs)
@@ -152,6 +173,19 @@ func framed(node Node, q *pb.FrameRequest, i int) caller {
 			Client: client, Seq: s.number, Fingerprint: s.choice, Deadline: deadline, Calls: []fsm.Call{call},
 		})
 	}}
+}
+
+// OperationClient is the client id under which an operation of a frame is carried out if it cannot be a part of the frame.
+// Its commands are numbered from 1 in each group.
+func OperationClient(client [16]byte, shard uint32, seq uint64, op int) [16]byte {
+	return fsm.OneShot(operationHash(client, shard, seq, op).Bytes())
+}
+
+func operationHash(client [16]byte, shard uint32, seq uint64, op int) xxh3.Uint128 {
+	b := append(make([]byte, 0, 32), client[:]...)
+	b = binary.BigEndian.AppendUint32(b, shard)
+	b = binary.BigEndian.AppendUint64(b, seq)
+	return xxh3.Hash128(binary.BigEndian.AppendUint32(b, uint32(op)))
 }
 
 // frameOp is an operation of a frame, for the plain calls that carry it out.
