@@ -64,7 +64,9 @@ type Config struct {
 	// Types are the data types of the shards.
 	Types  []fsm.Type
 	Timing shard.Timing
-	Logger *slog.Logger
+	// TrailingEntries is how many applied entries each Raft log keeps; 0 means shard's default.
+	TrailingEntries uint64
+	Logger          *slog.Logger
 	// OnSync is told how long each synced write of the Raft log took. It must not block.
 	OnSync func(time.Duration)
 	// OnFatal is called when the node must stop; the default logs and ends the process.
@@ -324,7 +326,7 @@ func (n *Node) openGroup(group uint32, gen uint32, bootstrap bool) error {
 	g, err := shard.Open(shard.Config{
 		Group: group, ReplicaID: id, Registry: registry, State: n.state.Shard(group), Sync: n.state.Sync, Log: log,
 		Transport: transport, Attach: func(r *shard.Raft) { transport.Attach(r) }, Confirm: n.confirmer.confirm,
-		Timing: timing, Bootstrap: bootstrap, Logger: n.log, OnApplied: onApplied, OnFatal: n.cfg.OnFatal,
+		Timing: timing, TrailingEntries: n.cfg.TrailingEntries, Bootstrap: bootstrap, Logger: n.log, OnApplied: onApplied, OnFatal: n.cfg.OnFatal,
 		OnLead: func(leading bool, term uint64) {
 			if leading {
 				n.gossip.Announce(group, term)

@@ -211,7 +211,8 @@ func (c *serverConfig) process(logger *slog.Logger) process.Config {
 		GRPC: c.grpc, HTTP: c.http, Peer: c.peer, Advertise: c.advertise, Profiles: c.pprof,
 		Node: node.Config{
 			Name: c.name, Zone: c.zone, Dir: c.data, Gossip: c.gossip, Bootstrap: c.bootstrap, Join: c.join,
-			Shards: uint32(c.shards), Replicas: c.replicas, BoltLog: c.raftLog == "boltdb", Logger: logger,
+			Shards: uint32(c.shards), Replicas: c.replicas, BoltLog: c.raftLog == "boltdb",
+			TrailingEntries: c.trailingEntries, Timing: shard.Timing{Heartbeat: c.heartbeat}, Logger: logger,
 		},
 	}
 }

@@ -63,6 +63,9 @@ type Config struct {
 	// Confirm returns nil if a majority says that the term is the newest they know; see reader.go.
 	Confirm func(ctx context.Context, check TermCheck) error
 	Timing  Timing
+	// TrailingEntries is how many entries the log keeps that the state includes already, so that a replica that comes
+	// back needs entries instead of the whole state. Default 4096.
+	TrailingEntries uint64
 	// Bootstrap makes a new group with this replica as its only voter, if there is no state yet.
 	Bootstrap bool
 	Logger    *slog.Logger
@@ -111,6 +114,9 @@ func Open(cfg Config) (*Group, error) {
 	}
 	if cfg.Timing.Commit == 0 {
 		cfg.Timing.Commit = 200 * time.Millisecond
+	}
+	if cfg.TrailingEntries == 0 {
+		cfg.TrailingEntries = 4096
 	}
 	m, err := openMachine(cfg)
 	if err != nil {
@@ -184,7 +190,7 @@ func (g *Group) raftConfig() *raft.Config {
 	c.BatchApplyCh = true
 	c.SnapshotInterval = 20 * time.Second
 	c.SnapshotThreshold = 4096
-	c.TrailingLogs = 4096
+	c.TrailingLogs = g.cfg.TrailingEntries
 	c.ShutdownOnRemove = false
 	c.NoLegacyTelemetry = true
 	c.NoSnapshotRestoreOnStart = true // the state is there already, see snapshot.go

@@ -52,9 +52,11 @@ var ErrCorrupt = errors.New("raftlog: corrupt entry")
 // Options says where and how to keep the logs.
 type Options struct {
 	// FS is the file system; nil means the real one, watched for slow writes.
-	FS     vfs.FS
-	Dir    string
-	Logger *slog.Logger
+	FS  vfs.FS
+	Dir string
+	// ReadOnly changes nothing on disk: for looking at what a node has left.
+	ReadOnly bool
+	Logger   *slog.Logger
 	// OnSync is told how long each synced write took.
 	OnSync func(time.Duration)
 	// OnDiskSlow is told when a write takes long.
@@ -97,6 +99,7 @@ func Open(opts Options) (*Store, error) {
 	defer cache.Unref()
 	options := &pebble.Options{
 		FS:                          opts.FS,
+		ReadOnly:                    opts.ReadOnly,
 		Cache:                       cache,
 		FormatMajorVersion:          pebble.FormatNewest,
 		MemTableSize:                64 << 20, // entries should die before they are flushed

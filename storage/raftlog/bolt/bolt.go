@@ -22,6 +22,8 @@ import (
 // Options says where to keep the files.
 type Options struct {
 	Dir string
+	// ReadOnly changes nothing on disk: for looking at what a node has left.
+	ReadOnly bool
 	// OnSync is told how long each synced write took.
 	OnSync func(time.Duration)
 }
@@ -37,8 +39,10 @@ type Provider struct {
 
 // Open makes the directory.
 func Open(opts Options) (*Provider, error) {
-	if err := os.MkdirAll(opts.Dir, 0o700); err != nil {
-		return nil, fmt.Errorf("open Raft logs: %w", err)
+	if !opts.ReadOnly {
+		if err := os.MkdirAll(opts.Dir, 0o700); err != nil {
+			return nil, fmt.Errorf("open Raft logs: %w", err)
+		}
 	}
 	return &Provider{opts: opts, pending: make(map[uint64]time.Time)}, nil
 }
@@ -93,8 +97,10 @@ const keyVote = "Vote"
 func (p *Provider) Open(group uint32) (raftlog.Log, error) {
 	path := filepath.Join(p.opts.Dir, fmt.Sprintf("group-%d.db", group))
 	store, err := raftboltdb.New(raftboltdb.Options{
-		Path:                    path,
-		BoltOptions:             &bbolt.Options{NoFreelistSync: true, FreelistType: bbolt.FreelistMapType, Timeout: 5 * time.Second},
+		Path: path,
+		BoltOptions: &bbolt.Options{
+			NoFreelistSync: true, FreelistType: bbolt.FreelistMapType, Timeout: 5 * time.Second, ReadOnly: p.opts.ReadOnly,
+		},
 		MsgpackUseNewTimeFormat: true,
 	})
 	if err != nil {
