@@ -69,9 +69,13 @@ type operation struct {
 	result      *pb.OpResult
 	err         error
 
-	mu   sync.Mutex
-	gone bool // the caller has left before it was sent
-	sent bool
+	mu    sync.Mutex
+	gone  bool // the caller has left before it was sent
+	sent  bool
+	seq   uint64 // once it is sent: its frame
+	place int    // and where it is there
+	index uint64 // once it is answered: where it was decided
+	at    int64  // and when, by the shard's time
 }
 
 const (
@@ -110,7 +114,7 @@ func (c *Client) call(ctx context.Context, routingKey string, typ, method uint32
 		return err
 	}
 	o := operations.Get().(*operation)
-	o.typ, o.method, o.result, o.err, o.gone, o.sent = typ, method, nil, nil, false, false
+	o.typ, o.method, o.result, o.err, o.gone, o.sent, o.index = typ, method, nil, nil, false, false, 0
 	if o.request, err = codec.Marshal(q); err != nil {
 		return fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
@@ -120,11 +124,14 @@ func (c *Client) call(ctx context.Context, routingKey string, typ, method uint32
 	select {
 	case <-o.done:
 	case <-ctx.Done():
-		if o.leave(query) {
+		gone := o.leave(query)
+		l.trace(ctx, o)
+		if gone {
 			return fmt.Errorf("%w: %w", ErrUnavailable, ctx.Err())
 		}
 		return fmt.Errorf("%w: %w", ErrOutcomeUnknown, ctx.Err())
 	}
+	l.trace(ctx, o)
 	result, err := o.result, o.err
 	operations.Put(o)
 	if err != nil {
@@ -210,7 +217,7 @@ func (l *lane) pack() *frame {
 		}
 		o.mu.Lock()
 		gone := o.gone
-		o.sent = !gone
+		o.sent, o.seq, o.place = !gone, l.seq+1, len(ops)
 		o.mu.Unlock()
 		if !gone {
 			ops = append(ops, o)
@@ -375,6 +382,9 @@ func (f *frame) giveUp() {
 func (f *frame) succeed(r *pb.FrameResponse) {
 	f.close()
 	for i, o := range f.ops {
+		o.mu.Lock()
+		o.index, o.at = r.Index, r.ShardTimeMs
+		o.mu.Unlock()
 		o.finish(r.Results[i], nil)
 	}
 }
