@@ -8,6 +8,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/holdfastdb/holdfast/fsm"
+	"github.com/holdfastdb/holdfast/fsm/counter"
 	"github.com/holdfastdb/holdfast/rpc/codec"
 	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
 )
@@ -24,6 +25,9 @@ func (x *stream) prepareLimit(o *op, in *pb.Op, q *pb.FrameRequest) {
 		return
 	case methodLease:
 		x.s.prepareLease(o, in, q)
+		return
+	case methodPeek, methodStatus:
+		x.s.prepareQuery(o, in, q)
 		return
 	}
 	// The others are rare: they run as the plain calls do, one after the other.
@@ -99,6 +103,31 @@ func (s *data) prepareLease(o *op, in *pb.Op, q *pb.FrameRequest) {
 	}
 }
 
+// prepareQuery has a question that this shard alone answers asked in the frame's own view: the position in the answer is
+// then that of what it tells.
+func (s *data) prepareQuery(o *op, in *pb.Op, q *pb.FrameRequest) {
+	p, answer, err := s.limits.planQuery(in)
+	switch {
+	case err != nil:
+		o.fail(err)
+	case len(p.parts) == 1 && p.parts[0].group == q.Shard:
+		take := counter.TakeRequest{Weight: p.weight, Limits: p.parts[0].limits}
+		o.call = fsm.Call{Type: counter.TypeID, Op: counter.OpPeek, Body: take.Append(nil)}
+		o.finish = func(r fsm.Result, now fsm.Time) (proto.Message, error) {
+			if err := r.Err(); err != nil {
+				return nil, err
+			}
+			d, err := decided(p, r.Body, now)
+			return answer(d), err
+		}
+	default:
+		o.elsewhere = func(ctx context.Context, _ *pb.FrameRequest, _ int) (proto.Message, error) {
+			d, err := s.limits.peek(ctx, p)
+			return answer(d), err
+		}
+	}
+}
+
 // limitMethod returns how a rare method is carried out, nil if there is none.
 func (s *data) limitMethod(in *pb.Op) func(context.Context) (proto.Message, error) {
 	switch in.Method {
@@ -112,10 +141,6 @@ func (s *data) limitMethod(in *pb.Op) func(context.Context) (proto.Message, erro
 		return method(in, &pb.RefundRequest{}, s.limits.Refund)
 	case methodRelease:
 		return method(in, &pb.ReleaseRequest{}, s.limits.Release)
-	case methodPeek:
-		return method(in, &pb.CheckRequest{}, s.limits.Peek)
-	case methodStatus:
-		return method(in, &pb.LimitStatusRequest{}, s.limits.Status)
 	}
 	return nil
 }
@@ -140,17 +165,24 @@ func frameID(q *pb.FrameRequest, i int) uint64 {
 // framed executes the calls of one operation of a frame in other groups, under a client id that follows from the
 // operation: a repeated frame repeats them without effect.
 func framed(node Node, q *pb.FrameRequest, i int) proposer {
-	b := append(make([]byte, 0, 40), q.Client...)
-	b = binary.BigEndian.AppendUint32(b, q.Shard)
-	b = binary.BigEndian.AppendUint64(b, q.Seq)
-	b = binary.BigEndian.AppendUint32(b, uint32(i))
-	client := xxh3.Hash128(b).Bytes()
-	client[0] |= 1 // never the id of nobody
+	client := OperationClient([16]byte(q.Client), q.Shard, q.Seq, i)
 	return func(ctx context.Context, group uint32, step uint64, call fsm.Call) (fsm.FrameOutcome, error) {
 		return node.Propose(ctx, group, &fsm.Frame{
 			Client: client, Seq: step, Deadline: fsm.Time(q.DeadlineMs), Calls: []fsm.Call{call},
 		})
 	}
+}
+
+// OperationClient is the client id under which an operation of a frame is carried out if it cannot be a part of the frame.
+// Its commands are numbered from 1 in each group.
+func OperationClient(client [16]byte, shard uint32, seq uint64, op int) [16]byte {
+	b := append(make([]byte, 0, 32), client[:]...)
+	b = binary.BigEndian.AppendUint32(b, shard)
+	b = binary.BigEndian.AppendUint64(b, seq)
+	b = binary.BigEndian.AppendUint32(b, uint32(op))
+	id := xxh3.Hash128(b).Bytes()
+	id[0] |= 1 // never the id of nobody
+	return id
 }
 
 // frameOp is an operation of a frame, for the plain calls that carry it out.

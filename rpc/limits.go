@@ -12,6 +12,7 @@ import (
 
 	"github.com/holdfastdb/holdfast/fsm"
 	"github.com/holdfastdb/holdfast/fsm/counter"
+	"github.com/holdfastdb/holdfast/rpc/codec"
 	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
 	"github.com/holdfastdb/holdfast/rpc/policy"
 )
@@ -185,6 +186,26 @@ func checkOf(client, apiKey, resource, ip, region, policyID string) *pb.CheckReq
 		q.Policies = []string{policyID}
 	}
 	return q
+}
+
+// planQuery plans a question of a frame, and tells how it is answered.
+func (l *limits) planQuery(in *pb.Op) (*plan, func(decision) proto.Message, error) {
+	if in.Method == methodPeek {
+		var q pb.CheckRequest
+		if err := codec.Unmarshal(in.Request, &q); err != nil {
+			return nil, nil, invalidf("malformed peek: %v", err)
+		}
+		p, err := l.plan(&q)
+		return p, func(d decision) proto.Message { return l.answer(p, d.allowed, d.results, d.now) }, err
+	}
+	var q pb.LimitStatusRequest
+	if err := codec.Unmarshal(in.Request, &q); err != nil {
+		return nil, nil, invalidf("malformed status: %v", err)
+	}
+	p, err := l.plan(checkOf(q.ClientId, q.ApiKey, q.Resource, q.Ip, q.Region, q.PolicyId))
+	return p, func(d decision) proto.Message {
+		return &pb.LimitStatusResponse{Policies: l.answer(p, true, d.results, d.now).Limits}
+	}, err
 }
 
 // Status implements the service.
