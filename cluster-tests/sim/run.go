@@ -47,7 +47,7 @@ const (
 	// startTimeout bounds how long a cluster may take to be whole.
 	startTimeout = 5 * time.Minute
 	// settle is longer than any reservation and any lease lasts.
-	settle = time.Minute
+	settle = 2 * time.Minute
 )
 
 // Run simulates a cluster, inside a bubble, and returns what is wrong with it.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"strings"
 	"time"
 
 	"github.com/holdfastdb/holdfast/client"
@@ -57,11 +58,23 @@ func (l *load) checkSums(ctx context.Context) error {
 			}
 			b, used := want[resource+"/"+subject], uint64(d.Limits[0].Used)
 			if used < b.least || used > b.most {
-				errs = append(errs, fmt.Errorf("%s of %s counts %d, but callers were told of %d, and of %d more nothing", resource, subject, used, b.least, b.most-b.least))
+				errs = append(errs, fmt.Errorf("%s of %s counts %d, but callers were told of %d, and of %d more nothing; not done: %s",
+					resource, subject, used, b.least, b.most-b.least, l.notDone(resource, subject)))
 			}
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// notDone lists the operations on a counter that were refused or whose outcome is unknown.
+func (l *load) notDone(resource, subject string) string {
+	var b strings.Builder
+	for _, op := range l.history.Ops() {
+		if q, ok := op.Input.(Call); ok && op.Outcome != history.Definite && q.Request.Resource == resource && q.Request.Client == subject {
+			fmt.Fprintf(&b, "\n%v %v to %v: %s %d %s %d: %s (%+v)", op.Outcome, op.Call, op.Return, q.Op, q.Request.Weight, q.ID, q.Actual, op.Error, op.Trace)
+		}
+	}
+	return b.String()
 }
 
 // checkAgreement waits until all replicas of each group have the same position and compares their states.
