@@ -1,0 +1,70 @@
+// Package models says what a shard must answer: for each data type a plain reference, without storage, caches or
+// encodings of state, that executes the commands of a shard's log one after the other.
+//
+// A model shares with the state machine it judges only how requests and results are written. A new data type is one file
+// here, with a row in types.
+package models
+
+import (
+	"fmt"
+
+	"github.com/holdfastdb/holdfast/cluster-tests/history"
+	"github.com/holdfastdb/holdfast/fsm"
+	"github.com/holdfastdb/holdfast/fsm/counter"
+)
+
+// Moment is where and when a command is executed.
+type Moment struct {
+	Index  uint64
+	Op     int // its place in the entry
+	Now    fsm.Time
+	expire func(key string, at fsm.Time)
+}
+
+// Expire has Model.Sweep called for key at or after at.
+func (m *Moment) Expire(key string, at fsm.Time) { m.expire(key, at) }
+
+// Model is the reference of one data type, in one shard.
+type Model interface {
+	// Apply executes a command.
+	Apply(m *Moment, call fsm.Call) (fsm.Result, error)
+	// Sweep is told that a key's expiry is due.
+	Sweep(m *Moment, key string)
+	// Query answers what the client asked, in the state as it is; ok is false if the model cannot tell what the question
+	// meant to the server.
+	Query(now fsm.Time, op *history.Op) (r fsm.Result, ok bool)
+	// Compare tells how a client's answer differs from the results of its commands or of its query.
+	Compare(op *history.Op, done []Execution) error
+	// Learn is told which commands an operation became, in the order of the log.
+	Learn(op *history.Op, done []Execution)
+	// Broken lists broken invariants.
+	Broken() []string
+}
+
+// Execution is a command that was executed, and the result that it must have given.
+type Execution struct {
+	Shard  uint32
+	Index  uint64
+	Place  int // of the command among all of the entry, repeated frames included
+	Time   fsm.Time
+	Call   fsm.Call
+	Result fsm.Result
+}
+
+// types makes the models, by the number of the data type.
+var types = map[uint8]func() Model{
+	counter.TypeID: func() Model { return newLimits() },
+}
+
+func newModels() map[uint8]Model {
+	all := make(map[uint8]Model, len(types))
+	for id, make := range types {
+		all[id] = make()
+	}
+	return all
+}
+
+// errUnread is for what a log must not hold.
+func errUnread(what string, err error) error {
+	return fmt.Errorf("unreadable %s in the log: %w", what, err)
+}
