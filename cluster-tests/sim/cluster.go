@@ -31,7 +31,7 @@ type Options struct {
 	Think time.Duration
 	// TrailingEntries is how short the nodes keep their logs.
 	TrailingEntries uint64
-	Logger   *slog.Logger
+	Logger          *slog.Logger
 }
 
 // Cluster is a simulated cluster.

@@ -10,6 +10,7 @@ import (
 
 	"github.com/holdfastdb/holdfast/client"
 	"github.com/holdfastdb/holdfast/cluster-tests/history"
+	"github.com/holdfastdb/holdfast/cluster-tests/models"
 	"github.com/holdfastdb/holdfast/fsm"
 )
 
@@ -21,15 +22,15 @@ type bounds struct{ least, most uint64 }
 func sums(ops []history.Op) map[string]bounds {
 	all := make(map[string]bounds)
 	for _, op := range ops {
-		q, ok := op.Input.(Call)
+		q, ok := op.Input.(models.LimitOp)
 		if !ok || op.Outcome == history.Failed {
 			continue
 		}
 		var n uint64
 		switch {
-		case q.Op == opCheck && q.Request.Resource == resourceSum:
+		case q.Kind == models.KindCheck && q.Request.Resource == resourceSum:
 			n = uint64(q.Request.Weight)
-		case q.Op == opCommit:
+		case q.Kind == models.KindCommit:
 			n = uint64(q.Actual)
 		default:
 			continue
@@ -70,8 +71,8 @@ func (l *load) checkSums(ctx context.Context) error {
 func (l *load) notDone(resource, subject string) string {
 	var b strings.Builder
 	for _, op := range l.history.Ops() {
-		if q, ok := op.Input.(Call); ok && op.Outcome != history.Definite && q.Request.Resource == resource && q.Request.Client == subject {
-			fmt.Fprintf(&b, "\n%v %v to %v: %s %d %s %d: %s (%+v)", op.Outcome, op.Call, op.Return, q.Op, q.Request.Weight, q.ID, q.Actual, op.Error, op.Trace)
+		if q, ok := op.Input.(models.LimitOp); ok && op.Outcome != history.Definite && q.Request.Resource == resource && q.Request.Client == subject {
+			fmt.Fprintf(&b, "\n%v %v to %v: %s %d, %d: %s (%+v)", op.Outcome, op.Call, op.Return, q.Kind, q.Request.Weight, q.Actual, op.Error, op.Trace)
 		}
 	}
 	return b.String()
