@@ -250,3 +250,22 @@ func TestOtherCallsKeepTheAnswerOfTheNodeThatServedThem(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// A node that vanishes with a call may have served it: to try elsewhere could do it twice.
+func TestOtherCallsAreSentOnce(t *testing.T) {
+	f := newFake(t, "n1", "n2")
+	c := f.client(0)
+	f.nodes["n1"].create = func(*pb.CreatePolicyRequest) (*pb.Policy, error) {
+		go f.nodes["n1"].stop() // it waits for this handler
+		<-t.Context().Done()
+		return nil, nil
+	}
+	f.nodes["n2"].create = func(*pb.CreatePolicyRequest) (*pb.Policy, error) {
+		t.Error("tried elsewhere")
+		return &pb.Policy{}, nil
+	}
+	_, err := pb.NewPoliciesClient(c.Conn()).CreatePolicy(t.Context(), &pb.CreatePolicyRequest{})
+	if !errors.Is(err, client.ErrOutcomeUnknown) || status.Code(err) != codes.Unavailable {
+		t.Errorf("got %v", err)
+	}
+}

@@ -10,6 +10,7 @@ import (
 	"github.com/zeebo/xxh3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/status"
 
 	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
@@ -134,30 +135,63 @@ func (c *Client) hint(shard uint32, addr string) {
 }
 
 // Conn is the connection for calls that are not part of the SDK, such as those of the generated clients in package
-// holdfastpb. A call goes to one node; if that is unreachable, to the next.
+// holdfastpb. A call goes to the first node that can be reached.
 func (c *Client) Conn() grpc.ClientConnInterface { return failover{c} }
 
 type failover struct{ c *Client }
 
-// Invoke implements grpc.ClientConnInterface. A call is tried elsewhere only if it surely was not served.
+// Invoke implements grpc.ClientConnInterface. A call is sent once: who loses the connection then cannot know whether it
+// was served, and an ErrOutcomeUnknown says so.
 func (f failover) Invoke(ctx context.Context, method string, q, r any, opts ...grpc.CallOption) error {
-	var err error
-	for _, addr := range f.c.known() {
-		conn, connErr := f.c.conn(addr)
-		if connErr != nil {
-			err = connErr
-			continue
-		}
-		if err = conn.Invoke(ctx, method, q, r, opts...); status.Code(err) != codes.Unavailable {
-			return err
-		}
+	conn, err := f.connected(ctx)
+	if err != nil {
+		return err
+	}
+	err = conn.Invoke(ctx, method, q, r, opts...)
+	if s := status.Convert(err); s.Code() == codes.Unavailable && len(s.Details()) == 0 { // a node gives its reason
+		return fmt.Errorf("%w: %w", ErrOutcomeUnknown, err)
 	}
 	return err
 }
 
+// connected finds a node to which there is a connection, or can be one.
+func (f failover) connected(ctx context.Context) (*grpc.ClientConn, error) {
+	var errs []error
+	for _, addr := range f.c.known() {
+		conn, err := f.c.conn(addr)
+		if err != nil {
+			return nil, err
+		}
+		if err := connect(ctx, conn); err == nil {
+			return conn, nil
+		}
+		errs = append(errs, fmt.Errorf("%s: %w", addr, errNotSent))
+	}
+	return nil, status.Error(codes.Unavailable, errors.Join(errs...).Error())
+}
+
+// connect returns when the connection is there.
+func connect(ctx context.Context, conn *grpc.ClientConn) error {
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	conn.Connect()
+	for {
+		switch s := conn.GetState(); s {
+		case connectivity.Ready:
+			return nil
+		case connectivity.TransientFailure, connectivity.Shutdown:
+			return errNotSent
+		default:
+			if !conn.WaitForStateChange(ctx, s) {
+				return ctx.Err()
+			}
+		}
+	}
+}
+
 // NewStream implements grpc.ClientConnInterface.
 func (f failover) NewStream(ctx context.Context, desc *grpc.StreamDesc, method string, opts ...grpc.CallOption) (grpc.ClientStream, error) {
-	conn, err := f.c.conn(f.c.known()[0])
+	conn, err := f.connected(ctx)
 	if err != nil {
 		return nil, err
 	}

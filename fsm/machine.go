@@ -29,8 +29,8 @@ type LogEntry struct {
 type Applied struct {
 	Index, Term uint64
 	Time        Time
-	// Clients counts the clients with a record.
-	Clients uint64
+	// Clients counts the clients with a record, OneShots those of ids that OneShot made.
+	Clients, OneShots uint64
 	// ConfigIndex and Configuration are those of the last configuration entry.
 	ConfigIndex   uint64
 	Configuration []byte
@@ -300,6 +300,9 @@ func ReadApplied(r kv.Reader) (Applied, error) {
 	}
 	d := wire.NewDecoder(value)
 	a.Index, a.Term, a.Time, a.Clients = d.Uvarint(), d.Uvarint(), Time(d.Varint()), d.Uvarint()
+	if len(d.Rest()) > 0 {
+		a.OneShots = d.Uvarint()
+	}
 	if err := d.End("applied index"); err != nil {
 		return Applied{}, err
 	}
@@ -323,7 +326,11 @@ func appendApplied(dst []byte, a *Applied) []byte {
 	dst = binary.AppendUvarint(dst, a.Index)
 	dst = binary.AppendUvarint(dst, a.Term)
 	dst = binary.AppendVarint(dst, int64(a.Time))
-	return binary.AppendUvarint(dst, a.Clients)
+	dst = binary.AppendUvarint(dst, a.Clients)
+	if a.OneShots == 0 { // as it was before they were counted
+		return dst
+	}
+	return binary.AppendUvarint(dst, a.OneShots)
 }
 
 func appendConfiguration(dst []byte, a *Applied) []byte {

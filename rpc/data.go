@@ -28,20 +28,23 @@ type data struct {
 }
 
 const (
-	// maxFrames bounds the frames of one stream that are not answered; then its reader waits.
+	// maxFrames bounds the frames of one stream whose answers are not sent; then its reader waits.
 	maxFrames = 512
 	// maxElsewhere bounds the operations of one frame that are carried out in several groups at the same time.
 	maxElsewhere = 64
 	// defaultFrameTimeout and maxFrameTimeout bound how long a frame may wait, in milliseconds.
 	defaultFrameTimeout = 10_000
 	maxFrameTimeout     = fsm.MaxDeadline
+	// maxSkew is how far the clock of the node that stamped a frame's deadline may be ahead, in milliseconds: a retry must
+	// not be told that its frame makes no sense, for it may have been executed.
+	maxSkew = 10_000
 )
 
 // ClusterMap implements the service.
 func (s *data) ClusterMap(context.Context, *pb.ClusterMapRequest) (*pb.ClusterMapResponse, error) {
 	t := s.node.Topology()
 	if t == nil {
-		return nil, status.Error(codes.Unavailable, "the node does not know the cluster yet")
+		return nil, statusOf(errNoTopology)
 	}
 	r := &pb.ClusterMapResponse{ClusterId: t.Cluster.ID, Epoch: t.Cluster.Epoch}
 	for i := range t.Nodes {
@@ -57,7 +60,7 @@ func (s *data) ClusterMap(context.Context, *pb.ClusterMapRequest) (*pb.ClusterMa
 type stream struct {
 	s     *data
 	ctx   context.Context
-	room  chan struct{} // a slot for each frame that is not answered
+	room  chan struct{} // a slot for each frame whose answer is not sent
 	work  sync.WaitGroup
 	mu    sync.Mutex
 	queue []*pb.FrameResponse
@@ -112,6 +115,7 @@ func (x *stream) write(st grpc.BidiStreamingServer[pb.FrameRequest, pb.FrameResp
 			if st.Send(r) != nil {
 				return
 			}
+			<-x.room
 		}
 	}
 }
@@ -125,7 +129,6 @@ func (x *stream) answer(r *pb.FrameResponse) {
 	case x.wake <- struct{}{}:
 	default:
 	}
-	<-x.room
 }
 
 func (x *stream) refuse(q *pb.FrameRequest, reason pb.FrameError_Reason, message string) {
@@ -172,7 +175,7 @@ func (x *stream) frame(q *pb.FrameRequest) {
 		f.Calls[i] = ops[i].call
 	}
 	if q.Query {
-		x.work.Go(func() { x.query(q, ops, replica, begin) })
+		x.work.Go(func() { x.query(q, ops, begin) })
 		return
 	}
 	if q.DeadlineMs == 0 {
@@ -183,7 +186,7 @@ func (x *stream) frame(q *pb.FrameRequest) {
 		q.DeadlineMs = int64(replica.Now()) + int64(timeout)
 	}
 	f.Deadline = fsm.Time(q.DeadlineMs)
-	if f.Deadline > replica.Now()+fsm.MaxDeadline {
+	if f.Deadline > replica.Now()+fsm.MaxDeadline+maxSkew {
 		x.refuse(q, pb.FrameError_REASON_INVALID, "the deadline is too far away")
 		return
 	}
@@ -239,58 +242,50 @@ func (x *stream) executed(q *pb.FrameRequest, ops []op, out fsm.FrameOutcome, er
 		x.answer(r)
 		return
 	}
-	// The stream's goroutines include this one while it waits for room to answer: the frame is not answered yet.
+	// It ends by itself, whether the stream is still there or not: what was begun is finished.
 	go func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(x.ctx), requestTimeout)
 		defer cancel()
-		var running sync.WaitGroup
-		slots := make(chan struct{}, maxElsewhere)
-		for _, i := range elsewhere {
-			slots <- struct{}{}
-			running.Go(func() {
-				defer func() { <-slots }()
-				m, err := ops[i].elsewhere(ctx, q, i)
-				appendResult(nil, r.Results[i], m, err)
-			})
-		}
-		running.Wait()
+		x.carry(ctx, q, ops, elsewhere, r.Results)
 		x.s.metrics.frame(ops, begin)
 		x.answer(r)
 	}()
 }
 
-func (x *stream) query(q *pb.FrameRequest, ops []op, replica Replica, begin time.Time) {
-	var calls []fsm.Call
-	for i := range ops {
-		if ops[i].call.Type != 0 {
-			calls = append(calls, ops[i].call)
-		}
+// carry executes operations that need other groups than the frame's, several at a time, and fills their results in.
+func (x *stream) carry(ctx context.Context, q *pb.FrameRequest, ops []op, which []int, results []*pb.OpResult) {
+	var running sync.WaitGroup
+	slots := make(chan struct{}, maxElsewhere)
+	for _, i := range which {
+		slots <- struct{}{}
+		running.Go(func() {
+			defer func() { <-slots }()
+			m, err := ops[i].elsewhere(ctx, q, i)
+			appendResult(nil, results[i], m, err)
+		})
 	}
-	results, applied, err := replica.Query(x.ctx, calls)
-	if err != nil {
-		if !fsm.Safe(err) {
-			err = fsm.ErrClosed // a query has no effect
-		}
-		x.failed(q, err)
-		return
+	running.Wait()
+}
+
+// query answers a frame of queries, each of which finds the leaders that it needs.
+func (x *stream) query(q *pb.FrameRequest, ops []op, begin time.Time) {
+	timeout := requestTimeout
+	if q.TimeoutMs != 0 {
+		timeout = min(timeout, time.Duration(q.TimeoutMs)*time.Millisecond)
 	}
-	r := &pb.FrameResponse{Id: q.Id, Index: applied.Index, ShardTimeMs: int64(applied.Time), Results: newResults(len(ops))}
-	next := 0
+	ctx, cancel := context.WithTimeout(x.ctx, timeout)
+	defer cancel()
+	r := &pb.FrameResponse{Id: q.Id, Results: newResults(len(ops))}
+	var elsewhere []int
 	for i := range ops {
-		result := fsm.Result{Code: fsm.Skipped}
-		if ops[i].call.Type != 0 {
-			result = results[next]
-			next++
-		}
-		var m proto.Message
-		var err error
 		if ops[i].elsewhere != nil {
-			m, err = ops[i].elsewhere(x.ctx, q, i)
-		} else {
-			m, err = x.s.finish(new(answerRoom), &ops[i], result, applied.Time)
+			elsewhere = append(elsewhere, i)
+			continue
 		}
+		m, err := ops[i].finish(fsm.Result{Code: fsm.Skipped}, 0)
 		appendResult(nil, r.Results[i], m, err)
 	}
+	x.carry(ctx, q, ops, elsewhere, r.Results)
 	x.s.metrics.frame(ops, begin)
 	x.answer(r)
 }
@@ -372,8 +367,16 @@ func appendResult(buf []byte, r *pb.OpResult, m proto.Message, err error) []byte
 			return buf
 		}
 	}
-	r.Code, r.Message = uint32(kindOf(err).code), err.Error()
+	r.Code, r.Message = uint32(resultCode(kindOf(err))), err.Error()
 	return buf
+}
+
+// resultCode is the code by which an SDK knows a failure. Of what had no effect it says no more than that.
+func resultCode(k kind) codes.Code {
+	if k == expired || k == overloaded {
+		return unavailable.code
+	}
+	return k.code
 }
 
 // nodeInfo tells of a node.

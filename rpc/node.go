@@ -15,8 +15,6 @@ import (
 // Node is what the services need of the node they run on. Groups are numbered, 0 is the catalog. Errors of Do, Propose
 // and Query are those of package fsm, wrapped.
 type Node interface {
-	ID() string
-	ClusterID() string
 	// Ready returns nil when the node serves.
 	Ready() error
 	// ShardOf finds the group of a routing key; false before the topology is known.
@@ -55,7 +53,6 @@ type Replica interface {
 	Now() fsm.Time
 	// ProposeAsync executes a frame and calls done once, unless it returns an error. done must not block.
 	ProposeAsync(f *fsm.Frame, done func(fsm.FrameOutcome, error)) error
-	Query(ctx context.Context, calls []fsm.Call) ([]fsm.Result, fsm.Applied, error)
 }
 
 // ReplicaStatus is where a replica is.

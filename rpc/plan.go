@@ -18,6 +18,7 @@ import (
 type plan struct {
 	weight  uint32
 	matches []policy.Match
+	weights []uint32 // of the matches, if they differ
 	// parts are the groups that take part, the subject's first. One part is decided in one step.
 	parts []part
 
@@ -34,6 +35,7 @@ type plan struct {
 // part is one group's share of a check.
 type part struct {
 	group  uint32
+	weight uint32 // of the request, but for Envoy's, where each limit has its own
 	limits []counter.Limit
 	at     []int // where its limits are among the plan's matches
 }
@@ -42,9 +44,13 @@ type part struct {
 const maxField = 512
 
 func checkText(name, value string) error {
+	return checkLongText(name, value, maxField)
+}
+
+func checkLongText(name, value string, most int) error {
 	switch {
-	case len(value) > maxField:
-		return invalidf("%s has %d bytes, at most %d are allowed", name, len(value), maxField)
+	case len(value) > most:
+		return invalidf("%s has %d bytes, at most %d are allowed", name, len(value), most)
 	case !utf8.ValidString(value):
 		return invalidf("%s is not UTF-8", name)
 	case strings.IndexByte(value, 0) >= 0:
@@ -109,7 +115,7 @@ func (l *limits) route(p *plan, q *policy.Request) error {
 	if !ok {
 		return fsm.ErrNotLeader
 	}
-	p.parts = append(p.room.parts[:0], part{group: home, limits: p.room.limits[:0], at: p.room.at[:0]})
+	p.parts = append(p.room.parts[:0], part{group: home, weight: p.weight, limits: p.room.limits[:0], at: p.room.at[:0]})
 	if err := l.assign(p); err != nil {
 		return err
 	}
@@ -119,20 +125,28 @@ func (l *limits) route(p *plan, q *policy.Request) error {
 	return nil
 }
 
-// assign adds each limit to the part of its group.
+// assign adds each limit to the part of its group. All that becomes a command goes through here: one that a state machine
+// cannot decode would stop it on every replica.
 func (l *limits) assign(p *plan) error {
 	for i := range p.matches {
 		m := &p.matches[i]
+		if err := m.Limit.Validate(); err != nil {
+			return invalidf("a limit cannot be counted: %v", err)
+		}
+		weight := p.weight
+		if p.weights != nil {
+			weight = p.weights[i]
+		}
 		group, ok := l.node.ShardOf(m.RoutingKey)
 		if !ok {
 			return fsm.ErrNotLeader
 		}
 		at := 0
-		for at < len(p.parts) && p.parts[at].group != group {
+		for at < len(p.parts) && (p.parts[at].group != group || p.parts[at].weight != weight) {
 			at++
 		}
 		if at == len(p.parts) {
-			p.parts = append(p.parts, part{group: group})
+			p.parts = append(p.parts, part{group: group, weight: weight})
 		}
 		p.parts[at].limits = append(p.parts[at].limits, m.Limit)
 		p.parts[at].at = append(p.parts[at].at, i)
@@ -162,7 +176,7 @@ func (p *plan) take() fsm.Call {
 
 // appendTake is take with a buffer to build the call in.
 func (p *plan) appendTake(buf []byte) (fsm.Call, []byte) {
-	q := counter.TakeRequest{Weight: p.weight, Limits: p.parts[0].limits}
+	q := counter.TakeRequest{Weight: p.parts[0].weight, Limits: p.parts[0].limits}
 	begin := len(buf)
 	buf = q.Append(buf)
 	return fsm.Call{Type: counter.TypeID, Op: counter.OpTake, Body: buf[begin:len(buf):len(buf)]}, buf

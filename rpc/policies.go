@@ -81,11 +81,8 @@ func checkPolicy(p *catalog.Policy) error {
 	if _, isID := catalog.ParsePolicyID(p.Name); isID {
 		return invalidf("name %q looks like a policy id", p.Name)
 	}
-	if err := checkText("description", p.Description[:min(len(p.Description), maxField)]); err != nil {
+	if err := checkLongText("description", p.Description, maxDescription); err != nil {
 		return err
-	}
-	if len(p.Description) > maxDescription {
-		return invalidf("description has %d bytes, at most %d are allowed", len(p.Description), maxDescription)
 	}
 	if p.Scope == "" {
 		p.Scope = "client"

@@ -63,7 +63,7 @@ func New(o Options) (*Server, error) {
 		grpc.InitialWindowSize(1 << 20), grpc.InitialConnWindowSize(4 << 20),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
-		grpc.UnaryInterceptor(o.Metrics.unary),
+		grpc.ChainUnaryInterceptor(o.Metrics.unary, bounded),
 	}
 	if o.Creds != nil {
 		options = append(options, grpc.Creds(o.Creds))
@@ -93,6 +93,25 @@ func New(o Options) (*Server, error) {
 	}
 	s.HTTP = rest
 	return s, nil
+}
+
+// callTimeout is how long a call may take, whatever its caller says: a group without a majority is waited for as long as
+// the call lasts. It is a little more than the deadline of what a call proposes, so that the outcome is known by then.
+const callTimeout = requestTimeout + 2*time.Second
+
+func bounded(ctx context.Context, q any, _ *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	return handle(ctx, q)
+}
+
+// boundedHTTP is bounded for the interfaces over HTTP.
+func boundedHTTP(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), callTimeout)
+		defer cancel()
+		h.ServeHTTP(w, r.WithContext(ctx))
+	})
 }
 
 type services struct {
@@ -136,7 +155,8 @@ func (h healthService) state() *grpc_health_v1.HealthCheckResponse {
 // Check implements the service.
 func (h healthService) Check(_ context.Context, q *grpc_health_v1.HealthCheckRequest) (*grpc_health_v1.HealthCheckResponse, error) {
 	switch q.Service {
-	case "", pb.Limits_ServiceDesc.ServiceName, pb.Policies_ServiceDesc.ServiceName, pb.Cluster_ServiceDesc.ServiceName, pb.Data_ServiceDesc.ServiceName:
+	case "", pb.Limits_ServiceDesc.ServiceName, pb.Policies_ServiceDesc.ServiceName, pb.Cluster_ServiceDesc.ServiceName, pb.Data_ServiceDesc.ServiceName,
+		rls.RateLimitService_ServiceDesc.ServiceName:
 		return h.state(), nil
 	}
 	return nil, status.Errorf(codes.NotFound, "no service %q", q.Service)

@@ -87,6 +87,11 @@ func TestExitCodes(t *testing.T) {
 		{"limit replay /dev/null --rate 1 --algorithm magic", exitUsage, "token_bucket"},
 		{"start --shards 0", exitUsage, "--shards"},
 		{"dev --grpc 0.0.0.0:1", exitUsage, "--insecure"},
+		{"start --gossip 0.0.0.0:1 --insecure", exitUsage, "--gossip-key-file"},
+		{"limit status ann --policy a,b", exitUsage, "name one policy"},
+		{"limit reset ann --policy a,b", exitUsage, "name one policy"},
+		{"cluster transfer 99 n1", exitRefused, "no shard 99"},
+		{"cluster transfer 1 nope", exitUsage, "nope"},
 		{"bench nothing", exitUsage, "limit-check"},
 	} {
 		out, errs, code := holdfast(t, strings.Fields(tt.line)...)
@@ -237,6 +242,27 @@ func TestReplayLive(t *testing.T) {
 	}
 	if out := must(t, "policy", "list"); strings.Contains(out, "replay-") {
 		t.Errorf("the policy is still there:\n%s", out)
+	}
+}
+
+func TestReplayLiveUnderAPolicyThatCountsAddresses(t *testing.T) {
+	path, list := accessLog(t, 60)
+	addresses := make(map[string]int)
+	for _, q := range list {
+		addresses[q.client]++
+	}
+	allowed := 0
+	for _, n := range addresses {
+		allowed += min(n, 2)
+	}
+	must(t, "policy", "create", "--name", "by-address", "--scope", "ip", "--algorithm", "fixed_window", "--rate", "2", "--calendar", "year")
+	var got verdict
+	out := must(t, "limit", "replay", path, "--live", "--policy", "by-address", "-o", "json")
+	if err := json.Unmarshal([]byte(out), &got); err != nil {
+		t.Fatal(err)
+	}
+	if got.Requests != len(list) || got.Allowed != allowed || got.Errors != 0 {
+		t.Errorf("got %+v, want %d of %d allowed", got, allowed, len(list))
 	}
 }
 

@@ -118,7 +118,7 @@ func setFromYAML(flags *pflag.FlagSet, text []byte) error {
 			errs = append(errs, fmt.Errorf("unknown key %q", key))
 			continue
 		}
-		if f.Changed {
+		if f.Changed || value == nil { // a key without a value says nothing
 			continue
 		}
 		if list, ok := value.([]any); ok {
@@ -173,13 +173,13 @@ func (c *serverConfig) check() error {
 		if err != nil {
 			return usageErrorf("--%s %q: use HOST:PORT", a.flag, a.addr)
 		}
-		if ip := net.ParseIP(host); host == "localhost" || ip != nil && ip.IsLoopback() || c.insecure {
+		if ip := net.ParseIP(host); host == "localhost" || ip != nil && ip.IsLoopback() {
 			continue
 		}
-		if a.flag == "gossip" {
-			if c.gossipKeyFile == "" {
-				return usageErrorf("--gossip %s is reachable from other machines: give every node the same --gossip-key-file, made with openssl rand -hex 32", a.addr)
-			}
+		switch { // who reaches gossip without a key takes part in the cluster: a private network is not enough
+		case a.flag == "gossip" && c.gossipKeyFile == "":
+			return usageErrorf("--gossip %s is reachable from other machines: give every node the same --gossip-key-file, made with openssl rand -hex 32", a.addr)
+		case a.flag == "gossip", c.insecure:
 			continue
 		}
 		return usageErrorf("--%s %s is reachable from other machines and speaks plain text: say --insecure if the network is private", a.flag, a.addr)

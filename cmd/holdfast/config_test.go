@@ -63,6 +63,13 @@ func TestConfigErrorsNameTheSetting(t *testing.T) {
 	}
 }
 
+func TestAKeyWithoutAValueSaysNothing(t *testing.T) {
+	c, err := loadConfig(t, nil, nil, "zone:\nshards: ~\nname: n2\n")
+	if err != nil || c.zone != "" || c.shards != 8 || c.name != "n2" {
+		t.Errorf("%+v, %v", c, err)
+	}
+}
+
 func TestLogAndTimingSettings(t *testing.T) {
 	c, err := loadConfig(t, []string{"--heartbeat", "300ms"}, map[string]string{"HOLDFAST_TRAILING_ENTRIES": "64"}, "heartbeat: 2s\n")
 	if err != nil || c.check() != nil {

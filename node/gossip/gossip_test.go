@@ -65,6 +65,19 @@ func TestNodesSeeEachOtherTheirDataAndTheirLeads(t *testing.T) {
 	await(t, "a sees b leave", changed, func() bool { m, _ := a.Member("b"); return !m.Alive })
 }
 
+// A node that starts again calls the nodes that it knows at once. Waiting for the next turn, it took them for dead for ten
+// seconds.
+func TestKnownNodesAreCalledAtOnce(t *testing.T) {
+	changed := make(chan string, 100)
+	a, b := start(t, "a", "c1", changed), start(t, "b", "c1", changed)
+	begin := time.Now()
+	b.SetKnown([]string{a.Addr()})
+	await(t, "b sees a", changed, func() bool { m, ok := b.Member("a"); return ok && m.Alive })
+	if took := time.Since(begin); took > rejoinInterval/2 {
+		t.Errorf("it took %v", took)
+	}
+}
+
 func TestNodesOfAnotherClusterAreNotAccepted(t *testing.T) {
 	changed := make(chan string, 100)
 	a, b := start(t, "a", "c1", changed), start(t, "b", "c2", changed)

@@ -182,6 +182,8 @@ type replica struct {
 	log    raftlog.Log
 	skew   atomic.Int64 // of its clock, in nanoseconds; the node's verdict is that a skewed clock is wrong
 
+	delay atomic.Int64 // of each write to the log, in nanoseconds
+
 	attached atomic.Int32 // Raft instances so far
 }
 
@@ -240,7 +242,7 @@ func (r *replica) start() {
 	}
 	r.c.net.mu.Unlock()
 	r.Group, err = Open(Config{
-		Group: 1, ReplicaID: string(r.id), Registry: registry, State: r.engine.Shard(1), Sync: r.engine.Sync, Log: r.log,
+		Group: 1, ReplicaID: string(r.id), Registry: registry, State: r.engine.Shard(1), Sync: r.engine.Sync, Log: slowLog{r.log, r},
 		Transport: r.link, Timing: r.timing, Bootstrap: r.id == "r1", Logger: slog.New(slog.DiscardHandler), OnFatal: fatal,
 		Attach:     func(*raft.Raft) { r.attached.Add(1) },
 		Clock:      func() time.Time { return time.Now().Add(time.Duration(r.skew.Load())) },
@@ -254,6 +256,19 @@ func (r *replica) start() {
 	})
 	must(err)
 }
+
+// slowLog is a replica's log on a disk that takes its time.
+type slowLog struct {
+	raftlog.Log
+	r *replica
+}
+
+func (l slowLog) StoreLogs(logs []*raft.Log) error {
+	time.Sleep(time.Duration(l.r.delay.Load()))
+	return l.Log.StoreLogs(logs)
+}
+
+func (l slowLog) StoreLog(entry *raft.Log) error { return l.StoreLogs([]*raft.Log{entry}) }
 
 // askTerms asks the other replicas for their terms. It goes where the Raft messages of a cut replica do not: the tests
 // are about what is answered, not about whether.

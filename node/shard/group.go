@@ -118,12 +118,6 @@ type Group struct {
 	closeErr  error
 }
 
-// instance is one life of a Raft instance.
-type instance struct {
-	raft     *raft.Raft
-	observer *raft.Observer
-}
-
 // Open starts the replica from what its state and log hold.
 func Open(cfg Config) (*Group, error) {
 	if cfg.Timing.Heartbeat == 0 {
@@ -217,50 +211,10 @@ func (g *Group) raftConfig() *raft.Config {
 	return c
 }
 
-func (g *Group) startRaft() error {
-	r, err := raft.NewRaft(g.raftConfig(), g.machine, g.cfg.Log, g.cfg.Log, g.snaps, g.cfg.Transport)
-	if err != nil {
-		return fmt.Errorf("start Raft of group %d: %w", g.cfg.Group, err)
-	}
-	in := &instance{raft: r}
-	// The channel is never used: the filter runs on Raft's goroutine and only wakes the watcher.
-	in.observer = raft.NewObserver(nil, false, func(*raft.Observation) bool {
-		g.wake()
-		return false
-	})
-	r.RegisterObserver(in.observer)
-	g.current.Store(in)
-	g.cfg.Attach(r)
-	g.wake()
-	return nil
-}
-
-func (g *Group) raft() *raft.Raft { return g.current.Load().raft }
-
 func (g *Group) wake() {
 	select {
 	case g.poke <- struct{}{}:
 	default:
-	}
-}
-
-// restart replaces the Raft instance: what it has in memory has become useless.
-func (g *Group) restart(reason string, clearLog bool) {
-	g.log.Warn("restarting the Raft instance", "reason", reason)
-	in := g.current.Load()
-	in.raft.DeregisterObserver(in.observer)
-	if err := in.raft.Shutdown().Error(); err != nil {
-		g.fatal(fmt.Errorf("stop Raft of group %d: %w", g.cfg.Group, err))
-		return
-	}
-	if clearLog {
-		if err := g.clearLog(); err != nil {
-			g.fatal(err)
-			return
-		}
-	}
-	if err := g.startRaft(); err != nil {
-		g.fatal(err)
 	}
 }
 
@@ -302,21 +256,32 @@ func (g *Group) WaitApplied(ctx context.Context, index uint64) error {
 
 // Close hands leadership over if it can, then stops the replica.
 func (g *Group) Close() error {
-	g.closeOnce.Do(func() {
-		g.HandOver(context.Background())
-		g.ready.Store(0)
-		g.stop()
-		g.proposer.close()
-		in := g.current.Load()
-		in.raft.DeregisterObserver(in.observer)
-		if err := in.raft.Shutdown().Error(); err != nil {
-			g.closeErr = fmt.Errorf("stop Raft of group %d: %w", g.cfg.Group, err)
-		}
-		g.work.Wait()
-		g.snaps.discard()
-		if err := g.machine.close(); err != nil {
-			g.closeErr = errors.Join(g.closeErr, fmt.Errorf("close the state of group %d: %w", g.cfg.Group, err))
-		}
-	})
+	g.closeOnce.Do(func() { g.closeErr = g.close() })
 	return g.closeErr
+}
+
+func (g *Group) close() error {
+	g.HandOver(context.Background())
+	g.ready.Store(0)
+	g.stop()
+	g.proposer.close()
+	ended := make(chan struct{})
+	go func() { // ends with those it waits for
+		g.work.Wait()
+		close(ended)
+	}()
+	// First who works here, as long as Raft can answer them; the watcher may be about to replace the instance.
+	within(stopTimeout, ended)
+	var errs []error
+	if err := g.current.Load().stop(); err != nil {
+		errs = append(errs, fmt.Errorf("stop Raft of group %d: %w", g.cfg.Group, err))
+	}
+	if !within(time.Second, ended) {
+		errs = append(errs, fmt.Errorf("stop group %d: %w", g.cfg.Group, errAbandoned))
+	}
+	g.snaps.discard()
+	if err := g.machine.close(); err != nil {
+		errs = append(errs, fmt.Errorf("close the state of group %d: %w", g.cfg.Group, err))
+	}
+	return errors.Join(errs...)
 }

@@ -73,21 +73,13 @@ func (g *Group) change(ctx context.Context, what string, start func(*raft.Raft) 
 	if !g.IsLeader() {
 		return fmt.Errorf("%s: %w", what, fsm.ErrNotLeader)
 	}
-	if err := wait(ctx, g, start(g.raft())); err != nil {
+	in := g.current.Load()
+	if !in.enter() {
+		return fmt.Errorf("%s: %w", what, fsm.ErrNotLeader)
+	}
+	if err := in.wait(ctx, start(in.raft)); err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	g.log.Info("group changed", "change", what)
 	return nil
-}
-
-// wait waits for a future or for ctx; the future goes on.
-func wait(ctx context.Context, g *Group, future raft.Future) error {
-	failed := make(chan error, 1)
-	g.work.Go(func() { failed <- future.Error() })
-	select {
-	case err := <-failed:
-		return err
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }

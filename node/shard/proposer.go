@@ -7,8 +7,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/hashicorp/raft"
-
 	"github.com/holdfastdb/holdfast/fsm"
 )
 
@@ -37,7 +35,7 @@ type proposal struct {
 
 type batch struct {
 	proposals []proposal
-	future    raft.ApplyFuture
+	entry     proposed
 }
 
 const (
@@ -131,19 +129,13 @@ func (p *proposer) propose(proposals []proposal) batch {
 	return batch{proposals, p.g.append(&e, size)}
 }
 
-// append stamps an entry and hands it to Raft.
-func (g *Group) append(e *fsm.Entry, size int) raft.ApplyFuture {
-	e.Time = g.clock.now()
-	return g.raft().Apply(e.Append(make([]byte, 0, size)), enqueueTimeout)
-}
-
 // complete tells the callers, in the order of the log.
 func (p *proposer) complete() {
 	for b := range p.inflight {
-		err := fromRaft(b.future.Error())
+		err := fromRaft(b.entry.Error())
 		var out *fsm.Outcome
 		if err == nil {
-			out, _ = b.future.Response().(*fsm.Outcome)
+			out, _ = b.entry.Response().(*fsm.Outcome)
 			if out == nil || len(out.Frames) != len(b.proposals) {
 				err = fsm.ErrOutcomeUnknown // the replica is stopping after a failed apply
 			}

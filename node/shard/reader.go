@@ -68,15 +68,11 @@ func (g *Group) sync(ctx context.Context) error {
 
 // tick moves shard time to the leader's clock.
 func (g *Group) tick(ctx context.Context) error {
-	future := g.append(&fsm.Entry{Kind: fsm.Nudge}, 16)
-	failed := make(chan error, 1)
-	g.work.Go(func() { failed <- fromRaft(future.Error()) })
-	select {
-	case err := <-failed:
-		return err
-	case <-ctx.Done():
+	err := g.append(&fsm.Entry{Kind: fsm.Nudge}, 16).wait(ctx)
+	if err != nil && ctx.Err() != nil {
 		return fmt.Errorf("read group %d: %w", g.cfg.Group, ctx.Err())
 	}
+	return fromRaft(err)
 }
 
 // leading returns the term if r leads and has committed in it.

@@ -60,14 +60,17 @@ func (g *Group) Tried(replicaID string) bool {
 
 // transfer hands leadership over. The caller has the turn.
 func (g *Group) transfer(ctx context.Context, replicaID string) error {
-	r := g.raft()
-	term := r.CurrentTerm()
+	in := g.current.Load()
+	term := in.raft.CurrentTerm()
 	if g.tried.has(term, replicaID) {
 		return fmt.Errorf("transfer leadership to %s: %w", replicaID, ErrTried)
 	}
 	g.tried.add(term, replicaID)
-	future := r.LeadershipTransferToServer(raft.ServerID(replicaID), raft.ServerAddress(replicaID))
-	if err := wait(ctx, g, future); err != nil {
+	if !in.enter() {
+		return fmt.Errorf("transfer leadership to %s: %w", replicaID, fsm.ErrNotLeader)
+	}
+	future := in.raft.LeadershipTransferToServer(raft.ServerID(replicaID), raft.ServerAddress(replicaID))
+	if err := in.wait(ctx, future); err != nil {
 		return fmt.Errorf("transfer leadership to %s: %w", replicaID, err)
 	}
 	return nil

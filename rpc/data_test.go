@@ -1,0 +1,149 @@
+package rpc
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/holdfastdb/holdfast/fsm"
+	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
+)
+
+// sdk is the other end of a stream.
+type sdk struct {
+	grpc.ServerStream
+	ctx     context.Context
+	frames  chan *pb.FrameRequest
+	answers chan *pb.FrameResponse // not read: it takes no answers
+	got     int                    // frames that were taken from it
+}
+
+func newSDK(ctx context.Context, room int) *sdk {
+	return &sdk{ctx: ctx, frames: make(chan *pb.FrameRequest), answers: make(chan *pb.FrameResponse, room)}
+}
+
+func (s *sdk) Context() context.Context { return s.ctx }
+
+func (s *sdk) Recv() (*pb.FrameRequest, error) {
+	select {
+	case q := <-s.frames:
+		s.got++
+		return q, nil
+	case <-s.ctx.Done():
+		return nil, io.EOF
+	}
+}
+
+func (s *sdk) Send(r *pb.FrameResponse) error {
+	select {
+	case s.answers <- proto.Clone(r).(*pb.FrameResponse):
+		return nil
+	case <-s.ctx.Done():
+		return s.ctx.Err()
+	}
+}
+
+// What is answered and not taken is as much a load as what is not answered.
+func TestAStreamThatTakesNoAnswersIsNotReadOn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		s := newSDK(ctx, 0)
+		service := &data{metrics: NewMetrics()}
+		done := make(chan error)
+		go func() { done <- service.Frames(s) }()
+		go func() {
+			for {
+				select {
+				case s.frames <- &pb.FrameRequest{}: // malformed, so it is answered at once
+				case <-ctx.Done():
+					return
+				}
+			}
+		}()
+		synctest.Wait()
+		if s.got != maxFrames+1 { // the last one waits for room
+			t.Errorf("%d frames were read", s.got)
+		}
+		for range 10 {
+			<-s.answers
+		}
+		synctest.Wait()
+		if s.got != maxFrames+11 {
+			t.Errorf("%d frames were read when ten answers were taken", s.got)
+		}
+		cancel()
+		<-done
+	})
+}
+
+// leaderless is an operation in a shard that nobody leads.
+func leaderless() op {
+	return op{method: methodPeek, call: fsm.Noop(), elsewhere: func(ctx context.Context, _ *pb.FrameRequest, _ int) (proto.Message, error) {
+		<-ctx.Done()
+		return nil, fmt.Errorf("shard 2: %w: %w", fsm.ErrNotLeader, ctx.Err())
+	}}
+}
+
+func TestAQueryEndsWhenItsTimeIsOver(t *testing.T) {
+	for ms, want := range map[uint32]time.Duration{0: requestTimeout, 300: 300 * time.Millisecond, 60_000: requestTimeout} {
+		synctest.Test(t, func(t *testing.T) {
+			x := &stream{s: &data{metrics: NewMetrics()}, ctx: t.Context(), wake: make(chan struct{}, 1)}
+			begin := time.Now()
+			x.query(&pb.FrameRequest{Query: true, TimeoutMs: ms}, []op{leaderless(), leaderless()}, begin)
+			if took := time.Since(begin); took != want {
+				t.Errorf("a timeout of %d ms: it took %v", ms, took)
+			}
+			for _, r := range x.queue[0].Results {
+				if codes.Code(r.Code) != codes.Unavailable {
+					t.Errorf("%v", r)
+				}
+			}
+		})
+	}
+}
+
+func TestNoCallLastsForever(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		begin := time.Now()
+		_, err := bounded(t.Context(), nil, nil, func(ctx context.Context, _ any) (any, error) {
+			<-ctx.Done()
+			return nil, ctx.Err()
+		})
+		if kindOf(err) != unavailable || time.Since(begin) != callTimeout {
+			t.Errorf("%v after %v", err, time.Since(begin))
+		}
+		begin = time.Now()
+		h := boundedHTTP(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))
+		h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest(http.MethodGet, "/", nil))
+		if time.Since(begin) != callTimeout {
+			t.Errorf("HTTP took %v", time.Since(begin))
+		}
+	})
+}
+
+// A denial from a lease has no rows, and is a denial all the same.
+func TestADenialIsStatus429IfTheCallerWantsIt(t *testing.T) {
+	for name, m := range map[string]*pb.CheckResponse{
+		"by a shard": {RetryAfter: 2.5, Limits: []*pb.LimitState{{PolicyName: "api", Denied: true}}},
+		"by a lease": {RetryAfter: 2.5},
+	} {
+		for wanted, code := range map[bool]int{true: http.StatusTooManyRequests, false: http.StatusOK} {
+			w := httptest.NewRecorder()
+			if err := limitHeaders(context.WithValue(t.Context(), httpStatusKey{}, wanted), w, m); err != nil {
+				t.Fatal(err)
+			}
+			if w.Code != code || wanted && w.Header().Get("Retry-After") != "3" {
+				t.Errorf("%s, wanted %v: %d %v", name, wanted, w.Code, w.Header())
+			}
+		}
+	}
+}
