@@ -15,15 +15,14 @@ import (
 type record struct {
 	mu        sync.Mutex
 	groups    map[uint32]map[uint64]*raft.Log
-	last      map[replica]uint64
+	last      map[replica]uint64 // the newest entry that a replica has applied
 	installs  int
 	conflicts []error
 }
 
-// replica is a group's replica during one life of a server.
 type replica struct {
-	life  *life
-	group uint32
+	server string
+	group  uint32
 }
 
 func newRecord() *record {
@@ -43,11 +42,11 @@ func (r *record) committed(l *life, group uint32, entries []*raft.Log) {
 		r.groups[group] = known
 	}
 	for _, e := range entries {
-		who := replica{l, group}
+		who := replica{l.s.name, group}
 		if last := r.last[who]; last > 0 && e.Index > last+gap {
 			r.installs++
 		}
-		r.last[who] = e.Index
+		r.last[who] = max(r.last[who], e.Index)
 		first := known[e.Index]
 		switch {
 		case first == nil:

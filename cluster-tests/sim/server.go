@@ -8,6 +8,7 @@ import (
 	"net"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -33,6 +34,7 @@ type server struct {
 	name string
 	ip   string
 	log  *slog.Logger
+	skew atomic.Int64 // by how much its clock is ahead, in nanoseconds
 
 	mu   sync.Mutex
 	disk *disk.Disk
@@ -89,6 +91,7 @@ func (l *life) run(ctx context.Context) {
 			Name: s.name, Dir: "data", FS: l.disk, Gossip: l.host.Addr(gossipPort), GossipTransport: packets, Dial: l.host.Dial,
 			Shards: s.c.opts.Shards, Replicas: 3, Timing: shard.Timing{Heartbeat: time.Second},
 			Logger: s.log, Bootstrap: s.name == "n1",
+			Clock:   func() time.Time { return time.Now().Add(time.Duration(s.skew.Load())) },
 			OnFatal: l.fatal, WrapLog: l.disk.Logs, Tamper: s.c.tamper, TrailingEntries: s.c.opts.TrailingEntries,
 			OnCommit: func(group uint32, entries []*raft.Log) { s.c.record.committed(l, group, entries) },
 		},
