@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"github.com/holdfastdb/holdfast/storage/kv"
+	"github.com/holdfastdb/holdfast/storage/plant"
 )
 
 // MaxSweep bounds the rows that one Sweep entry looks at, so that expiry never delays commands for long: a row that is
@@ -14,7 +15,9 @@ const MaxSweep = 256
 func (m *Machine) expireAt(typeID uint8, key []byte, at Time) {
 	at = max(at, m.applied.Time)
 	m.key = appendExpiryKey(m.key[:0], at, typeID, key)
-	m.set(m.key, nil)
+	if !plant.On(plant.LoseExpiry) {
+		m.set(m.key, nil)
+	}
 	if m.next == 0 || at < m.next {
 		m.next = at
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 
 	"github.com/holdfastdb/holdfast/storage/kv"
+	"github.com/holdfastdb/holdfast/storage/plant"
 )
 
 // Row is a decoded value that the machine keeps between entries, so that a hot key is decoded once and encoded once
@@ -25,7 +26,12 @@ type Tx struct {
 }
 
 // Now is the shard time of the entry being applied.
-func (tx *Tx) Now() Time { return tx.m.applied.Time }
+func (tx *Tx) Now() Time {
+	if plant.On(plant.LocalClock) {
+		return Time(plant.Now())
+	}
+	return tx.m.applied.Time
+}
 
 // Index is the log index of the entry being applied.
 func (tx *Tx) Index() uint64 { return tx.index }

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 
 	"github.com/holdfastdb/holdfast/fsm"
+	"github.com/holdfastdb/holdfast/storage/plant"
 	"github.com/holdfastdb/holdfast/storage/wire"
 )
 
@@ -167,7 +168,9 @@ func (d *deal) lease(g *LeaseResult, end fsm.Time) {
 			continue
 		}
 		_, at, _ := r.st.lease(&l.Params, d.now, end)
-		r.st.take(at, int64(g.Granted))
+		if !plant.On(plant.FreeLease) {
+			r.st.take(at, int64(g.Granted))
+		}
 		r.add(hold{kind: leased, id: g.ID, n: g.Granted, at: at, until: end})
 	}
 }

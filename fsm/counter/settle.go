@@ -6,6 +6,7 @@ import (
 
 	"github.com/holdfastdb/holdfast/fsm"
 	"github.com/holdfastdb/holdfast/storage/kv"
+	"github.com/holdfastdb/holdfast/storage/plant"
 	"github.com/holdfastdb/holdfast/storage/wire"
 )
 
@@ -213,6 +214,9 @@ func (r *row) settle(at int, q *SettleRequest, s *SettleResult) {
 	}
 	if actual < h.n {
 		r.st.give(h.at, int64(h.n-actual))
+		if plant.On(plant.RefundTwice) {
+			r.st.give(h.at, int64(h.n-actual))
+		}
 		s.Refunded = max(s.Refunded, h.n-actual)
 	} else if actual > h.n {
 		r.st.take(h.at, int64(actual-h.n))

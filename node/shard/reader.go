@@ -8,6 +8,7 @@ import (
 
 	"github.com/holdfastdb/holdfast/fsm"
 	"github.com/holdfastdb/holdfast/storage/kv"
+	"github.com/holdfastdb/holdfast/storage/plant"
 )
 
 // Linearizable reads without clocks. A read takes the term and the commit index, asks the voters' nodes whether the
@@ -51,6 +52,9 @@ func (g *Group) View() (kv.View, error) {
 func (g *Group) sync(ctx context.Context) error {
 	r := g.raft()
 	term, ok := g.leading(r)
+	if plant.On(plant.ReadUnconfirmed) && ok || plant.On(plant.FollowerReads) && !ok {
+		return nil
+	}
 	if !ok {
 		return fsm.ErrNotLeader
 	}

@@ -5,6 +5,8 @@ import (
 	"sync"
 
 	"github.com/cockroachdb/pebble/v2"
+
+	"github.com/holdfastdb/holdfast/storage/plant"
 )
 
 // groupCommit makes the writes of several groups durable in one batch with one sync. The first writer to come leads: it
@@ -67,6 +69,9 @@ func commitAll(waiting []*waiter) error {
 		if err := b.Apply(w.batch, nil); err != nil {
 			return err
 		}
+	}
+	if plant.On(plant.LogUnsynced) {
+		return b.Commit(pebble.NoSync)
 	}
 	return b.Commit(pebble.Sync)
 }

@@ -9,6 +9,8 @@ import (
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/hashicorp/raft"
+
+	"github.com/holdfastdb/holdfast/storage/plant"
 )
 
 // Keys are the group's number, four bytes big-endian, then a kind, then the name or the index, eight bytes big-endian.
@@ -187,7 +189,11 @@ func (g *group) Set(key, value []byte) error {
 	if err == nil && vote {
 		err = b.Set(g.stableKey([]byte(KeyVoteTerm)), g.votedTerm, nil)
 	}
-	if err == nil {
+	switch {
+	case err != nil:
+	case vote && plant.On(plant.VoteUnsynced):
+		err = b.Commit(pebble.NoSync)
+	default:
 		err = g.s.commit(b)
 	}
 	if err != nil {
@@ -224,7 +230,7 @@ func (g *group) read(key []byte) ([]byte, error) {
 // SetUint64 implements raft.StableStore. The term of a vote waits for its candidate, which Raft sets next.
 func (g *group) SetUint64(key []byte, v uint64) error {
 	value := binary.BigEndian.AppendUint64(nil, v)
-	if string(key) == KeyVoteTerm {
+	if string(key) == KeyVoteTerm && !plant.On(plant.VoteApart) {
 		g.stable.Lock()
 		g.votedTerm = value
 		g.stable.Unlock()

@@ -1,0 +1,26 @@
+// Package plant has bugs that are planted on purpose, to see that the tests of clusters find them: checks that never failed
+// prove nothing. Each bug is one line where it would be made. Without the build tag "planted" there are none: On is a
+// constant, and what depends on it is not even compiled.
+package plant
+
+// Bug is one of them.
+type Bug uint8
+
+// The bugs. None is the absence of all.
+const (
+	None            Bug = iota
+	SkipDedup           // a frame that was executed before is executed again
+	ApplyTwice          // the stored position is older than the state: a restart applies entries again
+	ReadUnconfirmed     // a leader answers queries without asking whether it still leads
+	FollowerReads       // so does a replica that knows that it does not lead
+	TruncateEarly       // the log is cut before the state that it made is on disk
+	AckBeforeQuorum     // a follower says that it has entries before it has them
+	LocalClock          // a state machine asks the clock
+	LoseExpiry          // what expires is not listed as such
+	FreeLease           // a lease is granted and not deducted
+	RefundTwice         // what a reservation did not use is given back twice
+	SnapshotShort       // a state that is sent lacks the last entry that it claims to have
+	VoteUnsynced        // a vote is sent before it is on disk
+	VoteApart           // a vote's term and its candidate are two writes (hashicorp/raft #661)
+	LogUnsynced         // an entry is acknowledged before it is on disk
+)
