@@ -175,7 +175,7 @@ func (x *stream) frame(q *pb.FrameRequest) {
 		f.Calls[i] = ops[i].call
 	}
 	if q.Query {
-		x.work.Go(func() { x.query(q, ops, begin) })
+		x.work.Go(func() { x.query(q, ops, replica, begin) })
 		return
 	}
 	if q.DeadlineMs == 0 {
@@ -267,22 +267,47 @@ func (x *stream) carry(ctx context.Context, q *pb.FrameRequest, ops []op, which 
 	running.Wait()
 }
 
-// query answers a frame of queries, each of which finds the leaders that it needs.
-func (x *stream) query(q *pb.FrameRequest, ops []op, begin time.Time) {
+// query answers a frame of queries: what this shard alone knows in one view of it, the others where they find their
+// leaders.
+func (x *stream) query(q *pb.FrameRequest, ops []op, replica Replica, begin time.Time) {
 	timeout := requestTimeout
 	if q.TimeoutMs != 0 {
 		timeout = min(timeout, time.Duration(q.TimeoutMs)*time.Millisecond)
 	}
 	ctx, cancel := context.WithTimeout(x.ctx, timeout)
 	defer cancel()
-	r := &pb.FrameResponse{Id: q.Id, Results: newResults(len(ops))}
+	var calls []fsm.Call
 	var elsewhere []int
 	for i := range ops {
-		if ops[i].elsewhere != nil {
+		switch {
+		case ops[i].elsewhere != nil:
 			elsewhere = append(elsewhere, i)
+		case ops[i].call.Type != 0:
+			calls = append(calls, ops[i].call)
+		}
+	}
+	var results []fsm.Result
+	var applied fsm.Applied
+	if len(calls) > 0 {
+		var err error
+		if results, applied, err = replica.Query(ctx, calls); err != nil {
+			if !fsm.Safe(err) {
+				err = fsm.ErrClosed // a query has no effect
+			}
+			x.failed(q, err)
+			return
+		}
+	}
+	r := &pb.FrameResponse{Id: q.Id, Index: applied.Index, ShardTimeMs: int64(applied.Time), Results: newResults(len(ops))}
+	for i := range ops {
+		if ops[i].elsewhere != nil {
 			continue
 		}
-		m, err := ops[i].finish(fsm.Result{Code: fsm.Skipped}, 0)
+		result := fsm.Result{Code: fsm.Skipped}
+		if ops[i].call.Type != 0 {
+			result, results = results[0], results[1:]
+		}
+		m, err := ops[i].finish(result, applied.Time)
 		appendResult(nil, r.Results[i], m, err)
 	}
 	x.carry(ctx, q, ops, elsewhere, r.Results)

@@ -98,7 +98,7 @@ func TestAQueryEndsWhenItsTimeIsOver(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			x := &stream{s: &data{metrics: NewMetrics()}, ctx: t.Context(), wake: make(chan struct{}, 1)}
 			begin := time.Now()
-			x.query(&pb.FrameRequest{Query: true, TimeoutMs: ms}, []op{leaderless(), leaderless()}, begin)
+			x.query(&pb.FrameRequest{Query: true, TimeoutMs: ms}, []op{leaderless(), leaderless()}, nil, begin)
 			if took := time.Since(begin); took != want {
 				t.Errorf("a timeout of %d ms: it took %v", ms, took)
 			}

@@ -53,6 +53,8 @@ type Replica interface {
 	Now() fsm.Time
 	// ProposeAsync executes a frame and calls done once, unless it returns an error. done must not block.
 	ProposeAsync(f *fsm.Frame, done func(fsm.FrameOutcome, error)) error
+	// Query answers linearizably from the replica, if it leads.
+	Query(ctx context.Context, calls []fsm.Call) ([]fsm.Result, fsm.Applied, error)
 }
 
 // ReplicaStatus is where a replica is.
