@@ -19,8 +19,9 @@ type Report struct {
 	Virtual  time.Duration
 	Faults   map[string]int
 	Ops      map[history.Outcome]int
-	Terms    int // elections that led to a leader, over all groups
-	Installs int // states sent to replicas that were too far behind
+	Refusals map[string]int // why operations had no effect
+	Terms    int            // elections that led to a leader, over all groups
+	Installs int            // states sent to replicas that were too far behind
 	Entries  int
 	Checked  int // operations that were compared with the models
 	// Messages that the network lost, repeated or delayed.
@@ -42,7 +43,16 @@ func (r *Report) String() string {
 	for _, kind := range slices.Sorted(maps.Keys(r.Faults)) {
 		fmt.Fprintf(&b, "  %4d  %s\n", r.Faults[kind], kind)
 	}
+	for _, why := range slices.Sorted(maps.Keys(r.Refusals)) {
+		fmt.Fprintf(&b, "  %4d  refused: %s\n", r.Refusals[why], why)
+	}
 	return b.String()
+}
+
+// shorten is the beginning of a text, without what differs each time.
+func shorten(text string) string {
+	line, _, _ := strings.Cut(text, "\n")
+	return line[:min(len(line), 90)]
 }
 
 const (
@@ -99,9 +109,12 @@ func (c *Cluster) simulate(r *Report) error {
 	c.work.Go(func() { n.run(trouble) })
 	l.run(trouble)
 	n.work.Wait()
-	r.Faults, r.Ops = n.applied, make(map[history.Outcome]int)
+	r.Faults, r.Ops, r.Refusals = n.applied, make(map[history.Outcome]int), make(map[string]int)
 	for _, op := range append(l.history.Ops(), l.others.Ops()...) {
 		r.Ops[op.Outcome]++
+		if op.Outcome == history.Failed {
+			r.Refusals[shorten(op.Error)]++
+		}
 	}
 	err = c.judge(l, r)
 	return errors.Join(err, l.close())

@@ -28,6 +28,9 @@ const (
 	gossipPort = 7403
 )
 
+// logBytes makes write-ahead logs so small that they are cut, and used again, all the time.
+const logBytes = 256 << 10
+
 // server is a machine with a disk on which a node runs, most of the time.
 type server struct {
 	c    *Cluster
@@ -92,7 +95,7 @@ func (l *life) run(ctx context.Context) {
 			Shards: s.c.opts.Shards, Replicas: 3, Timing: shard.Timing{Heartbeat: time.Second},
 			Logger: s.log, Bootstrap: s.name == "n1",
 			Clock:   func() time.Time { return time.Now().Add(time.Duration(s.skew.Load())) },
-			OnFatal: l.fatal, WrapLog: l.disk.Logs, Tamper: s.c.tamper, TrailingEntries: s.c.opts.TrailingEntries,
+			OnFatal: l.fatal, WrapLog: l.disk.Logs, Tamper: s.c.tamper, TrailingEntries: s.c.opts.TrailingEntries, LogBytes: logBytes,
 			OnCommit: func(group uint32, entries []*raft.Log) { s.c.record.committed(l, group, entries) },
 		},
 	}
