@@ -29,7 +29,7 @@ type Entry struct {
 
 // Violation is a promise that was broken.
 type Violation struct {
-	Kind   string // result, lost, effect, order, time, log, invariant, agreement, watch, sum or linearizability
+	Kind   string // result, lost, effect, order, time, log, invariant, agreement, watch, sum, rows, durability, health or linearizability
 	Detail string
 	Op     *history.Op // nil if it is not about one
 }
@@ -52,6 +52,8 @@ type Report struct {
 	// Local counts the operations that no shard got to see, Unclear the queries of which the model could not tell what they
 	// meant: those for a subject that was never checked before, or whose policies had changed.
 	Local, Unclear int
+	// Rows counts what each shard remembers at the end of its log, by data type.
+	Rows map[uint32]map[uint8]int
 }
 
 func (r *Report) add(kind string, op *history.Op, format string, args ...any) {
@@ -78,6 +80,7 @@ const afterEntry = math.MaxInt
 // Replay judges all operations of a history by the complete logs of the shards, each from its first entry on.
 func Replay(logs map[uint32][]Entry, ops []history.Op) *Report {
 	r := &replay{shards: make(map[uint32]*models.Shard)}
+	r.Rows = make(map[uint32]map[uint8]int)
 	type spot struct {
 		shard uint32
 		index uint64
@@ -103,6 +106,7 @@ func Replay(logs map[uint32][]Entry, ops []history.Op) *Report {
 			}
 			r.answered(s, spots[spot{id, e.Index}])
 		}
+		r.Rows[id] = s.Rows()
 		for _, broken := range s.Broken() {
 			r.add("invariant", nil, "shard %d: %s", id, broken)
 		}

@@ -526,6 +526,16 @@ func compareRows(rows []client.LimitState, results []counter.LimitResult, now fs
 	return nil
 }
 
+// Rows implements Model.
+func (l *limits) Rows() (n int) {
+	for _, one := range l.meters {
+		if one.stored {
+			n++
+		}
+	}
+	return n
+}
+
 // Broken implements Model.
 func (l *limits) Broken() []string {
 	all := slices.Clone(l.broken)

@@ -37,6 +37,8 @@ type Model interface {
 	Compare(op *history.Op, done []Execution) error
 	// Learn is told which commands an operation became, in the order of the log.
 	Learn(op *history.Op, done []Execution)
+	// Rows counts what the shard remembers.
+	Rows() int
 	// Broken lists broken invariants.
 	Broken() []string
 }

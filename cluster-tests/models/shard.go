@@ -43,6 +43,15 @@ func NewShard(id uint32) *Shard {
 // Done returns the commands of a frame that was executed, nil if it was not.
 func (s *Shard) Done(id FrameID) []Execution { return s.done[id] }
 
+// Rows counts what the shard remembers, by data type.
+func (s *Shard) Rows() map[uint8]int {
+	rows := make(map[uint8]int)
+	for id, m := range s.Models {
+		rows[id] = m.Rows()
+	}
+	return rows
+}
+
 // Broken lists the broken invariants of the shard and its models.
 func (s *Shard) Broken() []string {
 	all := s.broken

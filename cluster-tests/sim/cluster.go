@@ -31,7 +31,10 @@ type Options struct {
 	Think time.Duration
 	// TrailingEntries is how short the nodes keep their logs.
 	TrailingEntries uint64
-	Logger          *slog.Logger
+	// Faults names the kinds of faults; nil means all. Pause is the longest time between two, 25 s by default.
+	Faults []string
+	Pause  time.Duration
+	Logger *slog.Logger
 }
 
 // Cluster is a simulated cluster.

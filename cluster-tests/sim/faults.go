@@ -2,6 +2,7 @@ package sim
 
 import (
 	"context"
+	"sync"
 	"time"
 
 	"github.com/holdfastdb/holdfast/cluster-tests/sim/disk"
@@ -29,6 +30,7 @@ var faults = []fault{
 	{"slow network", 2, slowNetwork},
 	{"lossy network", 5, lossyNetwork},
 	{"connections reset", 3, resets},
+	{"connections reset on a slow network", 3, together(slowNetwork, resets)},
 	{"slow disk", 3, slowDisk},
 	{"stalled disk", 3, stalledDisk},
 	{"disk errors", 2, failingDisk(disk.EIO)},
@@ -36,6 +38,8 @@ var faults = []fault{
 	{"leadership transfers", 3, transfers},
 	{"clock skew", 2, clockSkew(400 * time.Millisecond)},
 	{"clock jump", 2, clockSkew(30 * time.Second)},
+	{"power cut at a write", 3, powerCutAtWrite},
+	{"leader deposed unheard", 3, deposedUnheard},
 }
 
 func crash(s *server, end func(*server) bool, absence time.Duration) func(context.Context) bool {
@@ -191,6 +195,22 @@ func resets(n *nemesis) func(context.Context) bool {
 	}
 }
 
+// together applies two faults at once: where everything takes its time, more is under way when the second one comes.
+func together(first, second func(*nemesis) func(context.Context) bool) func(*nemesis) func(context.Context) bool {
+	return func(n *nemesis) func(context.Context) bool {
+		long, short := first(n), second(n)
+		return func(ctx context.Context) bool {
+			var both sync.WaitGroup
+			var done bool
+			both.Go(func() { done = long(ctx) })
+			hold(ctx, time.Second)
+			done2 := short(ctx)
+			both.Wait()
+			return done && done2
+		}
+	}
+}
+
 func (s *server) currentDisk() *disk.Disk {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -273,5 +293,75 @@ func clockSkew(most time.Duration) func(*nemesis) func(context.Context) bool {
 			s.skew.Store(0)
 			return true
 		}
+	}
+}
+
+// powerCutAtWrite takes the power away in the moment in which the Raft log of a server says that it has stored something,
+// and sees to it that there are elections meanwhile.
+func powerCutAtWrite(n *nemesis) func(context.Context) bool {
+	s, other := n.two()
+	at, survives, absence := 1+n.rng.IntN(10), 50*n.rng.IntN(2), n.between(time.Second, 5*time.Second)
+	return func(ctx context.Context) bool {
+		done := make(chan struct{})
+		s.currentDisk().CutAt(at, func() {
+			s.powerCut(survives)
+			close(done)
+		})
+		for group := range n.c.opts.Shards + 1 {
+			if p := other.running(); p != nil {
+				try, cancel := context.WithTimeout(ctx, 2*time.Second)
+				_ = p.Node.Transfer(try, group, p.Node.ID()) // there may be no leader
+				cancel()
+			}
+		}
+		t := time.NewTimer(10 * time.Second)
+		defer t.Stop()
+		select {
+		case <-done:
+		case <-t.C:
+			s.currentDisk().CutAt(0, nil)
+			return false
+		case <-ctx.Done():
+			s.currentDisk().CutAt(0, nil)
+			return false
+		}
+		hold(ctx, absence)
+		s.start()
+		return true
+	}
+}
+
+// deposedUnheard has leaders hear everything late, but speak at once, when they hand their leadership over: the next one
+// is at work when they still believe that they lead.
+func deposedUnheard(n *nemesis) func(context.Context) bool {
+	s, late := n.server(), n.between(400*time.Millisecond, 800*time.Millisecond)
+	return func(ctx context.Context) bool {
+		p := s.running()
+		if p == nil {
+			return false
+		}
+		var next *server
+		for _, o := range n.c.list() {
+			if o != s {
+				next = o
+				n.c.net.SetQuality(network.Link{From: o.ip, To: s.ip}, network.Quality{Latency: late})
+			}
+		}
+		hold(ctx, time.Second)
+		done := false
+		for group := range n.c.opts.Shards + 1 {
+			if g, ok := p.Node.Group(group); ok && g.IsLeader() && next.running() != nil {
+				try, cancel := context.WithTimeout(ctx, 5*time.Second)
+				done = p.Node.Transfer(try, group, next.running().Node.ID()) == nil || done
+				cancel()
+			}
+		}
+		hold(ctx, time.Second)
+		for _, o := range n.c.list() {
+			if o != s {
+				n.c.net.SetQuality(network.Link{From: o.ip, To: s.ip}, network.Default)
+			}
+		}
+		return done
 	}
 }

@@ -49,7 +49,7 @@ var policies = []*pb.CreatePolicyRequest{
 }
 
 // checked are the resources that are checked like any other.
-var checked = []string{"token_bucket", "sliding_window", "sliding_log", "fixed_window", "leaky_bucket", resourceChanged}
+var checked = []string{"token_bucket", "sliding_window", "sliding_log", "fixed_window", "leaky_bucket", resourceLease, resourceChanged}
 
 // subjects are few, so that callers meet.
 var subjects = []string{"ann", "bob", "cid", "dot"}

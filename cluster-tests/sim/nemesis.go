@@ -3,6 +3,7 @@ package sim
 import (
 	"context"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 )
@@ -30,31 +31,35 @@ func newNemesis(c *Cluster) *nemesis {
 	return &nemesis{c: c, rng: rand.New(rand.NewPCG(c.opts.Seed, 3)), applied: make(map[string]int)}
 }
 
-// Faults come as often as this.
-const (
-	faultPauseMin = 5 * time.Second
-	faultPauseMax = 25 * time.Second
-)
+// faultPauseMax is the longest time between two faults.
+const faultPauseMax = 25 * time.Second
 
 // run applies faults until ctx ends. All are made good when it returns.
 func (n *nemesis) run(ctx context.Context) {
 	defer n.work.Wait()
+	kinds, longest := faults, faultPauseMax
+	if only := n.c.opts.Faults; only != nil {
+		kinds = slices.DeleteFunc(slices.Clone(faults), func(f fault) bool { return !slices.Contains(only, f.name) })
+	}
+	if n.c.opts.Pause != 0 {
+		longest = n.c.opts.Pause
+	}
 	sum := 0
-	for _, f := range faults {
+	for _, f := range kinds {
 		sum += f.weight
 	}
 	for {
-		if sleep(ctx, n.between(faultPauseMin, faultPauseMax)) != nil {
+		if sleep(ctx, n.between(longest/5, longest)) != nil {
 			return
 		}
 		pick, chosen := n.rng.IntN(sum), 0
-		for i, f := range faults {
+		for i, f := range kinds {
 			if pick -= f.weight; pick < 0 {
 				chosen = i
 				break
 			}
 		}
-		f := faults[chosen]
+		f := kinds[chosen]
 		apply := f.plan(n)
 		done := make(chan struct{})
 		n.work.Go(func() {

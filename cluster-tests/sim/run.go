@@ -26,6 +26,29 @@ type Report struct {
 	Checked  int // operations that were compared with the models
 	// Messages that the network lost, repeated or delayed.
 	Messages uint64
+	// Violations are the promises that were broken, by the check that found it.
+	Violations []check.Violation
+}
+
+// found notes that a check found something.
+func (r *Report) found(kind string, errs ...error) {
+	for _, err := range errs {
+		if err != nil {
+			r.Violations = append(r.Violations, check.Violation{Kind: kind, Detail: err.Error()})
+		}
+	}
+}
+
+// err tells of the violations, of the first ones in words.
+func (r *Report) err() error {
+	var errs []error
+	for _, v := range r.Violations[:min(mostViolations, len(r.Violations))] {
+		errs = append(errs, errors.New(v.String()))
+	}
+	if more := len(r.Violations) - mostViolations; more > 0 {
+		errs = append(errs, fmt.Errorf("and %d more violations", more))
+	}
+	return errors.Join(errs...)
 }
 
 // FaultCount is the number of faults of all kinds.
@@ -67,15 +90,19 @@ func Run(opts Options) (*Report, error) {
 	begin := time.Now()
 	c := New(opts)
 	r := &Report{Seed: opts.Seed}
-	err := c.simulate(r)
-	err = errors.Join(err, c.Stop())
+	r.found("health", c.simulate(r))
+	r.found("health", c.Stop())
 	r.Virtual, r.Terms, r.Installs = time.Since(begin), c.record.terms(), c.record.installs
 	for group := range opts.Shards + 1 {
 		r.Entries += len(c.record.entries(group))
 	}
 	net := c.net.Stats()
 	r.Messages = net.Lost + net.Repeated + c.frame.lost.Load() + c.frame.repeated.Load() + c.frame.late.Load()
-	return r, errors.Join(err, errors.Join(c.record.conflicts...), r.enough())
+	r.found("agreement", c.record.conflicts...)
+	for _, s := range c.list() {
+		r.found("durability", s.currentDisk().Lost()...)
+	}
+	return r, errors.Join(r.err(), r.enough())
 }
 
 // enough tells whether something was tried at all.
@@ -132,28 +159,34 @@ func (c *Cluster) judge(l *load, r *Report) error {
 		return err
 	}
 	time.Sleep(settle)
-	return errors.Join(l.checkSums(ctx), c.checkAgreement(ctx), c.replay(l, r))
+	agreed, err := c.checkAgreement(ctx)
+	r.found("agreement", err)
+	r.found("sum", l.checkSums(ctx))
+	c.replay(l, agreed, r)
+	return nil
 }
 
 // mostViolations is how many are told in words.
 const mostViolations = 10
 
-// replay has every operation judged by what the shards' logs say.
-func (c *Cluster) replay(l *load, r *Report) error {
+// replay has every operation judged by what the shards' logs say, and the states at the end by what the models hold.
+func (c *Cluster) replay(l *load, agreed map[uint32]*state, r *Report) {
 	logs := make(map[uint32][]check.Entry)
 	for shard := uint32(1); shard <= c.opts.Shards; shard++ {
 		for _, e := range c.record.entries(shard) {
-			logs[shard] = append(logs[shard], check.Entry{Index: e.Index, Term: e.Term, Type: e.Type, Data: e.Data})
+			if at := agreed[shard]; at == nil || e.Index <= at.index {
+				logs[shard] = append(logs[shard], check.Entry{Index: e.Index, Term: e.Term, Type: e.Type, Data: e.Data})
+			}
 		}
 	}
 	judged := check.Replay(logs, l.history.Ops())
 	r.Checked = judged.Checked
-	var errs []error
-	for _, v := range judged.Violations[:min(mostViolations, len(judged.Violations))] {
-		errs = append(errs, errors.New(v.String()))
+	r.Violations = append(r.Violations, judged.Violations...)
+	for shard, at := range agreed {
+		for typeID, n := range judged.Rows[shard] {
+			if at.rows[typeID] != n {
+				r.found("rows", fmt.Errorf("shard %d has %d rows of data type %d, the model %d", shard, at.rows[typeID], typeID, n))
+			}
+		}
 	}
-	if more := len(judged.Violations) - mostViolations; more > 0 {
-		errs = append(errs, fmt.Errorf("and %d more violations", more))
-	}
-	return errors.Join(errs...)
 }

@@ -16,6 +16,8 @@ type Disk struct {
 	vfs.FS
 	mem *vfs.MemFS
 
+	promises *promises
+
 	mu       sync.Mutex
 	fault    error         // what writes answer
 	end      func(error)   // is told of a write that no process survives
@@ -23,6 +25,8 @@ type Disk struct {
 	stalled  chan struct{} // while set, closed at the end of the stall
 	slow     time.Duration
 	failures int
+	cut      func() // takes the power away
+	cutAt    int    // after so many writes from now on
 }
 
 // The errors of a broken and of a full disk.
@@ -32,21 +36,23 @@ var (
 )
 
 // New is an empty disk.
-func New() *Disk { return on(vfs.NewCrashableMem(), nil) }
+func New() *Disk { return on(vfs.NewCrashableMem(), newPromises(), nil) }
 
-func on(mem *vfs.MemFS, end func(error)) *Disk {
-	return &Disk{FS: mem, mem: mem, end: end, released: make(chan struct{})}
+func on(mem *vfs.MemFS, p *promises, end func(error)) *Disk {
+	return &Disk{FS: mem, mem: mem, promises: p, end: end, released: make(chan struct{})}
 }
 
 // Crash is the disk as the next process finds it: of what was not synced, so many percent survive. A process that is
 // killed leaves 100, a power cut less.
 func (d *Disk) Crash(survives int, rng *rand.Rand) *Disk {
-	return on(d.mem.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: survives, RNG: rng}), nil)
+	var left *vfs.MemFS
+	p := d.promises.copy(func() { left = d.mem.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: survives, RNG: rng}) })
+	return on(left, p, nil)
 }
 
 // Reopen is the disk for the next process. end is called when a write fails that no process survives, from the goroutine
 // that writes, which then waits for Release.
-func (d *Disk) Reopen(end func(error)) *Disk { return on(d.mem, end) }
+func (d *Disk) Reopen(end func(error)) *Disk { return on(d.mem, d.promises, end) }
 
 // Fail makes writes fail, until it is called with nil. Those of write-ahead logs and manifests end the process: nobody
 // could say what is on the disk. Half of the write that ends it is there.

@@ -70,7 +70,10 @@ func (l *logs) Open(group uint32) (raftlog.Log, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &raftLog{Log: inner, logs: l}, nil
+	if err := l.d.promises.check(group, inner); err != nil {
+		return nil, err
+	}
+	return &raftLog{Log: inner, logs: l, group: group}, nil
 }
 
 // SyncPending implements raftlog.Provider.
@@ -87,7 +90,8 @@ func (l *logs) SyncPending() time.Duration {
 // raftLog is one group's log, whose writes take the disk's time. Raft writes from one goroutine.
 type raftLog struct {
 	raftlog.Log
-	logs *logs
+	logs  *logs
+	group uint32
 }
 
 func (l *raftLog) wait() {
@@ -100,19 +104,66 @@ func (l *raftLog) wait() {
 	l.logs.d.mu.Unlock()
 }
 
+// change notes what was asked for or promised.
+func (l *raftLog) change(f func(*promise)) { l.logs.d.promises.change(l.group, f) }
+
 func (l *raftLog) StoreLog(e *raft.Log) error { return l.StoreLogs([]*raft.Log{e}) }
 
 func (l *raftLog) StoreLogs(entries []*raft.Log) error {
 	l.wait()
-	return l.Log.StoreLogs(entries)
+	if err := l.Log.StoreLogs(entries); err != nil || len(entries) == 0 {
+		return err
+	}
+	l.change(func(p *promise) { p.last = max(p.last, entries[len(entries)-1].Index) })
+	l.logs.d.stored()
+	return nil
+}
+
+// DeleteRange takes back what it deletes. Entries may come back with a crash: that was never promised otherwise.
+func (l *raftLog) DeleteRange(lowest, highest uint64) error {
+	l.change(func(p *promise) {
+		if highest >= p.last {
+			p.last = lowest - 1
+		}
+	})
+	return l.Log.DeleteRange(lowest, highest)
 }
 
 func (l *raftLog) Set(key, value []byte) error {
 	l.wait()
-	return l.Log.Set(key, value)
+	isVote, v := string(key) == raftlog.KeyVoteCandidate, vote{candidate: string(value)}
+	if isVote {
+		l.change(func(p *promise) {
+			v.term = p.half
+			p.asked = append(p.asked, v)
+		})
+	}
+	if err := l.Log.Set(key, value); err != nil {
+		return err
+	}
+	if isVote {
+		l.change(func(p *promise) { p.vote, p.asked = v, nil })
+		l.logs.d.stored()
+	}
+	return nil
 }
 
 func (l *raftLog) SetUint64(key []byte, value uint64) error {
 	l.wait()
-	return l.Log.SetUint64(key, value)
+	if err := l.Log.SetUint64(key, value); err != nil {
+		return err
+	}
+	switch string(key) {
+	case keyTerm:
+		l.change(func(p *promise) { p.term = value })
+	case raftlog.KeyVoteTerm:
+		l.change(func(p *promise) { p.half = value })
+		l.logs.d.stored()
+	}
+	return nil
+}
+
+func (l *raftLog) Destroy() error {
+	l.change(func(p *promise) { *p = promise{} })
+	return l.Log.Destroy()
 }

@@ -1,0 +1,137 @@
+//go:build planted
+
+// Package planted checks the checks: it plants one bug after the other into the nodes of simulated clusters, and fails
+// unless the simulation reports a broken promise. The same seeds without a bug must report none.
+package planted
+
+import (
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/holdfastdb/holdfast/cluster-tests/sim"
+	"github.com/holdfastdb/holdfast/storage/plant"
+)
+
+// trouble is a mix of faults. A bug needs its own to show, and little else, so that runs can be short.
+type trouble struct {
+	name   string
+	faults []string
+	// trailing is how many entries the logs keep.
+	trailing uint64
+	seeds    []uint64
+}
+
+var (
+	// retries: answers get lost and replicas restart.
+	retries = trouble{"retries", []string{"connections reset on a slow network", "kill"}, 4096, []uint64{1, 2}}
+	// leaders: more than one believes that it leads.
+	leaders = trouble{"leaders", []string{"partition", "leader deposed unheard"}, 4096, []uint64{1, 2, 3}}
+	// losses: replicas lose what they have not synced, or fall so far behind that they need the whole state.
+	losses = trouble{"losses", []string{"power cut at a write", "power cut, unsynced data lost", "long absence"}, 64, []uint64{1, 2, 3}}
+)
+
+// bugs says for each bug by which trouble it shows, and which check must find it: one of these.
+var bugs = []struct {
+	bug    plant.Bug
+	name   string
+	by     trouble
+	checks []string
+}{
+	{plant.SkipDedup, "skip dedup", retries, []string{"sum", "result"}},
+	{plant.ApplyTwice, "apply twice after restart", retries, []string{"agreement"}},
+	{plant.LocalClock, "local clock in a state machine", retries, []string{"agreement", "result"}},
+	{plant.LoseExpiry, "lose the expiry row", retries, []string{"rows"}},
+	{plant.FreeLease, "lease granted without deduction", retries, []string{"result"}},
+	{plant.RefundTwice, "refund counted twice", retries, []string{"sum", "result"}},
+	{plant.ReadUnconfirmed, "read without confirming leadership", leaders, []string{"order", "result"}},
+	{plant.FollowerReads, "a follower serves a query", leaders, []string{"order", "result"}},
+	{plant.AckBeforeQuorum, "ack before quorum", leaders, []string{"lost", "agreement"}},
+	{plant.TruncateEarly, "truncate the log before the state is flushed", losses, []string{"health"}},
+	{plant.SnapshotShort, "snapshot one entry short", losses, []string{"agreement", "sum"}},
+	{plant.VoteUnsynced, "vote not synced", losses, []string{"durability"}},
+	{plant.VoteApart, "term and vote written apart", losses, []string{"durability"}},
+	{plant.LogUnsynced, "log not synced", losses, []string{"durability"}},
+}
+
+// run simulates a seed and returns what was found, by check.
+func run(t *testing.T, by trouble, seed uint64) (*sim.Report, map[string]int, error) {
+	var report *sim.Report
+	var err error
+	opts := sim.Options{
+		Seed: seed, Nodes: 3, Shards: 1, Duration: 90 * time.Second, Think: 150 * time.Millisecond, TrailingEntries: by.trailing,
+		Faults: by.faults, Pause: 6 * time.Second, Logger: slog.New(slog.DiscardHandler),
+	}
+	if name := os.Getenv("SIM_LOG"); name != "" {
+		f, err := os.Create(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		opts.Logger = slog.New(slog.NewTextHandler(f, nil))
+	}
+	synctest.Test(t, func(*testing.T) { report, err = sim.Run(opts) })
+	found := make(map[string]int)
+	for _, v := range report.Violations {
+		found[v.Kind]++
+	}
+	return report, found, err
+}
+
+func TestEveryPlantedBugIsFound(t *testing.T) {
+	for _, test := range bugs {
+		t.Run(test.name, func(t *testing.T) {
+			plant.Set(test.bug)
+			defer plant.Set(plant.None)
+			for _, seed := range test.by.seeds {
+				report, found, _ := run(t, test.by, seed)
+				for _, check := range test.checks {
+					if found[check] > 0 {
+						t.Logf("found with seed %d by the checks %s; the first: %.300s", seed, counts(found), first(report, check))
+						return
+					}
+				}
+				t.Logf("seed %d: found by %s\n%s", seed, counts(found), report)
+			}
+			t.Errorf("no seed of %v let one of the checks %v find it", test.by.seeds, test.checks)
+		})
+	}
+}
+
+func first(r *sim.Report, kind string) string {
+	for _, v := range r.Violations {
+		if v.Kind == kind {
+			return v.String()
+		}
+	}
+	return ""
+}
+
+func counts(found map[string]int) string {
+	var list []string
+	for _, kind := range slices.Sorted(maps.Keys(found)) {
+		list = append(list, fmt.Sprintf("%s (%d)", kind, found[kind]))
+	}
+	return strings.Join(list, ", ")
+}
+
+// Without a bug the same seeds find nothing.
+func TestNothingIsFoundWhereNothingIsPlanted(t *testing.T) {
+	for _, by := range []trouble{retries, leaders, losses} {
+		for _, seed := range by.seeds {
+			t.Run(fmt.Sprintf("%s/seed %d", by.name, seed), func(t *testing.T) {
+				report, _, err := run(t, by, seed)
+				t.Log(report)
+				if err != nil {
+					t.Error(err)
+				}
+			})
+		}
+	}
+}
