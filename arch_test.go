@@ -31,7 +31,7 @@ var layers = []layer{
 	{"client/", []string{"client/"}, "adapters are written on the SDK as users see it"},
 	{"client/load", nil, "load generation knows no system under test"},
 	{"client/holdfasttest", []string{"client", "node/", "rpc/process", "rpc/holdfastpb"}, "a real cluster for users' tests"},
-	{"rpc", []string{"rpc/", "fsm/", "storage/kv", "storage/wire"}, "services know the node by an interface of their own"},
+	{"rpc", []string{"rpc/", "fsm/", "storage/kv", "storage/wire", "storage/plant"}, "services know the node by an interface of their own"},
 	{"rpc/process", []string{"rpc", "node/"}, "the one place where services meet the node"},
 	{"rpc/policy", []string{"fsm/", "storage/kv"}, "finding limits needs the catalog and nothing of the network"},
 	{"rpc/envoyrls", []string{"fsm/", "rpc/policy"}, "a foreign protocol translates, it does not decide"},

@@ -17,6 +17,7 @@ import (
 	"github.com/holdfastdb/holdfast/fsm/counter"
 	"github.com/holdfastdb/holdfast/rpc/codec"
 	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
+	"github.com/holdfastdb/holdfast/storage/plant"
 )
 
 // data implements holdfast.v1.Data, the stream that SDKs speak.
@@ -163,7 +164,7 @@ func (x *stream) frame(q *pb.FrameRequest) {
 		return
 	}
 	replica, here := s.node.Replica(q.Shard)
-	if !here || !replica.IsLeader() {
+	if !here || !replica.IsLeader() && !(q.Query && plant.On(plant.FollowerReads)) {
 		x.refuse(q, pb.FrameError_REASON_NOT_LEADER, "this node does not lead the shard")
 		return
 	}

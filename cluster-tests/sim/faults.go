@@ -38,7 +38,8 @@ var faults = []fault{
 	{"leadership transfers", 3, transfers},
 	{"clock skew", 2, clockSkew(400 * time.Millisecond)},
 	{"clock jump", 2, clockSkew(30 * time.Second)},
-	{"power cut at a write", 3, powerCutAtWrite},
+	{"power cut at an entry", 2, powerCutAt(disk.Entries, 20)},
+	{"power cut at a vote", 2, powerCutAt(disk.Votes, 4)},
 	{"leader deposed unheard", 3, deposedUnheard},
 }
 
@@ -296,38 +297,40 @@ func clockSkew(most time.Duration) func(*nemesis) func(context.Context) bool {
 	}
 }
 
-// powerCutAtWrite takes the power away in the moment in which the Raft log of a server says that it has stored something,
-// and sees to it that there are elections meanwhile.
-func powerCutAtWrite(n *nemesis) func(context.Context) bool {
-	s, other := n.two()
-	at, survives, absence := 1+n.rng.IntN(10), 50*n.rng.IntN(2), n.between(time.Second, 5*time.Second)
-	return func(ctx context.Context) bool {
-		done := make(chan struct{})
-		s.currentDisk().CutAt(at, func() {
-			s.powerCut(survives)
-			close(done)
-		})
-		for group := range n.c.opts.Shards + 1 {
-			if p := other.running(); p != nil {
-				try, cancel := context.WithTimeout(ctx, 2*time.Second)
-				_ = p.Node.Transfer(try, group, p.Node.ID()) // there may be no leader
-				cancel()
+// powerCutAt takes the power away in the moment in which the Raft log of a server says that it has stored something, and
+// sees to it that there are elections meanwhile.
+func powerCutAt(what disk.Write, most int) func(*nemesis) func(context.Context) bool {
+	return func(n *nemesis) func(context.Context) bool {
+		s, other := n.two()
+		at, survives, absence := 1+n.rng.IntN(most), 50*n.rng.IntN(2), n.between(time.Second, 5*time.Second)
+		return func(ctx context.Context) bool {
+			done := make(chan struct{})
+			k := s.currentDisk()
+			k.CutAt(what, at, func() {
+				s.powerCut(survives)
+				close(done)
+			})
+			defer k.CutAt(what, 0, nil)
+			for group := range n.c.opts.Shards + 1 {
+				if p := other.running(); p != nil {
+					try, cancel := context.WithTimeout(ctx, 2*time.Second)
+					_ = p.Node.Transfer(try, group, p.Node.ID()) // there may be no leader
+					cancel()
+				}
 			}
+			t := time.NewTimer(10 * time.Second)
+			defer t.Stop()
+			select {
+			case <-done:
+			case <-t.C:
+				return false
+			case <-ctx.Done():
+				return false
+			}
+			hold(ctx, absence)
+			s.start()
+			return true
 		}
-		t := time.NewTimer(10 * time.Second)
-		defer t.Stop()
-		select {
-		case <-done:
-		case <-t.C:
-			s.currentDisk().CutAt(0, nil)
-			return false
-		case <-ctx.Done():
-			s.currentDisk().CutAt(0, nil)
-			return false
-		}
-		hold(ctx, absence)
-		s.start()
-		return true
 	}
 }
 

@@ -13,8 +13,9 @@ import (
 	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
 )
 
-// clientIPs are the machines of the SDKs.
-var clientIPs = []string{"10.0.1.1", "10.0.1.2", "10.0.1.3"}
+// clientIPs are the machines of the SDKs. The last one is for those who only read: an SDK that also writes hears of a new
+// leader soon.
+var clientIPs = []string{"10.0.1.1", "10.0.1.2", "10.0.1.3", "10.0.1.4"}
 
 // The operations beside those of package models, which have no model: what a lease lets pass, no shard decides, and
 // policies are the catalog's.
@@ -96,19 +97,26 @@ func startLoad(ctx context.Context, c *Cluster) (*load, error) {
 	return l, nil
 }
 
-// workers is how many callers there are.
-const workers = 6
+// workers is how many callers there are; so many of them only read.
+const (
+	workers = 8
+	readers = 2
+)
 
 // run calls until ctx ends, and returns when all calls have.
 func (l *load) run(ctx context.Context) {
 	var working sync.WaitGroup
 	for i := range workers {
 		w := &worker{
-			load: l, name: fmt.Sprintf("w%d", i+1), limits: l.clients[i%len(l.clients)].Limits(), rng: rand.New(rand.NewPCG(l.c.opts.Seed, uint64(100+i))),
+			load: l, name: fmt.Sprintf("w%d", i+1), limits: l.clients[i%(len(l.clients)-1)].Limits(), rng: rand.New(rand.NewPCG(l.c.opts.Seed, uint64(100+i))),
+		}
+		step := w.step
+		if i < readers {
+			w.limits, step = l.clients[len(l.clients)-1].Limits(), w.read
 		}
 		working.Go(func() {
 			for ctx.Err() == nil {
-				w.step()
+				step()
 				hold(ctx, time.Duration(w.rng.ExpFloat64()*float64(l.c.opts.Think)))
 			}
 		})
@@ -152,9 +160,30 @@ func (w *worker) do(kind string, q client.Request, actual uint32, f func(context
 	p.End(out, trace, err)
 }
 
+// request draws whose quota of what is asked for.
+func (w *worker) request() client.Request {
+	return client.Request{Client: subjects[w.rng.IntN(len(subjects))], Weight: uint32(1 + w.rng.IntN(3)), Resource: checked[w.rng.IntN(len(checked))]}
+}
+
+func (w *worker) peek(q client.Request) {
+	w.do(models.KindPeek, q, 0, func(ctx context.Context) (any, error) { return w.limits.Peek(ctx, q) })
+}
+
+func (w *worker) status(q client.Request) {
+	w.do(models.KindStatus, q, 0, func(ctx context.Context) (any, error) { return w.limits.Status(ctx, q) })
+}
+
+// read is the step of those who only read.
+func (w *worker) read() {
+	if q := w.request(); w.rng.IntN(3) > 0 {
+		w.peek(q)
+	} else {
+		w.status(q)
+	}
+}
+
 func (w *worker) step() {
-	subject := subjects[w.rng.IntN(len(subjects))]
-	q := client.Request{Client: subject, Weight: uint32(1 + w.rng.IntN(3)), Resource: checked[w.rng.IntN(len(checked))]}
+	q := w.request()
 	switch n := w.rng.IntN(100); {
 	case n < 30:
 		q.Resource = resourceSum
@@ -171,10 +200,10 @@ func (w *worker) step() {
 		q.Resource, q.Weight = resourceSlots, 1
 		w.slot(q)
 	case n < 94:
-		w.do(models.KindPeek, q, 0, func(ctx context.Context) (any, error) { return w.limits.Peek(ctx, q) })
+		w.peek(q)
 	case n < 97:
 		q.Resource = resourceSum
-		w.do(models.KindStatus, q, 0, func(ctx context.Context) (any, error) { return w.limits.Status(ctx, q) })
+		w.status(q)
 	case n < 98:
 		w.do(models.KindReset, q, 0, func(ctx context.Context) (any, error) { return w.limits.Reset(ctx, q) })
 	default:

@@ -26,7 +26,8 @@ type Disk struct {
 	slow     time.Duration
 	failures int
 	cut      func() // takes the power away
-	cutAt    int    // after so many writes from now on
+	cutIn    Write
+	cutAt    int // after so many writes from now on
 }
 
 // The errors of a broken and of a full disk.

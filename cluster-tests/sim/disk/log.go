@@ -115,7 +115,7 @@ func (l *raftLog) StoreLogs(entries []*raft.Log) error {
 		return err
 	}
 	l.change(func(p *promise) { p.last = max(p.last, entries[len(entries)-1].Index) })
-	l.logs.d.stored()
+	l.logs.d.stored(Entries)
 	return nil
 }
 
@@ -143,7 +143,7 @@ func (l *raftLog) Set(key, value []byte) error {
 	}
 	if isVote {
 		l.change(func(p *promise) { p.vote, p.asked = v, nil })
-		l.logs.d.stored()
+		l.logs.d.stored(Votes)
 	}
 	return nil
 }
@@ -158,7 +158,7 @@ func (l *raftLog) SetUint64(key []byte, value uint64) error {
 		l.change(func(p *promise) { p.term = value })
 	case raftlog.KeyVoteTerm:
 		l.change(func(p *promise) { p.half = value })
-		l.logs.d.stored()
+		l.logs.d.stored(Votes)
 	}
 	return nil
 }

@@ -86,18 +86,30 @@ func (d *Disk) Lost() []error {
 	return slices.Clone(d.promises.lost)
 }
 
+// Write is what a Raft log stores.
+type Write int
+
+// The writes in which a disk may lose its power.
+const (
+	Entries Write = iota
+	Votes         // also one half of a vote
+)
+
 // CutAt has cut called once, in the middle of what Raft does, right after its log said for the nth time from now on that
-// half a vote, a vote or entries are stored. It is to take the power away.
-func (d *Disk) CutAt(n int, cut func()) {
+// such a write is stored. It is to take the power away; nil calls it off.
+func (d *Disk) CutAt(what Write, n int, cut func()) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.cutAt, d.cut = n, cut
+	d.cutIn, d.cutAt, d.cut = what, n, cut
 }
 
 // stored counts down to the cut.
-func (d *Disk) stored() {
+func (d *Disk) stored(what Write) {
 	d.mu.Lock()
 	cut := d.cut
+	if what != d.cutIn {
+		cut = nil
+	}
 	if cut != nil {
 		if d.cutAt--; d.cutAt > 0 {
 			cut = nil
