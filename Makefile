@@ -47,6 +47,10 @@ chaos: ## real processes under faults for CHAOS_MINUTES (30), figures into docs/
 	CHAOS_MINUTES=$(CHAOS_MINUTES) CHAOS_DIR=$${CHAOS_DIR:-$(CURDIR)/bin/chaos} CHAOS_OUT=$${CHAOS_OUT-$(CURDIR)/docs/reliability.md} \
 		go test -count 1 -timeout 0 -v ./cluster-tests/chaos
 
+.PHONY: planted
+planted: ## plant bugs, one after the other, and see that the simulation finds each; also RUN='TestEvery.*/skip_dedup' PLANTED_SEED=
+	go test -tags planted -count 1 -timeout 30m -v -run "$${RUN:-.}" ./cluster-tests/planted
+
 .PHONY: bench
 bench: ## Holdfast beside etcd and Redis on this machine, into docs/benchmarks.md (12 minutes; needs redis-server)
 	cd bench && go build -o ../bin/holdfast-bench .

@@ -36,6 +36,7 @@ var faults = []fault{
 	{"disk errors", 2, failingDisk(disk.EIO)},
 	{"disk full", 2, failingDisk(disk.ENOSPC)},
 	{"leadership transfers", 3, transfers},
+	{"leadership transfers on a slow network", 2, together(slowNetwork, transfers)},
 	{"clock skew", 2, clockSkew(400 * time.Millisecond)},
 	{"clock jump", 2, clockSkew(30 * time.Second)},
 	{"power cut at an entry", 2, powerCutAt(disk.Entries, 20)},

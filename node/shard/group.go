@@ -159,15 +159,25 @@ func Open(cfg Config) (*Group, error) {
 	return g, nil
 }
 
-// checkLog refuses a state that the log does not connect to: entries between the two would be missing for good.
+// checkLog refuses a state that the log does not connect to: entries between the two would be missing for good. The log
+// may have a gap, as a received state leaves it, but not there.
 func (g *Group) checkLog() error {
-	first, err := g.cfg.Log.FirstIndex()
+	last, err := g.cfg.Log.LastIndex()
 	if err != nil {
 		return fmt.Errorf("open group %d: %w", g.cfg.Group, err)
 	}
-	if applied := g.machine.Applied().Index; first > applied+1 {
-		return fmt.Errorf("group %d: the state ends at entry %d but the log begins at %d: restore the data directory, or start this node with an empty one",
-			g.cfg.Group, applied, first)
+	next := g.machine.Applied().Index + 1
+	if last < next {
+		return nil
+	}
+	var e raft.Log
+	err = g.cfg.Log.GetLog(next, &e)
+	if errors.Is(err, raft.ErrLogNotFound) {
+		return fmt.Errorf("group %d: the state ends at entry %d and the log at %d, but entry %d is missing: restore the data directory, or start this node with an empty one",
+			g.cfg.Group, next-1, last, next)
+	}
+	if err != nil {
+		return fmt.Errorf("open group %d: %w", g.cfg.Group, err)
 	}
 	return nil
 }
