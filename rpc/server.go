@@ -64,6 +64,7 @@ func New(o Options) (*Server, error) {
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
 		grpc.ChainUnaryInterceptor(o.Metrics.unary, bounded),
+		grpc.WaitForHandlers(true), // who still reads must not find the state closed
 	}
 	if o.Creds != nil {
 		options = append(options, grpc.Creds(o.Creds))
