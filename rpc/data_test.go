@@ -57,7 +57,7 @@ func TestAStreamThatTakesNoAnswersIsNotReadOn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		s := newSDK(ctx, 0)
-		service := &data{metrics: NewMetrics()}
+		service := &data{metrics: NewMetrics(), closing: make(chan struct{})}
 		done := make(chan error)
 		go func() { done <- service.Frames(s) }()
 		go func() {
@@ -82,6 +82,32 @@ func TestAStreamThatTakesNoAnswersIsNotReadOn(t *testing.T) {
 		}
 		cancel()
 		<-done
+	})
+}
+
+// A node that stops does not wait for its SDKs to hang up, only for what is not answered yet.
+func TestAStreamEndsWithTheServiceWhenAllIsAnswered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		s := newSDK(ctx, 0)
+		service := &data{metrics: NewMetrics(), closing: make(chan struct{})}
+		done := make(chan error, 1)
+		go func() { done <- service.Frames(s) }()
+		s.frames <- &pb.FrameRequest{Id: 7}
+		synctest.Wait()
+		close(service.closing)
+		synctest.Wait()
+		select {
+		case <-done:
+			t.Fatal("it ended before the answer was sent")
+		default:
+		}
+		if r := <-s.answers; r.Id != 7 {
+			t.Errorf("answer %v", r)
+		}
+		<-done
+		cancel() // as gRPC does when the service returns
+		service.readers.Wait()
 	})
 }
 

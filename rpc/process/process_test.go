@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
+	"github.com/holdfastdb/holdfast/client"
 	"github.com/holdfastdb/holdfast/client/holdfasttest"
 	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
 )
@@ -460,7 +461,23 @@ func TestHealthOverGRPC(t *testing.T) {
 	if err != nil || r.Status != grpc_health_v1.HealthCheckResponse_SERVING {
 		t.Fatalf("%v, %v", r, err)
 	}
+	if _, err := health.Check(context.Background(), &grpc_health_v1.HealthCheckRequest{Service: "envoy.service.ratelimit.v3.RateLimitService"}); err != nil {
+		t.Fatalf("Envoy's service: %v", err)
+	}
 	if _, err := health.Check(context.Background(), &grpc_health_v1.HealthCheckRequest{Service: "nope"}); status.Code(err) != codes.NotFound {
 		t.Fatalf("an unknown service: %v", err)
+	}
+}
+
+// SDKs keep their streams open. A node that stops does not wait for them until its time is over.
+func TestAnOpenStreamDoesNotHoldAStopUp(t *testing.T) {
+	c := holdfasttest.Start(t, 1)
+	if _, err := c.Client().Limits().Check(t.Context(), client.Request{Client: "a"}); err != nil {
+		t.Fatal(err)
+	}
+	begin := time.Now()
+	c.StopNode(0)
+	if took := time.Since(begin); took > 1900*time.Millisecond {
+		t.Errorf("it took %v", took)
 	}
 }
