@@ -111,6 +111,36 @@ func TestAStreamEndsWithTheServiceWhenAllIsAnswered(t *testing.T) {
 	})
 }
 
+// leader leads every shard, at a time of its own, and keeps what it is told to do.
+type leader struct {
+	Node
+	now    fsm.Time
+	frames []*fsm.Frame
+}
+
+func (l *leader) Replica(uint32) (Replica, bool) { return l, true }
+func (l *leader) IsLeader() bool                 { return true }
+func (l *leader) Now() fsm.Time                  { return l.now }
+func (l *leader) ProposeAsync(f *fsm.Frame, _ func(fsm.FrameOutcome, error)) error {
+	l.frames = append(l.frames, f)
+	return nil
+}
+
+// A frame that was stamped by another node is not refused because this one's clock is behind: it may have been executed.
+func TestADeadlineOfAnotherNodeIsTaken(t *testing.T) {
+	const now = 1_700_000_000_000
+	for deadline, taken := range map[int64]bool{
+		now - 1: true, now + fsm.MaxDeadline: true, now + fsm.MaxDeadline + 2000: true, now + 2*fsm.MaxDeadline: false,
+	} {
+		node := &leader{now: now}
+		x := &stream{s: &data{node: node, metrics: NewMetrics()}, ctx: t.Context(), wake: make(chan struct{}, 1)}
+		x.frame(&pb.FrameRequest{Client: make([]byte, 16), Shard: 1, Seq: 1, DeadlineMs: deadline, Ops: []*pb.Op{{}}})
+		if (len(node.frames) == 1) != taken || (len(x.queue) == 0) != taken {
+			t.Errorf("%d ms ahead: %d frames proposed, answers %v", deadline-now, len(node.frames), x.queue)
+		}
+	}
+}
+
 // leaderless is an operation in a shard that nobody leads.
 func leaderless() op {
 	return op{method: methodPeek, call: fsm.Noop(), elsewhere: func(ctx context.Context, _ *pb.FrameRequest, _ int) (proto.Message, error) {

@@ -433,7 +433,7 @@ func (s *policies) ImportEnvoy(ctx context.Context, q *pb.ImportEnvoyRequest) (*
 		if isNew && len(known) >= maxDomains {
 			return nil, statusOf(fsm.Errorf(fsm.Exhausted, "there are %d domains already: delete one", len(known)))
 		}
-		if err := s.putDomain(ctx, catalog.Domain{Name: d.Name, YAML: q.Yaml}); err != nil {
+		if err := s.putDomain(ctx, catalog.Domain{Name: d.Name, YAML: q.Yaml, Actor: actor(ctx)}); err != nil {
 			return nil, statusOf(err)
 		}
 	}
@@ -463,7 +463,7 @@ func (s *policies) ListEnvoy(context.Context, *pb.ListEnvoyRequest) (*pb.ListEnv
 	}
 	r := &pb.ListEnvoyResponse{}
 	for _, d := range list {
-		r.Domains = append(r.Domains, &pb.EnvoyDomain{Domain: d.Name, Yaml: d.YAML})
+		r.Domains = append(r.Domains, &pb.EnvoyDomain{Domain: d.Name, Yaml: d.YAML, Actor: d.Actor, UpdatedAt: timestamp(d.Updated)})
 	}
 	return r, nil
 }

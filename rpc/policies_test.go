@@ -3,9 +3,11 @@ package rpc
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -146,7 +148,12 @@ func TestTheNumberOfDomainsIsBounded(t *testing.T) {
 	if err != nil || len(list.Domains) != maxDomains-1 {
 		t.Errorf("%d domains, %v", len(list.Domains), err)
 	}
-	if _, err := s.ImportEnvoy(t.Context(), yaml(maxDomains)); err != nil {
+	ctx := metadata.NewIncomingContext(t.Context(), metadata.Pairs("holdfast-actor", "alice"))
+	if _, err := s.ImportEnvoy(ctx, yaml(maxDomains)); err != nil {
 		t.Errorf("when there is room: %v", err)
+	}
+	list, err = s.ListEnvoy(t.Context(), &pb.ListEnvoyRequest{})
+	if err != nil || !slices.ContainsFunc(list.Domains, func(d *pb.EnvoyDomain) bool { return d.Actor == "alice" && d.UpdatedAt.IsValid() }) {
+		t.Errorf("nobody knows who imported it: %v", err)
 	}
 }

@@ -62,9 +62,9 @@ func newPolicyDomains(c *cli) *cobra.Command {
 				if err != nil {
 					return err
 				}
-				t := &table{header: []string{"domain", "size"}}
+				t := &table{header: []string{"domain", "size", "imported", "by"}}
 				for _, d := range r.Domains {
-					t.add(d.Domain, bytesText(float64(len(d.Yaml))))
+					t.add(d.Domain, bytesText(float64(len(d.Yaml))), timeText(d.UpdatedAt), d.Actor)
 				}
 				return c.printer().message(r, t)
 			})

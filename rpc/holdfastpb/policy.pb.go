@@ -1535,9 +1535,12 @@ func (x *ListEnvoyResponse) GetDomains() []*EnvoyDomain {
 }
 
 type EnvoyDomain struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Domain        string                 `protobuf:"bytes,1,opt,name=domain,proto3" json:"domain,omitempty"`
-	Yaml          string                 `protobuf:"bytes,2,opt,name=yaml,proto3" json:"yaml,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Domain string                 `protobuf:"bytes,1,opt,name=domain,proto3" json:"domain,omitempty"`
+	Yaml   string                 `protobuf:"bytes,2,opt,name=yaml,proto3" json:"yaml,omitempty"`
+	// Who imported it, and when.
+	Actor         string                 `protobuf:"bytes,3,opt,name=actor,proto3" json:"actor,omitempty"`
+	UpdatedAt     *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1584,6 +1587,20 @@ func (x *EnvoyDomain) GetYaml() string {
 		return x.Yaml
 	}
 	return ""
+}
+
+func (x *EnvoyDomain) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+func (x *EnvoyDomain) GetUpdatedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.UpdatedAt
+	}
+	return nil
 }
 
 type DeleteEnvoyRequest struct {
@@ -1819,10 +1836,13 @@ const file_holdfast_v1_policy_proto_rawDesc = "" +
 	"\x05rules\x18\x02 \x01(\rR\x05rules\"\x12\n" +
 	"\x10ListEnvoyRequest\"G\n" +
 	"\x11ListEnvoyResponse\x122\n" +
-	"\adomains\x18\x01 \x03(\v2\x18.holdfast.v1.EnvoyDomainR\adomains\"9\n" +
+	"\adomains\x18\x01 \x03(\v2\x18.holdfast.v1.EnvoyDomainR\adomains\"\x8a\x01\n" +
 	"\vEnvoyDomain\x12\x16\n" +
 	"\x06domain\x18\x01 \x01(\tR\x06domain\x12\x12\n" +
-	"\x04yaml\x18\x02 \x01(\tR\x04yaml\",\n" +
+	"\x04yaml\x18\x02 \x01(\tR\x04yaml\x12\x14\n" +
+	"\x05actor\x18\x03 \x01(\tR\x05actor\x129\n" +
+	"\n" +
+	"updated_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tupdatedAt\",\n" +
 	"\x12DeleteEnvoyRequest\x12\x16\n" +
 	"\x06domain\x18\x01 \x01(\tR\x06domain\"\x15\n" +
 	"\x13DeleteEnvoyResponse2\xb9\v\n" +
@@ -1894,35 +1914,36 @@ var file_holdfast_v1_policy_proto_depIdxs = []int32{
 	0,  // 9: holdfast.v1.PolicyChange.policy:type_name -> holdfast.v1.Policy
 	16, // 10: holdfast.v1.PolicyHistoryResponse.changes:type_name -> holdfast.v1.PolicyChange
 	22, // 11: holdfast.v1.ListEnvoyResponse.domains:type_name -> holdfast.v1.EnvoyDomain
-	1,  // 12: holdfast.v1.Policies.CreatePolicy:input_type -> holdfast.v1.CreatePolicyRequest
-	2,  // 13: holdfast.v1.Policies.GetPolicy:input_type -> holdfast.v1.GetPolicyRequest
-	3,  // 14: holdfast.v1.Policies.ListPolicies:input_type -> holdfast.v1.ListPoliciesRequest
-	5,  // 15: holdfast.v1.Policies.UpdatePolicy:input_type -> holdfast.v1.UpdatePolicyRequest
-	6,  // 16: holdfast.v1.Policies.DeletePolicy:input_type -> holdfast.v1.DeletePolicyRequest
-	8,  // 17: holdfast.v1.Policies.AssignClients:input_type -> holdfast.v1.AssignClientsRequest
-	10, // 18: holdfast.v1.Policies.UnassignClients:input_type -> holdfast.v1.UnassignClientsRequest
-	12, // 19: holdfast.v1.Policies.ListClients:input_type -> holdfast.v1.ListClientsRequest
-	15, // 20: holdfast.v1.Policies.PolicyHistory:input_type -> holdfast.v1.PolicyHistoryRequest
-	18, // 21: holdfast.v1.Policies.ImportEnvoy:input_type -> holdfast.v1.ImportEnvoyRequest
-	20, // 22: holdfast.v1.Policies.ListEnvoy:input_type -> holdfast.v1.ListEnvoyRequest
-	23, // 23: holdfast.v1.Policies.DeleteEnvoy:input_type -> holdfast.v1.DeleteEnvoyRequest
-	0,  // 24: holdfast.v1.Policies.CreatePolicy:output_type -> holdfast.v1.Policy
-	0,  // 25: holdfast.v1.Policies.GetPolicy:output_type -> holdfast.v1.Policy
-	4,  // 26: holdfast.v1.Policies.ListPolicies:output_type -> holdfast.v1.ListPoliciesResponse
-	0,  // 27: holdfast.v1.Policies.UpdatePolicy:output_type -> holdfast.v1.Policy
-	7,  // 28: holdfast.v1.Policies.DeletePolicy:output_type -> holdfast.v1.DeletePolicyResponse
-	9,  // 29: holdfast.v1.Policies.AssignClients:output_type -> holdfast.v1.AssignClientsResponse
-	11, // 30: holdfast.v1.Policies.UnassignClients:output_type -> holdfast.v1.UnassignClientsResponse
-	14, // 31: holdfast.v1.Policies.ListClients:output_type -> holdfast.v1.ListClientsResponse
-	17, // 32: holdfast.v1.Policies.PolicyHistory:output_type -> holdfast.v1.PolicyHistoryResponse
-	19, // 33: holdfast.v1.Policies.ImportEnvoy:output_type -> holdfast.v1.ImportEnvoyResponse
-	21, // 34: holdfast.v1.Policies.ListEnvoy:output_type -> holdfast.v1.ListEnvoyResponse
-	24, // 35: holdfast.v1.Policies.DeleteEnvoy:output_type -> holdfast.v1.DeleteEnvoyResponse
-	24, // [24:36] is the sub-list for method output_type
-	12, // [12:24] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	25, // 12: holdfast.v1.EnvoyDomain.updated_at:type_name -> google.protobuf.Timestamp
+	1,  // 13: holdfast.v1.Policies.CreatePolicy:input_type -> holdfast.v1.CreatePolicyRequest
+	2,  // 14: holdfast.v1.Policies.GetPolicy:input_type -> holdfast.v1.GetPolicyRequest
+	3,  // 15: holdfast.v1.Policies.ListPolicies:input_type -> holdfast.v1.ListPoliciesRequest
+	5,  // 16: holdfast.v1.Policies.UpdatePolicy:input_type -> holdfast.v1.UpdatePolicyRequest
+	6,  // 17: holdfast.v1.Policies.DeletePolicy:input_type -> holdfast.v1.DeletePolicyRequest
+	8,  // 18: holdfast.v1.Policies.AssignClients:input_type -> holdfast.v1.AssignClientsRequest
+	10, // 19: holdfast.v1.Policies.UnassignClients:input_type -> holdfast.v1.UnassignClientsRequest
+	12, // 20: holdfast.v1.Policies.ListClients:input_type -> holdfast.v1.ListClientsRequest
+	15, // 21: holdfast.v1.Policies.PolicyHistory:input_type -> holdfast.v1.PolicyHistoryRequest
+	18, // 22: holdfast.v1.Policies.ImportEnvoy:input_type -> holdfast.v1.ImportEnvoyRequest
+	20, // 23: holdfast.v1.Policies.ListEnvoy:input_type -> holdfast.v1.ListEnvoyRequest
+	23, // 24: holdfast.v1.Policies.DeleteEnvoy:input_type -> holdfast.v1.DeleteEnvoyRequest
+	0,  // 25: holdfast.v1.Policies.CreatePolicy:output_type -> holdfast.v1.Policy
+	0,  // 26: holdfast.v1.Policies.GetPolicy:output_type -> holdfast.v1.Policy
+	4,  // 27: holdfast.v1.Policies.ListPolicies:output_type -> holdfast.v1.ListPoliciesResponse
+	0,  // 28: holdfast.v1.Policies.UpdatePolicy:output_type -> holdfast.v1.Policy
+	7,  // 29: holdfast.v1.Policies.DeletePolicy:output_type -> holdfast.v1.DeletePolicyResponse
+	9,  // 30: holdfast.v1.Policies.AssignClients:output_type -> holdfast.v1.AssignClientsResponse
+	11, // 31: holdfast.v1.Policies.UnassignClients:output_type -> holdfast.v1.UnassignClientsResponse
+	14, // 32: holdfast.v1.Policies.ListClients:output_type -> holdfast.v1.ListClientsResponse
+	17, // 33: holdfast.v1.Policies.PolicyHistory:output_type -> holdfast.v1.PolicyHistoryResponse
+	19, // 34: holdfast.v1.Policies.ImportEnvoy:output_type -> holdfast.v1.ImportEnvoyResponse
+	21, // 35: holdfast.v1.Policies.ListEnvoy:output_type -> holdfast.v1.ListEnvoyResponse
+	24, // 36: holdfast.v1.Policies.DeleteEnvoy:output_type -> holdfast.v1.DeleteEnvoyResponse
+	25, // [25:37] is the sub-list for method output_type
+	13, // [13:25] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_v1_policy_proto_init() }
