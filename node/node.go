@@ -157,6 +157,7 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 	}
 	n.work.Go(n.reconcileLoop)
 	n.work.Go(n.clockLoop)
+	n.work.Go(n.watchDisk)
 	return n, nil
 }
 
@@ -213,13 +214,10 @@ func (n *Node) openLogs(filesystem vfs.FS, name string, useBolt bool, slow func(
 	return raftlog.Open(raftlog.Options{FS: n.cfg.FS, Dir: dir, Logger: n.log, OnSync: n.cfg.OnSync, OnDiskSlow: slow, OnFatal: n.cfg.OnFatal})
 }
 
-// diskStall is how long a synced write may take before this node stops claiming to lead.
-const diskStall = 2 * time.Second
-
 func (n *Node) openNetwork() (err error) {
 	n.net = raftnet.New(raftnet.Config{
 		NodeID: n.identity.NodeID, ClusterID: n.ClusterID, Resolve: n.resolvePeer, Dial: n.cfg.Dial, Creds: n.cfg.PeerCreds,
-		DiskStalled: func() bool { return max(n.logs.SyncPending(), n.catLogs.SyncPending()) > diskStall },
+		DiskStalled: func() bool { return n.diskPending() > diskStall },
 		Logger:      n.log, Heartbeat: n.cfg.Timing.Heartbeat, Clock: n.cfg.Clock,
 	})
 	n.router = &router{nodeID: n.identity.NodeID, local: n.local, hint: n.gossipLeader, call: n.net.Call, log: n.log}
