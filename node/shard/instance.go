@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -17,6 +18,8 @@ import (
 type instance struct {
 	raft     *raft.Raft
 	observer *raft.Observer
+	// stuck is since when entries have been refused for a leadership transfer under way; nil while they are not.
+	stuck atomic.Pointer[time.Time]
 
 	mu      sync.Mutex
 	waiting int
@@ -130,7 +133,32 @@ func (p proposed) Error() error {
 		return raft.ErrNotLeader
 	}
 	defer p.in.leave()
-	return p.ApplyFuture.Error()
+	return watched{p}.Error()
+}
+
+// watched is an entry's future for the instance's wait, which leaves by itself.
+type watched struct{ proposed }
+
+func (w watched) Error() error {
+	err := w.ApplyFuture.Error()
+	w.in.note(err)
+	return err
+}
+
+// note watches for a transfer that never ends.
+func (in *instance) note(err error) {
+	switch {
+	case err != nil && errors.Is(err, raft.ErrLeadershipTransferInProgress):
+		in.suspect()
+	case in.stuck.Load() != nil:
+		in.stuck.Store(nil)
+	}
+}
+
+func (in *instance) suspect() {
+	if now := time.Now(); in.stuck.Load() == nil {
+		in.stuck.Store(&now)
+	}
 }
 
 // wait is Error with an end.
@@ -138,7 +166,7 @@ func (p proposed) wait(ctx context.Context) error {
 	if p.in == nil {
 		return raft.ErrNotLeader
 	}
-	return p.in.wait(ctx, p.ApplyFuture)
+	return p.in.wait(ctx, watched{p})
 }
 
 func (g *Group) startRaft() error {
