@@ -177,6 +177,16 @@ func (n *Node) openStorage() (err error) {
 		if !n.cfg.Bootstrap && len(n.cfg.Join) == 0 {
 			return fmt.Errorf("data directory %s is new: start with --bootstrap to make a cluster, or with --join to become part of one", n.cfg.Dir)
 		}
+	}
+	kind := logPebble
+	if n.cfg.BoltLog {
+		kind = logBolt
+	}
+	changed, err := n.identity.useLog(kind)
+	if err != nil {
+		return err
+	}
+	if changed {
 		if err := n.identity.save(filesystem, n.cfg.Dir); err != nil {
 			return err
 		}
