@@ -190,17 +190,15 @@ func (g *Group) startRaft() error {
 func (g *Group) raft() *raft.Raft { return g.current.Load().raft }
 
 // restart replaces the Raft instance: what it has in memory has become useless.
-func (g *Group) restart(reason string, clearLog bool) {
+func (g *Group) restart(reason string) {
 	g.log.Warn("restarting the Raft instance", "reason", reason)
 	if err := g.current.Load().stop(); err != nil {
 		g.fatal(fmt.Errorf("stop Raft of group %d: %w", g.cfg.Group, err))
 		return
 	}
-	if clearLog {
-		if err := g.clearLog(); err != nil {
-			g.fatal(err)
-			return
-		}
+	if err := g.clearStaleLog(); err != nil {
+		g.fatal(err)
+		return
 	}
 	if err := g.startRaft(); err != nil {
 		g.fatal(err)

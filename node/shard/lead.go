@@ -32,9 +32,8 @@ func (g *Group) watch() {
 		case <-g.ctx.Done():
 			return
 		case reason := <-g.redo:
-			// The received state is in place and stands for all that the log held.
 			g.follow(0)
-			g.restart(reason, true)
+			g.restart(reason)
 		case <-g.poke:
 			g.followState()
 		case <-tick.C:
@@ -139,7 +138,7 @@ func (g *Group) endStuckTransfer() {
 	}
 	if since := in.stuck.Load(); since != nil && time.Since(*since) > stuckBeats*g.cfg.Timing.Heartbeat {
 		g.follow(0)
-		g.restart("a leadership transfer did not end", false)
+		g.restart("a leadership transfer did not end")
 	}
 }
 
