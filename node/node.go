@@ -109,6 +109,7 @@ type Node struct {
 	ctx  context.Context
 	stop context.CancelFunc
 	work sync.WaitGroup
+	loop sync.WaitGroup // what opens replicas
 	poke chan struct{}
 	once sync.Once
 	err  error
@@ -155,7 +156,7 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 	if err := n.enter(ctx); err != nil {
 		return nil, err
 	}
-	n.work.Go(n.reconcileLoop)
+	n.loop.Go(n.reconcileLoop)
 	n.work.Go(n.clockLoop)
 	n.work.Go(n.watchDisk)
 	return n, nil
@@ -219,7 +220,7 @@ func (n *Node) openStorage() (err error) {
 func (n *Node) openLogs(filesystem vfs.FS, name string, useBolt bool, slow func(time.Duration, string)) (raftlog.Provider, error) {
 	dir := filesystem.PathJoin(n.cfg.Dir, name)
 	if useBolt {
-		return bolt.Open(bolt.Options{Dir: dir, OnSync: n.cfg.OnSync})
+		return bolt.Open(bolt.Options{Dir: dir, OnSync: n.cfg.OnSync, OnFatal: n.cfg.OnFatal})
 	}
 	return raftlog.Open(raftlog.Options{FS: n.cfg.FS, Dir: dir, Logger: n.log, OnSync: n.cfg.OnSync, OnDiskSlow: slow, OnFatal: n.cfg.OnFatal})
 }
@@ -382,6 +383,7 @@ func (n *Node) close() error {
 	if n.gateway != nil {
 		n.gateway.close()
 	}
+	n.loop.Wait() // no replica is opened any more
 	var errs []error
 	var closing sync.WaitGroup
 	var mu sync.Mutex

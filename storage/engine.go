@@ -27,7 +27,7 @@ type Options struct {
 	// FS is the file system; nil means the real one, watched for slow writes.
 	FS  vfs.FS
 	Dir string
-	// CacheBytes and MemTableBytes default to 64 MiB and 32 MiB.
+	// CacheBytes and MemTableBytes default to 160 MiB and 32 MiB.
 	CacheBytes    int64
 	MemTableBytes uint64
 	Logger        *slog.Logger

@@ -85,9 +85,11 @@ func TestPlainTextIsRefusedOffLoopback(t *testing.T) {
 
 // Whatever arrives, a lead's term never goes back.
 func FuzzMessages(f *testing.F) {
-	f.Add([]byte(`{"Group":3,"Term":7,"NodeID":"a"}`))
-	f.Add([]byte(`[{"Group":3,"Term":9},{"Group":3,"Term":8}]`))
-	f.Add([]byte(`{"Group":-1}`))
+	f.Add([]byte(`{"g":3,"t":7,"n":"b"}`))
+	f.Add([]byte(`{"g":3,"t":4,"n":"b"}`))
+	f.Add([]byte(`[{"g":3,"t":9,"n":"a"},{"g":3,"t":8,"n":"b"}]`))
+	f.Add([]byte(`[{"g":3,"t":4,"n":"b"}]`))
+	f.Add([]byte(`{"g":-1}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		g := &Gossip{leads: map[uint32]Lead{3: {Group: 3, Term: 5, NodeID: "a"}}}
 		for range 2 {
