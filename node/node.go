@@ -182,6 +182,9 @@ func (n *Node) openStorage() (err error) {
 	kind := logPebble
 	if n.cfg.BoltLog {
 		kind = logBolt
+		if n.cfg.FS != nil {
+			return errors.New("BoltDB needs the real file system: choose the other Raft log")
+		}
 	}
 	changed, err := n.identity.useLog(kind)
 	if err != nil {

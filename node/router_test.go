@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -185,6 +186,18 @@ func TestAnUnknownOutcomeStaysUnknown(t *testing.T) {
 	if _, err := readAnswer(writeAnswer(nil, fmt.Errorf("%w: %w", fsm.ErrOutcomeUnknown, fsm.ErrOverloaded))); !errors.Is(err, fsm.ErrOutcomeUnknown) {
 		t.Errorf("between nodes it became %v", err)
 	}
+}
+
+// Nodes of two versions answer each other.
+func TestAnswersBetweenNodesArePinned(t *testing.T) {
+	out := fsm.FrameOutcome{Index: 300, Time: 5, Results: []fsm.Result{{Code: fsm.OK, Body: []byte("x")}}}
+	text := ""
+	for _, b := range [][]byte{
+		writeAnswer(&out, nil), writeAnswer(nil, fsm.ErrNotLeader), writeAnswer(nil, fsm.ErrOverloaded), writeAnswer(nil, fsm.ErrOutcomeUnknown),
+	} {
+		text += hex.EncodeToString(b) + "\n"
+	}
+	golden(t, "answers.golden", text)
 }
 
 func FuzzTarget(f *testing.F) {

@@ -1,6 +1,7 @@
 package gossip
 
 import (
+	"encoding/json"
 	"log/slog"
 	"testing"
 	"time"
@@ -80,6 +81,18 @@ func TestNodesOfAnotherClusterAreNotAccepted(t *testing.T) {
 func TestPlainTextIsRefusedOffLoopback(t *testing.T) {
 	if _, err := Start(Config{NodeID: "a", Bind: "0.0.0.0:0", Logger: slog.New(slog.DiscardHandler)}); err == nil {
 		t.Error("started without a key on a public address")
+	}
+}
+
+// Nodes of two versions hear each other.
+func TestWhatNodesTellEachOtherIsPinned(t *testing.T) {
+	for want, v := range map[string]any{
+		`{"g":3,"t":7,"n":"a"}`: Lead{Group: 3, Term: 7, NodeID: "a"},
+		`{"c":"c1","n":"a","g":"g:1","h":"h:1","p":"p:1","z":"z"}`: Meta{ClusterID: "c1", Name: "a", GRPC: "g:1", HTTP: "h:1", Peer: "p:1", Zone: "z"},
+	} {
+		if got, err := json.Marshal(v); err != nil || string(got) != want {
+			t.Errorf("%T is told as %s, %v; want %s", v, got, err, want)
+		}
 	}
 }
 

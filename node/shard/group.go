@@ -91,6 +91,7 @@ type Group struct {
 	snaps    *snapshotStore
 	clock    clock
 	proposer *proposer
+	nudges   nudges
 
 	current atomic.Pointer[instance]
 	ready   atomic.Uint64 // the term in which this replica has committed an entry as leader

@@ -133,15 +133,8 @@ func (p proposed) Error() error {
 		return raft.ErrNotLeader
 	}
 	defer p.in.leave()
-	return watched{p}.Error()
-}
-
-// watched is an entry's future for the instance's wait, which leaves by itself.
-type watched struct{ proposed }
-
-func (w watched) Error() error {
-	err := w.ApplyFuture.Error()
-	w.in.note(err)
+	err := p.ApplyFuture.Error()
+	p.in.note(err)
 	return err
 }
 
@@ -159,14 +152,6 @@ func (in *instance) suspect() {
 	if now := time.Now(); in.stuck.Load() == nil {
 		in.stuck.Store(&now)
 	}
-}
-
-// wait is Error with an end.
-func (p proposed) wait(ctx context.Context) error {
-	if p.in == nil {
-		return raft.ErrNotLeader
-	}
-	return p.in.wait(ctx, watched{p})
 }
 
 func (g *Group) startRaft() error {
