@@ -118,10 +118,17 @@ type leader struct {
 	frames []*fsm.Frame
 }
 
-func (l *leader) Replica(uint32) (Replica, bool) { return l, true }
-func (l *leader) IsLeader() bool                 { return true }
-func (l *leader) Now() fsm.Time                  { return l.now }
-func (l *leader) ProposeAsync(f *fsm.Frame, _ func(fsm.FrameOutcome, error)) error {
+func (l *leader) Replica(uint32) (Replica, bool) { return leading{l}, true }
+
+// leading is a shard of a leader.
+type leading struct{ *leader }
+
+func (l leading) IsLeader() bool { return true }
+func (l leading) Now() fsm.Time  { return l.now }
+func (l leading) Query(context.Context, []fsm.Call) ([]fsm.Result, fsm.Applied, error) {
+	return nil, fsm.Applied{}, fsm.ErrNotLeader
+}
+func (l leading) ProposeAsync(f *fsm.Frame, _ func(fsm.FrameOutcome, error)) error {
 	l.frames = append(l.frames, f)
 	return nil
 }

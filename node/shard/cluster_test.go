@@ -88,6 +88,7 @@ type link struct {
 	held chan struct{} // if set, answers to appends wait for a receive from it
 	seen int           // answers that wait
 	cut  bool
+	late map[raft.ServerID]chan struct{} // by target: appends with entries are delivered when it is closed
 }
 
 var errCut = errors.New("the link is cut")
@@ -118,6 +119,12 @@ func (l *link) AppendEntriesPipeline(raft.ServerID, raft.ServerAddress) (raft.Ap
 func (l *link) AppendEntries(id raft.ServerID, a raft.ServerAddress, q *raft.AppendEntriesRequest, r *raft.AppendEntriesResponse) error {
 	if l.closed(id) {
 		return errCut
+	}
+	l.mu.Lock()
+	late := l.late[id]
+	l.mu.Unlock()
+	if late != nil && len(q.Entries) > 0 {
+		<-late
 	}
 	if err := l.InmemTransport.AppendEntries(id, a, q, r); err != nil {
 		return err

@@ -97,6 +97,7 @@ type Group struct {
 	snaps    *snapshotStore
 	clock    clock
 	proposer *proposer
+	nudges   nudges
 
 	current atomic.Pointer[instance]
 	ready   atomic.Uint64 // the term in which this replica has committed an entry as leader
@@ -141,7 +142,7 @@ func Open(cfg Config) (*Group, error) {
 		poke: make(chan struct{}, 1), redo: make(chan string, 1), members: make(chan struct{}, 1),
 	}
 	g.ctx, g.stop = context.WithCancel(context.Background())
-	m.askRestart = g.askRestart
+	m.restored = g.restored
 	g.snaps = &snapshotStore{group: g}
 	g.proposer = newProposer(g)
 	if err := g.checkLog(); err != nil {
@@ -157,19 +158,6 @@ func Open(cfg Config) (*Group, error) {
 	g.work.Go(g.proposer.run)
 	g.work.Go(g.proposer.complete)
 	return g, nil
-}
-
-// checkLog refuses a state that the log does not connect to: entries between the two would be missing for good.
-func (g *Group) checkLog() error {
-	first, err := g.cfg.Log.FirstIndex()
-	if err != nil {
-		return fmt.Errorf("open group %d: %w", g.cfg.Group, err)
-	}
-	if applied := g.machine.Applied().Index; first > applied+1 {
-		return fmt.Errorf("group %d: the state ends at entry %d but the log begins at %d: restore the data directory, or start this node with an empty one",
-			g.cfg.Group, applied, first)
-	}
-	return nil
 }
 
 func (g *Group) bootstrap() error {
@@ -216,22 +204,6 @@ func (g *Group) wake() {
 	case g.poke <- struct{}{}:
 	default:
 	}
-}
-
-// clearLog removes all entries. Only right after a snapshot was installed, which stands for what it removes.
-func (g *Group) clearLog() error {
-	first, err1 := g.cfg.Log.FirstIndex()
-	last, err2 := g.cfg.Log.LastIndex()
-	if err := errors.Join(err1, err2); err != nil {
-		return fmt.Errorf("clear the log of group %d: %w", g.cfg.Group, err)
-	}
-	if last == 0 {
-		return nil
-	}
-	if err := g.cfg.Log.DeleteRange(first, last); err != nil {
-		return fmt.Errorf("clear the log of group %d: %w", g.cfg.Group, err)
-	}
-	return nil
 }
 
 func (g *Group) fatal(err error) {
