@@ -58,6 +58,7 @@ type Machine struct {
 	next      Time // earliest time in the expiry index, 0 if empty; may be earlier than what is really there
 	key       []byte
 	value     []byte
+	onSum     func(index uint64, agreed Sum, view kv.View)
 
 	published  atomic.Pointer[Applied]
 	nextExpiry atomic.Int64
@@ -190,8 +191,11 @@ func (m *Machine) applyEntry(e *LogEntry, out *Outcome) error {
 	m.applied.Index, m.applied.Term = e.Index, e.Term
 	m.applied.Time = max(m.applied.Time, entry.Time) // I2
 	out.Time = m.applied.Time
-	if entry.Kind == Sweep {
+	switch entry.Kind {
+	case Sweep:
 		return m.sweep()
+	case Checksum:
+		return m.checksum(entry.Agreed)
 	}
 	if len(entry.Frames) == 0 {
 		return nil

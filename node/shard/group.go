@@ -46,6 +46,8 @@ type Timing struct {
 	Heartbeat time.Duration
 	// Commit is how often a leader tells idle followers the commit index. Default 200 ms.
 	Commit time.Duration
+	// Checksum is how often the replicas compare their states, if they changed; negative for never. Default 5 min.
+	Checksum time.Duration
 }
 
 // Config is what a group needs of its node.
@@ -62,6 +64,8 @@ type Config struct {
 	Attach func(*raft.Raft)
 	// Confirm returns nil if a majority says that the term is the newest they know; see reader.go.
 	Confirm func(ctx context.Context, check TermCheck) error
+	// AskSums asks other replicas of the group for the sums of their states, see agreement.go. Who does not answer is missing.
+	AskSums func(ctx context.Context, replicaIDs []string) map[string]fsm.Sum
 	Timing  Timing
 	// Bootstrap makes a new group with this replica as its only voter, if there is no state yet.
 	Bootstrap bool
@@ -77,12 +81,13 @@ type Config struct {
 
 // Group is one Raft group on this node. Its methods are safe for concurrent use.
 type Group struct {
-	cfg      Config
-	log      *slog.Logger
-	machine  *machine
-	snaps    *snapshotStore
-	clock    clock
-	proposer *proposer
+	cfg       Config
+	log       *slog.Logger
+	machine   *machine
+	snaps     *snapshotStore
+	clock     clock
+	proposer  *proposer
+	agreement *agreement
 
 	current atomic.Pointer[instance]
 	ready   atomic.Uint64 // the term in which this replica has committed an entry as leader
@@ -112,6 +117,9 @@ func Open(cfg Config) (*Group, error) {
 	if cfg.Timing.Commit == 0 {
 		cfg.Timing.Commit = 200 * time.Millisecond
 	}
+	if cfg.Timing.Checksum == 0 {
+		cfg.Timing.Checksum = checksumEvery
+	}
 	m, err := openMachine(cfg)
 	if err != nil {
 		return nil, fmt.Errorf("open group %d: %w", cfg.Group, err)
@@ -122,6 +130,8 @@ func Open(cfg Config) (*Group, error) {
 	}
 	g.ctx, g.stop = context.WithCancel(context.Background())
 	m.askRestart = g.askRestart
+	g.agreement = &agreement{g: g}
+	m.OnChecksum(g.agreement.at)
 	g.snaps = &snapshotStore{group: g}
 	g.proposer = newProposer(g)
 	if err := g.checkLog(); err != nil {
@@ -134,6 +144,7 @@ func Open(cfg Config) (*Group, error) {
 		return nil, err
 	}
 	g.work.Go(g.watch)
+	g.work.Go(g.checksums)
 	g.work.Go(g.proposer.run)
 	g.work.Go(g.proposer.complete)
 	return g, nil
