@@ -60,6 +60,7 @@ type Machine struct {
 	value       []byte
 	resultBytes int   // size of the results in clients
 	failed      error // why the machine has stopped: its position may include half of an entry, which must not reach the store
+	onSum       func(index uint64, agreed Sum, view kv.View)
 
 	published  atomic.Pointer[Applied]
 	nextExpiry atomic.Int64
@@ -200,8 +201,11 @@ func (m *Machine) applyEntry(e *LogEntry, out *Outcome) error {
 	m.applied.Index, m.applied.Term = e.Index, e.Term
 	m.applied.Time = max(m.applied.Time, entry.Time) // I2
 	out.Time = m.applied.Time
-	if entry.Kind == Sweep {
+	switch entry.Kind {
+	case Sweep:
 		return m.sweep()
+	case Checksum:
+		return m.checksum(entry.Agreed)
 	}
 	if len(entry.Frames) == 0 {
 		return nil

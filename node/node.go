@@ -365,6 +365,9 @@ func (n *Node) openGroup(group uint32, gen uint32, bootstrap bool) error {
 	g, err := shard.Open(shard.Config{
 		Group: group, ReplicaID: id, Registry: registry, State: n.state.Shard(group), Sync: n.state.Sync, Log: log,
 		Transport: transport, Attach: func(r *shard.Raft) { transport.Attach(r) }, Confirm: n.confirmer.confirm,
+		AskSums: func(ctx context.Context, replicaIDs []string) map[string]fsm.Sum {
+			return n.askSums(ctx, group, replicaIDs)
+		},
 		Timing: timing, TrailingEntries: n.cfg.TrailingEntries, Bootstrap: bootstrap, Logger: n.log, OnApplied: onApplied, OnFatal: n.cfg.OnFatal,
 		OnCommit: onCommit, Clock: n.cfg.Clock, ClockWrong: n.clockWrong,
 		Fit: func(ctx context.Context, replicaID string) bool {

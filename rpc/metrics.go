@@ -139,6 +139,7 @@ func (w *codeWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 type shardCollector struct {
 	node                                                       Node
 	leader, term, applied, commit, queued, entries, cmds, size *prometheus.Desc
+	checksum, diverged                                         *prometheus.Desc
 }
 
 func newShardCollector(n Node) *shardCollector {
@@ -155,6 +156,9 @@ func newShardCollector(n Node) *shardCollector {
 		entries: desc("entries_total", "Log entries proposed here; commands divided by entries is the batch size."),
 		cmds:    desc("commands_total", "Commands proposed here."),
 		size:    desc("size_bytes", "The replica's state on disk, estimated."),
+
+		checksum: desc("checksum_index", "The log entry at which the replica's state was last hashed."),
+		diverged: desc("diverged_total", "How often a replica was found, from here, to differ from the others. Anything but 0 is an emergency."),
 	}
 }
 
@@ -182,6 +186,8 @@ func (c *shardCollector) Collect(ch chan<- prometheus.Metric) {
 			{c.entries, prometheus.CounterValue, float64(s.Entries)},
 			{c.cmds, prometheus.CounterValue, float64(s.Commands)},
 			{c.size, prometheus.GaugeValue, float64(s.SizeBytes)},
+			{c.checksum, prometheus.GaugeValue, float64(s.Checksum)},
+			{c.diverged, prometheus.CounterValue, float64(s.Diverged)},
 		} {
 			ch <- prometheus.MustNewConstMetric(v.desc, v.kind, v.value, shard)
 		}

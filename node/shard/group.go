@@ -46,6 +46,8 @@ type Timing struct {
 	Heartbeat time.Duration
 	// Commit is how often a leader tells idle followers the commit index. Default 200 ms.
 	Commit time.Duration
+	// Checksum is how often the replicas compare their states, if they changed; negative for never. Default 5 min.
+	Checksum time.Duration
 }
 
 // Config is what a group needs of its node.
@@ -62,6 +64,8 @@ type Config struct {
 	Attach func(*raft.Raft)
 	// Confirm returns nil if a majority says that the term is the newest they know; see reader.go.
 	Confirm func(ctx context.Context, check TermCheck) error
+	// AskSums asks other replicas of the group for the sums of their states, see agreement.go. Who does not answer is missing.
+	AskSums func(ctx context.Context, replicaIDs []string) map[string]fsm.Sum
 	Timing  Timing
 	// TrailingEntries is how many entries the log keeps that the state includes already, so that a replica that comes
 	// back needs entries instead of the whole state. Default 4096.
@@ -91,13 +95,14 @@ type Config struct {
 
 // Group is one Raft group on this node. Its methods are safe for concurrent use.
 type Group struct {
-	cfg      Config
-	log      *slog.Logger
-	machine  *machine
-	snaps    *snapshotStore
-	clock    clock
-	proposer *proposer
-	nudges   nudges
+	cfg       Config
+	log       *slog.Logger
+	machine   *machine
+	snaps     *snapshotStore
+	clock     clock
+	proposer  *proposer
+	nudges    nudges
+	agreement *agreement
 
 	current atomic.Pointer[instance]
 	ready   atomic.Uint64 // the term in which this replica has committed an entry as leader
@@ -133,6 +138,9 @@ func Open(cfg Config) (*Group, error) {
 	if cfg.Clock == nil {
 		cfg.Clock = time.Now
 	}
+	if cfg.Timing.Checksum == 0 {
+		cfg.Timing.Checksum = checksumEvery
+	}
 	m, err := openMachine(cfg)
 	if err != nil {
 		return nil, fmt.Errorf("open group %d: %w", cfg.Group, err)
@@ -143,6 +151,8 @@ func Open(cfg Config) (*Group, error) {
 	}
 	g.ctx, g.stop = context.WithCancel(context.Background())
 	m.restored = g.restored
+	g.agreement = &agreement{g: g}
+	m.OnChecksum(g.agreement.at)
 	g.snaps = &snapshotStore{group: g}
 	g.proposer = newProposer(g)
 	if err := g.checkLog(); err != nil {
@@ -155,6 +165,7 @@ func Open(cfg Config) (*Group, error) {
 		return nil, err
 	}
 	g.work.Go(g.watch)
+	g.work.Go(g.checksums)
 	g.work.Go(g.proposer.run)
 	g.work.Go(g.proposer.complete)
 	return g, nil

@@ -203,6 +203,8 @@ type Status struct {
 	Commands  uint64
 	Time      fsm.Time
 	SizeBytes uint64
+	Sum       fsm.Sum // of the last state that was hashed
+	Diverged  uint64  // how often this replica found another one, or itself, to differ
 }
 
 // Status tells where the replica is.
@@ -221,6 +223,7 @@ func (g *Group) Status() Status {
 		Group: g.cfg.Group, ReplicaID: g.cfg.ReplicaID, State: stateNames[r.State()], Leader: leader, Term: term,
 		Commit: r.CommitIndex(), Applied: a.Index, Last: r.LastIndex(), Queued: queued, Time: a.Time, SizeBytes: size,
 		Entries: g.proposer.entries.Load(), Frames: g.proposer.frames.Load(), Commands: g.proposer.commands.Load(),
+		Sum: g.Sum(), Diverged: g.agreement.differ.Load(),
 	}
 }
 
