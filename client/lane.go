@@ -273,6 +273,60 @@ type frame struct {
 	tries   int
 	maybe   bool // it may have reached a leader
 	last    error
+
+	mu     sync.Mutex
+	turn   int         // counts attempts and their ends, so that what comes late is known as such
+	lookup *time.Timer // of the attempt under way
+}
+
+// patience is how long a frame waits for its answer before it is asked whether somebody else leads by now. A machine that
+// is gone without a word, a process that was stopped or a disk that hangs ends no connection.
+const patience = 500 * time.Millisecond
+
+// errSilent tells that a node does not answer, while another one leads.
+var errSilent = errors.New("the node does not answer")
+
+// end claims the end of an attempt; false if it is over already.
+func (f *frame) end(turn int) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.turn != turn {
+		return false
+	}
+	f.turn++
+	if f.lookup != nil {
+		f.lookup.Stop()
+	}
+	return true
+}
+
+// watch has the attempt looked at after a while.
+func (f *frame) watch(addr string, turn int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.turn == turn {
+		f.lookup = time.AfterFunc(patience, func() {
+			f.l.c.spawn(func() { f.look(addr, turn) })
+		})
+	}
+}
+
+// look gives up on a node that has not answered, if somebody else leads or the time is over.
+func (f *frame) look(addr string, turn int) {
+	c := f.l.c
+	c.silent.Store(&addr)
+	ctx, cancel := context.WithDeadline(c.ctx, f.until)
+	_ = c.refresh(ctx) // or what is known stays
+	cancel()
+	leader := c.routes.Load().leaders[f.l.shard]
+	if leader == addr && time.Now().Before(f.until) {
+		f.watch(addr, turn)
+		return
+	}
+	if f.end(turn) {
+		f.maybe = true
+		f.retry(errSilent, leader == "")
+	}
 }
 
 // attempt sends the frame to the leader as far as it is known.
@@ -288,12 +342,24 @@ func (f *frame) attempt() {
 		Client: f.request.Client, Shard: f.request.Shard, Seq: f.request.Seq, AckUpTo: f.request.AckUpTo,
 		DeadlineMs: f.request.DeadlineMs, Ops: f.request.Ops, Query: f.request.Query, TimeoutMs: f.request.TimeoutMs,
 	}
-	if err := c.send(addr, q, f.answered); err != nil {
+	f.mu.Lock()
+	f.turn++
+	turn := f.turn
+	f.mu.Unlock()
+	err := c.send(addr, q, func(r *pb.FrameResponse, err error) {
+		if f.end(turn) {
+			f.answered(r, err)
+		}
+	})
+	if err != nil {
+		f.end(turn)
 		f.retry(err, true)
+		return
 	}
+	f.watch(addr, turn)
 }
 
-// answered is called by the stream.
+// answered is called by the stream, once for an attempt.
 func (f *frame) answered(r *pb.FrameResponse, err error) {
 	switch {
 	case errors.Is(err, errNotSent):
