@@ -232,14 +232,14 @@ func (c *Cluster) Leaders(ctx context.Context) (map[*Node][]uint32, error) {
 	}
 	nodes := make(map[string]*Node)
 	for _, info := range s.Nodes {
-		if info.State == "up" {
-			nodes[info.NodeId] = c.at(info.GrpcAddr)
-		}
+		nodes[info.NodeId] = c.at(info.GrpcAddr)
 	}
 	leads := make(map[*Node][]uint32)
 	for _, shard := range s.Shards {
-		if n := nodes[shard.Info.Leader]; n != nil && shard.Info.Shard != 0 {
-			leads[n] = append(leads[n], shard.Info.Shard)
+		for _, replica := range shard.Replicas {
+			if n := nodes[replica.NodeId]; n != nil && replica.State == "leader" {
+				leads[n] = append(leads[n], shard.Info.Shard)
+			}
 		}
 	}
 	return leads, nil

@@ -37,6 +37,7 @@ var nemeses = []nemesis{
 	{name: "pause-leader", hold: 3 * time.Second, serving: true, strike: func(r *run) (func() error, error) { return r.pause(r.leader()) }},
 	{name: "pause-follower", hold: 3 * time.Second, serving: true, strike: func(r *run) (func() error, error) { return r.pause(r.follower()) }},
 	{name: "partition-leader", hold: 4 * time.Second, serving: true, strike: (*run).isolateLeader},
+	{name: "vanish-leader", hold: 4 * time.Second, serving: true, strike: (*run).vanishLeader},
 	{name: "partition-minority", hold: 4 * time.Second, serving: true, strike: (*run).splitMinority},
 	{name: "partition-one-way", hold: 4 * time.Second, serving: true, strike: (*run).cutOneWay},
 	{name: "partition-partial", hold: 4 * time.Second, serving: true, strike: (*run).cutPartially},
@@ -123,6 +124,14 @@ func (r *run) isolateLeader() (func() error, error) {
 	n := r.leader()
 	r.describe(n.Name+" is cut off from all others", n)
 	return r.c.net.heal, r.separate([]int{r.number(n)}, r.others(r.number(n)))
+}
+
+// vanishLeader is what a machine without power looks like from outside: unlike with a killed process, nobody says that its
+// connections are gone.
+func (r *run) vanishLeader() (func() error, error) {
+	n := r.leader()
+	r.describe(n.Name+" reaches nobody, clients included", n)
+	return r.c.net.heal, r.separate([]int{r.number(n)}, append(r.others(r.number(n)), clients))
 }
 
 func (r *run) splitMinority() (func() error, error) {

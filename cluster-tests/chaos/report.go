@@ -1,6 +1,7 @@
 package chaos
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -44,26 +45,19 @@ func report(results []*Result) string {
 	row("**all**", all.histories, all.faults, all.definite, all.unknown, all.failed, all.entries, all.healing.Round(10*time.Millisecond), all.violations)
 
 	b.WriteString("\n")
-	row("a shard takes no write", "times", "p50", "p99", "longest")
-	row("---", "---", "---", "---", "---")
-	for _, heartbeat := range []time.Duration{0, lanTiming} {
-		var killed, planned []time.Duration
-		for _, r := range results {
-			if r.Heartbeat == heartbeat {
-				killed, planned = append(killed, r.LeaderGaps...), append(planned, r.HandoverGaps...)
+	row("a shard takes no write", "`--heartbeat`", "times", "p50", "p99", "longest")
+	row("---", "---", "---", "---", "---", "---")
+	for _, n := range nemeses {
+		for _, heartbeat := range []time.Duration{0, lanTiming} {
+			var gaps []time.Duration
+			for _, r := range results {
+				if r.Heartbeat == heartbeat {
+					gaps = append(gaps, r.Gaps[n.name]...)
+				}
 			}
-		}
-		setting := "`--heartbeat 1s`"
-		if heartbeat != 0 {
-			setting = fmt.Sprintf("`--heartbeat %v`", heartbeat)
-		}
-		for _, g := range []struct {
-			what string
-			gaps []time.Duration
-		}{{"leader killed", killed}, {"leader changed on purpose", planned}} {
-			if len(g.gaps) > 0 {
-				row(g.what+", "+setting, len(g.gaps), quantile(g.gaps, 0.5).Round(time.Millisecond), quantile(g.gaps, 0.99).Round(time.Millisecond),
-					slices.Max(g.gaps).Round(time.Millisecond))
+			if len(gaps) > 0 {
+				row(n.name, cmp.Or(heartbeat, time.Second), len(gaps), quantile(gaps, 0.5).Round(time.Millisecond),
+					quantile(gaps, 0.99).Round(time.Millisecond), slices.Max(gaps).Round(time.Millisecond))
 			}
 		}
 	}

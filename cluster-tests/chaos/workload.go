@@ -12,6 +12,7 @@ import (
 
 	"github.com/holdfastdb/holdfast/client"
 	"github.com/holdfastdb/holdfast/cluster-tests/history"
+	"github.com/holdfastdb/holdfast/cluster-tests/models"
 	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
 )
 
@@ -32,7 +33,7 @@ var limited = []*pb.CreatePolicyRequest{
 	{Name: "sliding_window", Algorithm: "sliding_window", RateLimit: 20, TimeWindow: 2},
 	{Name: "sliding_log", Algorithm: "sliding_log", RateLimit: 20, TimeWindow: 2},
 	{Name: "leaky_bucket", Algorithm: "leaky_bucket", RateLimit: 20, TimeWindow: 1, BurstCapacity: 5},
-	{Name: "concurrency", Algorithm: "concurrency", RateLimit: 3, TimeWindow: 2},
+	{Name: "concurrency", Algorithm: "concurrency", RateLimit: 3, TimeWindow: 60},
 	{Name: "few", Algorithm: "fixed_window", RateLimit: 50, TimeWindow: neverEnds},
 }
 
@@ -59,25 +60,12 @@ func makePolicy(t testing.TB, cl *client.Client, q *pb.CreatePolicyRequest) {
 	}
 }
 
-// kind is what an operation was.
-type kind string
-
+// The kinds of operations: a check of counted is a write of a counter, a peek of it a read.
 const (
-	write  kind = "write"  // takes one from a counter
-	read   kind = "read"   // looks at a counter
-	take   kind = "take"   // takes from a limit that denies
-	unhold kind = "unhold" // gives a slot of a concurrency limit back
-	lease  kind = "lease"  // is decided by a lease
-)
-
-// input is what an operation asks, output what it was told.
-type (
-	input struct {
-		Kind  kind
-		Shard uint32
-		client.Request
-	}
-	output = client.Decision
+	check   = "check"
+	peek    = models.KindPeek
+	release = "release"
+	lease   = "lease" // decided by a lease
 )
 
 // workload is what clients do during a history, and what they were told.
@@ -135,37 +123,41 @@ func (w *workload) run(ctx context.Context, seed uint64) {
 			}
 		})
 	}
-	for shard, keys := range w.keys {
+	for _, keys := range w.keys {
 		for _, key := range keys {
 			q := client.Request{Client: key, Resource: counted}
 			for range writersPerKey {
-				start(func(cl *client.Client, process string, _ *rand.Rand) { w.do(cl, process, input{write, shard, q}) })
+				start(func(cl *client.Client, process string, _ *rand.Rand) {
+					w.do(cl, process, models.LimitOp{Kind: check, Request: q})
+				})
 			}
-			start(func(cl *client.Client, process string, _ *rand.Rand) { w.do(cl, process, input{read, shard, q}) })
+			start(func(cl *client.Client, process string, _ *rand.Rand) {
+				w.do(cl, process, models.LimitOp{Kind: peek, Request: q})
+			})
 		}
 		start(func(cl *client.Client, process string, rng *rand.Rand) {
 			q := client.Request{Client: keys[rng.IntN(len(keys))], Resource: limited[rng.IntN(len(limited))].Name}
-			if d, err := w.do(cl, process, input{take, shard, q}); err == nil && d.ReleaseToken != "" {
-				p := w.history.Begin(process, input{unhold, shard, q})
+			if d, err := w.do(cl, process, models.LimitOp{Kind: check, Request: q}); err == nil && d.ReleaseToken != "" {
+				p := w.history.Begin(process, models.LimitOp{Kind: release, Request: q})
 				var trace client.Trace
 				err := cl.Limits().Release(client.WithTrace(context.Background(), &trace), q, d.ReleaseToken)
-				p.End(output{}, trace, err)
+				p.End(client.Decision{}, trace, err)
 			}
 		})
 		start(func(cl *client.Client, process string, _ *rand.Rand) {
-			w.do(cl, process, input{lease, shard, client.Request{Client: keys[0], Resource: leased.Name}})
+			w.do(cl, process, models.LimitOp{Kind: lease, Request: client.Request{Client: keys[0], Resource: leased.Name}})
 		})
 	}
 	working.Wait()
 }
 
 // do makes one decision and records it. Its deadline is the SDK's.
-func (w *workload) do(cl *client.Client, process string, in input) (d client.Decision, err error) {
+func (w *workload) do(cl *client.Client, process string, in models.LimitOp) (d client.Decision, err error) {
 	p := w.history.Begin(process, in)
 	var trace client.Trace
 	ctx := client.WithTrace(context.Background(), &trace)
 	switch in.Kind {
-	case read:
+	case peek:
 		d, err = cl.Limits().Peek(ctx, in.Request)
 	case lease:
 		d, err = cl.Limits().Async(ctx, in.Request)
