@@ -15,15 +15,21 @@ import (
 // LimitOp is the Input of an operation on rate limits. The Output of a check, a peek and a reservation is a
 // client.Decision, of a status a []client.LimitState, of a reset an int; that of the others is not looked at.
 type LimitOp struct {
-	Kind    string         `json:"kind"` // check, peek, status, reset, reserve, commit, refund, release, lease
+	Kind    string         `json:"kind"`
 	Request client.Request `json:"request"`
 	Actual  uint32         `json:"actual,omitempty"` // of a commit
 }
 
-// The kinds of LimitOp that the model asks for.
+// The kinds of LimitOp.
 const (
-	KindPeek   = "peek"
-	KindStatus = "status"
+	KindCheck   = "check"
+	KindPeek    = "peek"
+	KindStatus  = "status"
+	KindReset   = "reset"
+	KindReserve = "reserve"
+	KindCommit  = "commit"
+	KindRefund  = "refund"
+	KindRelease = "release"
 )
 
 // limits is the model of package counter: each meter holds what happened to it lately, and every answer is worked out
@@ -438,6 +444,13 @@ func sameLimits(rows []client.LimitState, limits []counter.Limit) bool {
 
 // Compare implements Model.
 func (l *limits) Compare(op *history.Op, done []Execution) error {
+	in, ok := op.Input.(LimitOp)
+	switch {
+	case !ok:
+		return nil
+	case len(done) == 0 && (in.Kind == KindCommit || in.Kind == KindRefund || in.Kind == KindRelease || len(rowsOf(op.Output)) > 0):
+		return fmt.Errorf("it was acknowledged, and no log has a command of it")
+	}
 	switch o := op.Output.(type) {
 	case client.Decision:
 		return compareDecision(&o, done)

@@ -1,0 +1,276 @@
+// Package check judges what a cluster did: the history of its clients against the logs of its shards.
+//
+// Replay looks at every operation, in linear time: the log says in which order commands were executed, so their answers
+// can be compared with a model's one by one, and the order itself with real time. It trusts what answers say about their
+// place in the log only as far as the log has the same there. Porcupine trusts none of that, and so can look at samples
+// only.
+package check
+
+import (
+	"fmt"
+	"math"
+	"slices"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/holdfastdb/holdfast/cluster-tests/history"
+	"github.com/holdfastdb/holdfast/cluster-tests/models"
+	"github.com/holdfastdb/holdfast/fsm"
+	"github.com/holdfastdb/holdfast/rpc"
+)
+
+// Entry is a committed entry of a shard's log as one replica holds it.
+type Entry struct {
+	Index, Term uint64
+	// Type is that of Raft; a command by default.
+	Type raft.LogType
+	Data []byte
+}
+
+// Violation is a promise that was broken.
+type Violation struct {
+	Kind   string // result, lost, effect, order, time, log, invariant, agreement, watch, sum or linearizability
+	Detail string
+	Op     *history.Op // nil if it is not about one
+}
+
+func (v Violation) String() string {
+	if v.Op == nil {
+		return v.Kind + ": " + v.Detail
+	}
+	return fmt.Sprintf("%s: %s (%s, called at %s, %s, input %+v, output %+v, trace %+v)",
+		v.Kind, v.Detail, v.Op.Process, v.Op.Call, v.Op.Outcome, v.Op.Input, v.Op.Output, v.Op.Trace)
+}
+
+// Report is what Replay found.
+type Report struct {
+	Violations []Violation
+	// Checked counts the operations whose outcome was compared with the model's; with Definite, Failed and Unknown.
+	Checked, Definite, Failed, Unknown int
+	// Executed counts the operations of unknown outcome that the logs have.
+	Executed int
+	// Local counts the operations that no shard got to see, Unclear the queries of which the model could not tell what they
+	// meant: those for a subject that was never checked before, or whose policies had changed.
+	Local, Unclear int
+}
+
+func (r *Report) add(kind string, op *history.Op, format string, args ...any) {
+	r.Violations = append(r.Violations, Violation{Kind: kind, Detail: fmt.Sprintf(format, args...), Op: op})
+}
+
+// replay is the shards as their logs have them, and the operations among them.
+type replay struct {
+	Report
+	shards map[uint32]*models.Shard
+	places []place
+}
+
+// place is where in a shard's log an operation is.
+type place struct {
+	op    *history.Op
+	shard uint32
+	index uint64
+	at    int // in the entry; a query comes after all of it
+}
+
+const afterEntry = math.MaxInt
+
+// Replay judges all operations of a history by the complete logs of the shards, each from its first entry on.
+func Replay(logs map[uint32][]Entry, ops []history.Op) *Report {
+	r := &replay{shards: make(map[uint32]*models.Shard)}
+	type spot struct {
+		shard uint32
+		index uint64
+	}
+	spots := make(map[spot][]*history.Op)
+	for i := range ops {
+		if t := &ops[i].Trace; t.Index != 0 && ops[i].Outcome == history.Definite {
+			at := spot{t.Shard, t.Index}
+			spots[at] = append(spots[at], &ops[i])
+		}
+	}
+	for _, id := range sortedKeys(logs) {
+		s := models.NewShard(id)
+		r.shards[id] = s
+		for _, e := range logs[id] {
+			data := e.Data
+			if e.Type != raft.LogCommand {
+				data = nil
+			}
+			if err := s.Apply(e.Index, data); err != nil {
+				r.add("log", nil, "shard %d: %v", id, err)
+				break
+			}
+			r.answered(s, spots[spot{id, e.Index}])
+		}
+		for _, broken := range s.Broken() {
+			r.add("invariant", nil, "shard %d: %s", id, broken)
+		}
+	}
+	for i := range ops {
+		r.judge(&ops[i])
+	}
+	r.checkRealTime()
+	return &r.Report
+}
+
+func sortedKeys[V any](m map[uint32]V) []uint32 {
+	keys := make([]uint32, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	return keys
+}
+
+// answered looks at the answers that were given at the entry that was just executed.
+func (r *replay) answered(s *models.Shard, ops []*history.Op) {
+	for _, op := range ops {
+		if done := s.Done(models.FrameID{Client: op.Trace.Client, Seq: op.Trace.Seq}); !op.Trace.Query && op.Trace.Op < len(done) {
+			for _, m := range s.Models {
+				m.Learn(op, done[op.Trace.Op:op.Trace.Op+1])
+			}
+		}
+	}
+	for _, op := range ops {
+		if !op.Trace.Query {
+			continue
+		}
+		r.places = append(r.places, place{op, s.ID, s.Index, afterEntry})
+		r.checkTime(op, s.Now)
+		clear := false
+		for _, m := range s.Models {
+			result, ok := m.Query(s.Now, op)
+			if !ok {
+				continue
+			}
+			clear = true
+			if err := m.Compare(op, []models.Execution{{Shard: s.ID, Index: s.Index, Time: s.Now, Result: result}}); err != nil {
+				r.add("result", op, "query at entry %d: %v", s.Index, err)
+			}
+		}
+		if !clear {
+			r.Unclear++
+		}
+	}
+}
+
+func (r *replay) checkTime(op *history.Op, now fsm.Time) {
+	if got := op.Trace.Time.UnixMilli(); got != int64(now) {
+		r.add("time", op, "the answer tells of shard time %d, the log of %d", got, now)
+	}
+}
+
+// judge compares what the caller knows of an operation with what the logs have.
+func (r *replay) judge(op *history.Op) {
+	switch op.Outcome {
+	case history.Definite:
+		r.Definite++
+	case history.Failed:
+		r.Failed++
+	case history.Unknown:
+		r.Unknown++
+	}
+	if op.Trace.Shard == 0 {
+		r.Local++
+		return
+	}
+	s := r.shards[op.Trace.Shard]
+	if s == nil {
+		r.add("log", op, "there is no log of shard %d", op.Trace.Shard)
+		return
+	}
+	r.Checked++
+	if op.Trace.Query {
+		if op.Outcome == history.Definite && op.Trace.Index > s.Index {
+			r.add("lost", op, "a query was answered at entry %d, the log ends at %d", op.Trace.Index, s.Index)
+		}
+		return
+	}
+	frame := s.Done(models.FrameID{Client: op.Trace.Client, Seq: op.Trace.Seq})
+	if frame == nil {
+		if op.Outcome == history.Definite {
+			r.add("lost", op, "it was acknowledged, and the log does not have it")
+		}
+		return
+	}
+	if op.Trace.Op >= len(frame) {
+		r.add("log", op, "its frame has %d operations", len(frame))
+		return
+	}
+	own := frame[op.Trace.Op]
+	done := r.carriedOut(op, own)
+	for _, x := range done {
+		r.places = append(r.places, place{op, x.Shard, x.Index, x.Place})
+	}
+	switch op.Outcome {
+	case history.Unknown:
+		r.Executed++
+	case history.Failed:
+		if len(done) == 1 && done[0].Result.Code == fsm.OK {
+			r.add("effect", op, "it failed, and was executed at entry %d: %s", done[0].Index, op.Error)
+		}
+	case history.Definite:
+		if op.Trace.Index != own.Index {
+			r.add("order", op, "the answer tells of entry %d, the log has it at %d", op.Trace.Index, own.Index)
+		}
+		r.checkTime(op, own.Time)
+		if len(done) == 1 && done[0].Result.Code != fsm.OK {
+			r.add("result", op, "it succeeded, the model refuses it: %s", done[0].Result.Code)
+			return
+		}
+		for _, m := range s.Models {
+			if err := m.Compare(op, done); err != nil {
+				r.add("result", op, "at entry %d: %v", own.Index, err)
+			}
+		}
+	}
+}
+
+// carriedOut lists the commands of an operation: its own in the frame, or, if that only holds its place, those that were
+// executed for it elsewhere.
+func (r *replay) carriedOut(op *history.Op, own models.Execution) []models.Execution {
+	if own.Result.Code != fsm.Skipped {
+		return []models.Execution{own}
+	}
+	client := rpc.OperationClient(op.Trace.Client, op.Trace.Shard, op.Trace.Seq, op.Trace.Op)
+	var done []models.Execution
+	for _, id := range sortedKeys(r.shards) {
+		for step := uint64(1); step <= 2; step++ {
+			done = append(done, r.shards[id].Done(models.FrameID{Client: client, Seq: step})...)
+		}
+	}
+	return done
+}
+
+// checkRealTime: an operation that was called after another had returned comes after it in the log.
+func (r *replay) checkRealTime() {
+	byShard := make(map[uint32][]place)
+	for _, p := range r.places {
+		byShard[p.shard] = append(byShard[p.shard], p)
+	}
+	for _, id := range sortedKeys(byShard) {
+		called := byShard[id]
+		returned := slices.Clone(called)
+		slices.SortFunc(called, func(a, b place) int { return int(a.op.Call - b.op.Call) })
+		slices.SortFunc(returned, func(a, b place) int { return int(a.op.Return - b.op.Return) })
+		var last *place // of those that had returned, the last one in the log
+		next := 0
+		for i := range called {
+			p := &called[i]
+			for ; next < len(returned) && returned[next].op.Return < p.op.Call; next++ {
+				if q := &returned[next]; q.op.Outcome == history.Definite && (last == nil || last.before(q)) {
+					last = q
+				}
+			}
+			if last != nil && p.before(last) {
+				r.add("order", p.op, "it was called after the operation of %s at entry %d had returned at %s, and comes before it, at entry %d",
+					last.op.Process, last.index, last.op.Return, p.index)
+			}
+		}
+	}
+}
+
+func (p *place) before(q *place) bool {
+	return p.index < q.index || p.index == q.index && p.at < q.at
+}

@@ -1,0 +1,151 @@
+package check
+
+import (
+	"testing"
+	"time"
+
+	"github.com/holdfastdb/holdfast/client"
+	"github.com/holdfastdb/holdfast/cluster-tests/history"
+	"github.com/holdfastdb/holdfast/cluster-tests/models"
+	"github.com/holdfastdb/holdfast/fsm"
+	"github.com/holdfastdb/holdfast/fsm/catalog"
+	"github.com/holdfastdb/holdfast/fsm/counter"
+	"github.com/holdfastdb/holdfast/fsm/fsmtest"
+)
+
+// world makes the log of one shard and the history of its clients, as a cluster without faults would: the real state
+// machine answers. Tests then change what they are about.
+type world struct {
+	t       *testing.T
+	reg     *fsm.Registry
+	store   *fsmtest.Memory
+	machine *fsm.Machine
+	log     []Entry
+	ops     []history.Op
+	now     fsm.Time
+	clock   time.Duration
+	seq     uint64
+}
+
+const shard = 1
+
+var rules = counter.Params{Algorithm: counter.FixedWindow, Rate: 5, Window: 360 * 24 * 3600 * 1000}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	w := &world{t: t, store: fsmtest.NewMemory(), now: 1_700_000_000_000}
+	var err error
+	if w.reg, err = fsm.New(counter.Type()); err != nil {
+		t.Fatal(err)
+	}
+	if w.machine, err = fsm.Open(w.reg, w.store); err != nil {
+		t.Fatal(err)
+	}
+	w.entry(fsm.Entry{Kind: fsm.TermStart})
+	return w
+}
+
+func (w *world) entry(e fsm.Entry) fsm.Outcome {
+	w.t.Helper()
+	w.now += 10
+	e.Time = w.now
+	index := uint64(len(w.log) + 1)
+	data := e.Append(nil)
+	w.log = append(w.log, Entry{Index: index, Term: 1, Data: data})
+	outs, err := w.machine.Apply([]fsm.LogEntry{{Index: index, Term: 1, Data: data}})
+	if err == nil {
+		err = w.machine.Flush()
+	}
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return outs[0]
+}
+
+func limitsOf(key string) []counter.Limit {
+	return []counter.Limit{{Key: counter.Key([]byte(key + "............")[:12]), Policy: 1, Params: rules}}
+}
+
+// frame is the next frame of the only client.
+func (w *world) frame(calls ...fsm.Call) fsm.Frame {
+	w.seq++
+	return fsm.Frame{Client: [16]byte{1}, Seq: w.seq, AckUpTo: w.seq - 1, Deadline: w.now + 10_000, Calls: calls}
+}
+
+func takeCall(key string, weight uint32) fsm.Call {
+	q := counter.TakeRequest{Weight: weight, Limits: limitsOf(key)}
+	return fsm.Call{Type: counter.TypeID, Op: counter.OpTake, Body: q.Append(nil)}
+}
+
+// begin is an operation that is called now and returns a little later.
+func (w *world) begin(kind, key string) history.Op {
+	w.clock += 2 * time.Millisecond
+	return history.Op{
+		Process: "p", Call: w.clock, Return: w.clock + time.Millisecond, Outcome: history.Definite,
+		Input: models.LimitOp{Kind: kind, Request: client.Request{Client: key}},
+	}
+}
+
+// check is one client's check; the result is its operation, which can be changed.
+func (w *world) check(key string) *history.Op {
+	w.t.Helper()
+	op := w.begin(models.KindCheck, key)
+	f := w.frame(takeCall(key, 1))
+	out := w.entry(fsm.Entry{Frames: []fsm.Frame{f}}).Frames[0]
+	op.Trace = trace(out.Index, out.Time)
+	op.Trace.Seq = f.Seq
+	op.Output = w.decision(out.Results[0], out.Time)
+	w.ops = append(w.ops, op)
+	return &w.ops[len(w.ops)-1]
+}
+
+// peek is a query in the state as it is.
+func (w *world) peek(key string) *history.Op {
+	w.t.Helper()
+	op := w.begin(models.KindPeek, key)
+	q := counter.TakeRequest{Weight: 1, Limits: limitsOf(key)}
+	results, at, err := w.reg.Query(w.store.View(), []fsm.Call{{Type: counter.TypeID, Op: counter.OpPeek, Body: q.Append(nil)}})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	op.Trace = trace(at.Index, at.Time)
+	op.Trace.Query = true
+	op.Output = w.decision(results[0], at.Time)
+	w.ops = append(w.ops, op)
+	return &w.ops[len(w.ops)-1]
+}
+
+func trace(index uint64, at fsm.Time) client.Trace {
+	return client.Trace{Shard: shard, Client: [16]byte{1}, Index: index, Time: time.UnixMilli(int64(at))}
+}
+
+// decision is what the SDK makes of a result.
+func (w *world) decision(r fsm.Result, now fsm.Time) client.Decision {
+	w.t.Helper()
+	t, err := counter.DecodeTakeResult(r.Body)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	l := t.Limits[0]
+	row := client.LimitState{
+		PolicyID: catalog.PolicyID(l.Policy), Limit: rules.Rate, Window: time.Duration(rules.Window) * time.Millisecond,
+		Remaining: l.Remaining, Used: l.Used, Denied: l.Denied, ResetAt: time.UnixMilli(int64(now) + l.ResetIn),
+		RetryAfter: time.Duration(l.RetryIn) * time.Millisecond,
+	}
+	return client.Decision{Allowed: t.Allowed, Remaining: l.Remaining, Limits: []client.LimitState{row}}
+}
+
+func (w *world) replay() *Report { return Replay(map[uint32][]Entry{shard: w.log}, w.ops) }
+
+// finds checks that exactly one kind of violation is reported, and that one.
+func finds(t *testing.T, violations []Violation, kind string) {
+	t.Helper()
+	if len(violations) == 0 {
+		t.Errorf("nothing is found, want %s", kind)
+	}
+	for _, v := range violations {
+		if v.Kind != kind {
+			t.Errorf("want only %s: %s", kind, v)
+		}
+	}
+}
