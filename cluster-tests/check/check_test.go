@@ -26,7 +26,7 @@ func mixed(t *testing.T) *world {
 	lost.Outcome, lost.Output, lost.Return = history.Unknown, nil, time.Hour
 	lost.Trace.Index, lost.Trace.Time = 0, time.Time{}
 	gone := w.begin(models.KindCheck, "a") // and one that never came
-	gone.Outcome, gone.Return, gone.Trace = history.Unknown, time.Hour, client.Trace{Shard: shard, Client: [16]byte{1}, Seq: 1000}
+	gone.Outcome, gone.Return, gone.Trace = history.Unknown, time.Hour, client.Trace{Shard: theShard, Client: [16]byte{1}, Seq: 1000}
 	failed := gone
 	failed.Outcome, failed.Trace.Seq = history.Failed, 1001
 	local := w.begin(models.KindCheck, "a")
@@ -114,7 +114,7 @@ func TestOperationsThatAreCarriedOutElsewhere(t *testing.T) {
 	op.Trace = trace(out.Index, out.Time)
 	op.Trace.Seq = f.Seq
 	elsewhere := fsm.Frame{
-		Client: rpc.OperationClient(op.Trace.Client, shard, f.Seq, 0), Seq: 1, Deadline: w.now + 10_000, Calls: []fsm.Call{takeCall("a", 1)},
+		Client: rpc.OperationClient(op.Trace.Client, theShard, f.Seq, 0), Seq: 1, Deadline: w.now + 10_000, Calls: []fsm.Call{takeCall("a", 1)},
 	}
 	done := w.entry(fsm.Entry{Frames: []fsm.Frame{elsewhere}}).Frames[0]
 	op.Output = w.decision(done.Results[0], done.Time)

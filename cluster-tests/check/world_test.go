@@ -27,7 +27,7 @@ type world struct {
 	seq     uint64
 }
 
-const shard = 1
+const theShard = 1
 
 var rules = counter.Params{Algorithm: counter.FixedWindow, Rate: 5, Window: 360 * 24 * 3600 * 1000}
 
@@ -116,7 +116,7 @@ func (w *world) peek(key string) *history.Op {
 }
 
 func trace(index uint64, at fsm.Time) client.Trace {
-	return client.Trace{Shard: shard, Client: [16]byte{1}, Index: index, Time: time.UnixMilli(int64(at))}
+	return client.Trace{Shard: theShard, Client: [16]byte{1}, Index: index, Time: time.UnixMilli(int64(at))}
 }
 
 // decision is what the SDK makes of a result.
@@ -135,7 +135,7 @@ func (w *world) decision(r fsm.Result, now fsm.Time) client.Decision {
 	return client.Decision{Allowed: t.Allowed, Remaining: l.Remaining, Limits: []client.LimitState{row}}
 }
 
-func (w *world) replay() *Report { return Replay(map[uint32][]Entry{shard: w.log}, w.ops) }
+func (w *world) replay() *Report { return Replay(map[uint32][]Entry{theShard: w.log}, w.ops) }
 
 // finds checks that exactly one kind of violation is reported, and that one.
 func finds(t *testing.T, violations []Violation, kind string) {
