@@ -39,7 +39,7 @@ func checkCounter(key string, ops []history.Op) (violations []string) {
 	var answers []answer
 	counts := make(map[uint64]bool) // of writes
 	for _, o := range ops {
-		writes := o.Input.(models.LimitOp).Kind == check
+		writes := o.Input.(models.LimitOp).Kind == models.KindCheck
 		if writes {
 			begun = append(begun, o.Call)
 		}

@@ -34,8 +34,12 @@ type Result struct {
 	// Gaps are, by kind of fault, how long shards took no write whose leader was hit or changed on purpose.
 	Gaps      map[string][]time.Duration `json:"gaps"`
 	Elections int                        `json:"elections"`
-	// Entries of all replicas' logs were compared.
-	Entries    int      `json:"entries"`
+	// Entries of all replicas' logs were compared. Replayed operations were compared with what the logs make of them, sampled
+	// ones by porcupine.
+	Entries  int `json:"entries"`
+	Replayed int `json:"replayed"`
+	Sampled  int `json:"sampled"`
+
 	Violations []string `json:"violations"`
 }
 
@@ -87,10 +91,7 @@ func (r *run) finish(serving bool) *Result {
 	}
 	logs, problems := r.dumpLogs()
 	res.Violations = append(res.Violations, problems...)
-	res.Violations = append(res.Violations, checkReplicas(logs, settled)...)
-	for _, l := range logs {
-		res.Entries += len(l.entries)
-	}
+	r.judge(res, ops, logs, settled)
 	changes, err := r.leaderChanges()
 	if err != nil {
 		r.t.Errorf("read the nodes' logs: %v", err)
@@ -99,12 +100,16 @@ func (r *run) finish(serving bool) *Result {
 	if err := r.keep(res, ops, changes); err != nil {
 		r.t.Errorf("keep the history: %v", err)
 	}
-	r.t.Logf("%d operations, %d of unknown outcome, %d failed; %d faults, %d elections, %d log entries",
-		res.Definite, res.Unknown, res.Failed, len(res.Faults), res.Elections, res.Entries)
+	r.t.Logf("%d operations, %d of unknown outcome, %d failed; %d faults, %d elections; checked: %d operations by replay, %d by porcupine, %d log entries",
+		res.Definite, res.Unknown, res.Failed, len(res.Faults), res.Elections, res.Replayed, res.Sampled, res.Entries)
 	for kind, gaps := range res.Gaps {
 		r.t.Logf("shards took no write at %s, %s", kind, spread(gaps))
 	}
-	for _, v := range res.Violations {
+	for i, v := range res.Violations {
+		if i == 20 {
+			r.t.Errorf("%d violations in all, see result.json", len(res.Violations))
+			break
+		}
 		r.t.Errorf("violation: %s", v)
 	}
 	return res
@@ -114,7 +119,7 @@ func (r *run) finish(serving bool) *Result {
 func (r *run) lookAtCounters() {
 	for _, keys := range r.w.keys {
 		for _, key := range keys {
-			if _, err := r.w.do(r.w.clients[0], "last", models.LimitOp{Kind: peek, Request: client.Request{Client: key, Resource: counted}}); err != nil {
+			if _, err := r.w.do(r.w.clients[0], "last", models.LimitOp{Kind: models.KindPeek, Request: client.Request{Client: key, Resource: counted}}); err != nil {
 				r.t.Errorf("the last look at %s: %v", key, err)
 			}
 		}
@@ -128,7 +133,7 @@ const strikesWithin = 1500 * time.Millisecond
 func (r *run) gaps(ops []history.Op) map[string][]time.Duration {
 	writes := make(map[uint32][]time.Duration) // when they were acknowledged, by shard
 	for _, o := range ops {
-		if in := o.Input.(models.LimitOp); in.Kind == check && o.Outcome == history.Definite {
+		if in := o.Input.(models.LimitOp); in.Kind == models.KindCheck && o.Outcome == history.Definite {
 			writes[o.Trace.Shard] = append(writes[o.Trace.Shard], o.Return)
 		}
 	}

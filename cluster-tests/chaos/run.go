@@ -112,7 +112,11 @@ func (r *run) strike(n nemesis) {
 	if err != nil {
 		r.t.Fatalf("%s: %v", n.name, err)
 	}
-	time.Sleep(between(r.rng, n.hold))
+	hold := n.hold
+	if r.plan.Each { // a short history
+		hold /= 2
+	}
+	time.Sleep(between(r.rng, hold))
 	if err := end(); err != nil {
 		r.t.Fatalf("end of %s: %v", n.name, err)
 	}

@@ -19,9 +19,12 @@ import (
 // The clients of a shard: writers and a reader share keys, so that they compete; limited ones run into limits of every
 // algorithm, and a leased one decides from tokens taken in bulk.
 const (
-	keysPerShard  = 2
+	keysPerShard  = 2 // at the same time
 	writersPerKey = 2
 	think         = 8 * time.Millisecond // between two operations of a client, on average
+	// epoch is how long a key is used: so that what happened to it is little enough for checks that take their time.
+	epoch  = 5 * time.Second
+	epochs = 24 // then the first keys come again
 )
 
 // counted is the resource whose limit is never reached, so that its counters count what was done.
@@ -36,6 +39,9 @@ var limited = []*pb.CreatePolicyRequest{
 	{Name: "concurrency", Algorithm: "concurrency", RateLimit: 3, TimeWindow: 60},
 	{Name: "few", Algorithm: "fixed_window", RateLimit: 50, TimeWindow: neverEnds},
 }
+
+// kindLease is an operation that a lease decides. Its answer is no model's matter; what was lent is.
+const kindLease = "lease"
 
 // leased is the resource for decisions from leases.
 var leased = &pb.CreatePolicyRequest{Name: "leased", Algorithm: "token_bucket", RateLimit: 200, TimeWindow: 1, BurstCapacity: 100, OnUnavailable: "deny"}
@@ -60,20 +66,12 @@ func makePolicy(t testing.TB, cl *client.Client, q *pb.CreatePolicyRequest) {
 	}
 }
 
-// The kinds of operations: a check of counted is a write of a counter, a peek of it a read.
-const (
-	check   = "check"
-	peek    = models.KindPeek
-	release = "release"
-	lease   = "lease" // decided by a lease
-)
-
 // workload is what clients do during a history, and what they were told.
 type workload struct {
 	begin   time.Time
 	history *history.History
 	clients []*client.Client
-	keys    map[uint32][]string // by shard
+	keys    map[uint32][]string // by shard: those of the first epoch, then of the second, and so on
 }
 
 // newWorkload makes the policies and finds keys for each shard.
@@ -91,12 +89,12 @@ func newWorkload(t testing.TB, c *Cluster) *workload {
 	if err != nil {
 		t.Fatal(err)
 	}
-	missing := c.opts.Shards * keysPerShard
+	missing := c.opts.Shards * keysPerShard * epochs
 	for i := 0; missing > 0; i++ {
 		key := fmt.Sprintf("key-%d", i)
 		slot := uint32(xxh3.HashString("client:"+key) >> 48)
 		for _, shard := range s.Shards {
-			if n := shard.Info.Shard; slot >= shard.Info.FirstSlot && slot <= shard.Info.LastSlot && n != 0 && len(w.keys[n]) < keysPerShard {
+			if n := shard.Info.Shard; slot >= shard.Info.FirstSlot && slot <= shard.Info.LastSlot && n != 0 && len(w.keys[n]) < keysPerShard*epochs {
 				w.keys[n] = append(w.keys[n], key)
 				missing--
 			}
@@ -123,32 +121,38 @@ func (w *workload) run(ctx context.Context, seed uint64) {
 			}
 		})
 	}
-	for _, keys := range w.keys {
-		for _, key := range keys {
-			q := client.Request{Client: key, Resource: counted}
-			for range writersPerKey {
-				start(func(cl *client.Client, process string, _ *rand.Rand) {
-					w.do(cl, process, models.LimitOp{Kind: check, Request: q})
-				})
+	for shard := range w.keys {
+		for slot := range keysPerShard {
+			ask := func(kind string) func(*client.Client, string, *rand.Rand) {
+				return func(cl *client.Client, process string, _ *rand.Rand) {
+					w.do(cl, process, models.LimitOp{Kind: kind, Request: client.Request{Client: w.key(shard, slot), Resource: counted}})
+				}
 			}
-			start(func(cl *client.Client, process string, _ *rand.Rand) {
-				w.do(cl, process, models.LimitOp{Kind: peek, Request: q})
-			})
+			for range writersPerKey {
+				start(ask(models.KindCheck))
+			}
+			start(ask(models.KindPeek))
 		}
 		start(func(cl *client.Client, process string, rng *rand.Rand) {
-			q := client.Request{Client: keys[rng.IntN(len(keys))], Resource: limited[rng.IntN(len(limited))].Name}
-			if d, err := w.do(cl, process, models.LimitOp{Kind: check, Request: q}); err == nil && d.ReleaseToken != "" {
-				p := w.history.Begin(process, models.LimitOp{Kind: release, Request: q})
+			q := client.Request{Client: w.key(shard, rng.IntN(keysPerShard)), Resource: limited[rng.IntN(len(limited))].Name}
+			if d, err := w.do(cl, process, models.LimitOp{Kind: models.KindCheck, Request: q}); err == nil && d.ReleaseToken != "" {
+				p := w.history.Begin(process, models.LimitOp{Kind: models.KindRelease, Request: q})
 				var trace client.Trace
 				err := cl.Limits().Release(client.WithTrace(context.Background(), &trace), q, d.ReleaseToken)
-				p.End(client.Decision{}, trace, err)
+				p.End(nil, trace, err)
 			}
 		})
 		start(func(cl *client.Client, process string, _ *rand.Rand) {
-			w.do(cl, process, models.LimitOp{Kind: lease, Request: client.Request{Client: keys[0], Resource: leased.Name}})
+			q := client.Request{Client: w.key(shard, 0), Resource: leased.Name}
+			w.do(cl, process, models.LimitOp{Kind: kindLease, Request: q})
 		})
 	}
 	working.Wait()
+}
+
+// key is one of the keys of a shard that are in use now.
+func (w *workload) key(shard uint32, slot int) string {
+	return w.keys[shard][slot+keysPerShard*int(w.now()/epoch%epochs)]
 }
 
 // do makes one decision and records it. Its deadline is the SDK's.
@@ -157,12 +161,16 @@ func (w *workload) do(cl *client.Client, process string, in models.LimitOp) (d c
 	var trace client.Trace
 	ctx := client.WithTrace(context.Background(), &trace)
 	switch in.Kind {
-	case peek:
+	case models.KindPeek:
 		d, err = cl.Limits().Peek(ctx, in.Request)
-	case lease:
+	case kindLease:
 		d, err = cl.Limits().Async(ctx, in.Request)
 	default:
 		d, err = cl.Limits().Check(ctx, in.Request)
+	}
+	if in.Kind == kindLease {
+		p.End(nil, trace, err)
+		return d, err
 	}
 	p.End(d, trace, err)
 	return d, err
