@@ -137,6 +137,9 @@ func (c *Cluster) stop() {
 			_ = n.disk.thaw() // a process that waits for its disk cannot even be killed
 		}
 		n.Kill()
+		if !c.t.Failed() { // what it says is in its log
+			_ = os.RemoveAll(n.data)
+		}
 		if n.disk != nil {
 			if err := n.disk.close(); err != nil {
 				c.t.Logf("the disk of %s: %v", n.Name, err)

@@ -1,11 +1,13 @@
 package chaos
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -278,7 +280,20 @@ func (r *run) wipe() (func() error, error) {
 	r.describe("kill -9 "+n.Name+" and remove its data", n)
 	n.Kill()
 	r.wiped = append(r.wiped, n)
-	return func() error { n.Start(); return nil }, os.RemoveAll(n.data)
+	identity := filepath.Join(n.data, "node.json")
+	before, err := os.ReadFile(identity)
+	if err != nil {
+		return nil, err
+	}
+	return func() error {
+		n.Start()
+		n.WaitReady(30 * time.Second)
+		after, err := os.ReadFile(identity)
+		if err == nil && bytes.Equal(before, after) {
+			err = fmt.Errorf("%s came back under its old id, without what that has promised", n.Name)
+		}
+		return err
+	}, os.RemoveAll(n.data)
 }
 
 // leader is a node that leads at least one shard, follower one that leads as few as possible.

@@ -6,9 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
+	"syscall"
 )
 
 // lossShare of the packets are lost on an impaired way.
@@ -62,7 +65,7 @@ func newNamespaces(nodes int, dir string) (_ *namespaces, err error) {
 	return n, nil
 }
 
-// removeOrphans removes the namespaces of test processes that were killed.
+// removeOrphans removes the namespaces of test processes that were killed, and ends the nodes that are still in them.
 func removeOrphans() {
 	all, _ := filepath.Glob("/var/run/netns/hfc*")
 	for _, path := range all {
@@ -71,9 +74,16 @@ func removeOrphans() {
 		if _, err := fmt.Sscanf(name, "hfc%d", &pid); err != nil {
 			continue
 		}
-		if _, err := os.Stat(fmt.Sprintf("/proc/%d", pid)); errors.Is(err, os.ErrNotExist) {
-			_ = shell("ip", "netns", "del", name) // somebody else may do the same
+		if _, err := os.Stat(fmt.Sprintf("/proc/%d", pid)); !errors.Is(err, os.ErrNotExist) {
+			continue
 		}
+		inside, _ := exec.Command("ip", "netns", "pids", name).Output()
+		for _, text := range strings.Fields(string(inside)) {
+			if node, err := strconv.Atoi(text); err == nil {
+				_ = syscall.Kill(node, syscall.SIGKILL)
+			}
+		}
+		_ = shell("ip", "netns", "del", name) // somebody else may do the same
 	}
 }
 
