@@ -127,7 +127,7 @@ func Start(t testing.TB, opts Options) *Cluster {
 		n.Start()
 		n.WaitReady(30 * time.Second)
 	}
-	c.WaitHealthy(60 * time.Second)
+	c.WaitHealthy(2 * time.Minute)
 	return c
 }
 
