@@ -126,8 +126,12 @@ func (r *run) lookAtCounters() {
 	}
 }
 
-// strikesWithin is how soon after its begin a fault stops writes, if it does.
-const strikesWithin = 1500 * time.Millisecond
+// strikesWithin is how soon after its begin a fault stops writes, if it does; movesWithin the same for a leader that is
+// changed on purpose.
+const (
+	strikesWithin = 1500 * time.Millisecond
+	movesWithin   = 500 * time.Millisecond
+)
 
 // gaps measures, by kind of fault, the longest pause between two writes of a shard that began when the fault did.
 func (r *run) gaps(ops []history.Op) map[string][]time.Duration {
@@ -141,11 +145,11 @@ func (r *run) gaps(ops []history.Op) map[string][]time.Duration {
 		slices.Sort(times)
 	}
 	gaps := make(map[string][]time.Duration)
-	measure := func(kind string, shard uint32, at time.Duration) {
+	measure := func(kind string, shard uint32, at, within time.Duration) {
 		times := writes[shard]
 		i, _ := slices.BinarySearch(times, at)
 		longest := time.Duration(-1)
-		for i = max(1, i); i < len(times) && times[i-1] <= at+strikesWithin; i++ {
+		for i = max(1, i); i < len(times) && times[i-1] <= at+within; i++ {
 			longest = max(longest, times[i]-times[i-1])
 		}
 		if longest >= 0 {
@@ -154,11 +158,11 @@ func (r *run) gaps(ops []history.Op) map[string][]time.Duration {
 	}
 	for _, f := range r.faults {
 		for _, shard := range f.Led {
-			measure(f.Kind, shard, f.From)
+			measure(f.Kind, shard, f.From, strikesWithin)
 		}
 	}
 	for _, h := range r.handovers {
-		measure(h.kind, h.shard, h.at)
+		measure(h.kind, h.shard, h.at, movesWithin)
 	}
 	return gaps
 }
