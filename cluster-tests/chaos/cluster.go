@@ -170,12 +170,12 @@ func (c *Cluster) Addrs() []string {
 	return addrs
 }
 
-// Dial opens a client that ends with the test.
-func (c *Cluster) Dial() *client.Client {
+// Dial opens a client that ends with the test. It tries operations for so long; 0 means the SDK's default.
+func (c *Cluster) Dial(timeout time.Duration) *client.Client {
 	c.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	cl, err := client.Dial(ctx, client.Config{Addrs: c.Addrs()})
+	cl, err := client.Dial(ctx, client.Config{Addrs: c.Addrs(), Timeout: timeout})
 	if err != nil {
 		c.t.Fatal(err)
 	}

@@ -74,7 +74,7 @@ func TestOverload(t *testing.T) {
 		t.Skip("two minutes with both CPUs busy: make chaos runs it")
 	}
 	c := Start(t, Options{Nodes: 3, Dir: artefacts(t, s.dir, "overload")})
-	cl := c.Dial()
+	cl := c.Dial(0)
 	makePolicy(t, cl, &pb.CreatePolicyRequest{Name: counted, Algorithm: "fixed_window", RateLimit: 10_000_000, TimeWindow: neverEnds})
 	ctx := t.Context()
 	closed := load.Load{Callers: 256, Keys: 1000, Warmup: 2 * time.Second, Duration: 10 * time.Second}

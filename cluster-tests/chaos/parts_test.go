@@ -33,7 +33,7 @@ func TestReport(t *testing.T) {
 	}
 	for _, want := range []string{
 		"before\n<!-- measured: chaos -->\n", "<!-- end: chaos -->\nafter\n",
-		"| kill-leader | 1 | 1 | 10 | 1 | 0 |", "| **all** | 2 | 2 | 30 | 1 | 2 |", "| 1 |\n",
+		"| kill-leader | 1 | 1 | 10 | 1 | 0 | 0 |", "| **all** | 2 | 2 | 30 | 1 | 2 | 0 |", "| 1 |\n",
 		"| kill-leader | 1s | 3 | 2s | 3s | 3s |", "6 processes were killed with SIGKILL, 2 of them while they led",
 	} {
 		if !strings.Contains(string(page), want) {

@@ -20,8 +20,8 @@ func report(results []*Result) string {
 		}
 		b.WriteString("|\n")
 	}
-	row("histories of", "histories", "faults", "operations", "unknown outcome", "failed", "replayed", "by porcupine", "log entries compared", "well again, longest", "violations")
-	row("---", "---", "---", "---", "---", "---", "---", "---", "---", "---", "---")
+	row("histories of", "histories", "faults", "operations", "unknown outcome", "failed", "patient, not served", "replayed", "by porcupine", "log entries compared", "well again, longest", "violations")
+	row("---", "---", "---", "---", "---", "---", "---", "---", "---", "---", "---", "---")
 	var names []string
 	for _, r := range results {
 		if !slices.Contains(names, r.Name) {
@@ -37,12 +37,12 @@ func report(results []*Result) string {
 				sum.add(r)
 			}
 		}
-		row(name, sum.histories, sum.faults, sum.definite, sum.unknown, sum.failed, sum.replayed, sum.sampled, sum.entries, sum.healing.Round(10*time.Millisecond), sum.violations)
+		row(name, sum.histories, sum.faults, sum.definite, sum.unknown, sum.failed, sum.dropped, sum.replayed, sum.sampled, sum.entries, sum.healing.Round(10*time.Millisecond), sum.violations)
 	}
 	for _, r := range results {
 		all.add(r)
 	}
-	row("**all**", all.histories, all.faults, all.definite, all.unknown, all.failed, all.replayed, all.sampled, all.entries, all.healing.Round(10*time.Millisecond), all.violations)
+	row("**all**", all.histories, all.faults, all.definite, all.unknown, all.failed, all.dropped, all.replayed, all.sampled, all.entries, all.healing.Round(10*time.Millisecond), all.violations)
 
 	b.WriteString("\n")
 	row("a shard takes no write", "`--heartbeat`", "times", "p50", "p99", "longest")
@@ -71,8 +71,8 @@ const lanTiming = 300 * time.Millisecond
 
 // tally sums histories up.
 type tally struct {
-	histories, faults, definite, unknown, failed, replayed, sampled, entries, violations, kills, leaderKills int
-	healing                                                                                                  time.Duration
+	histories, faults, definite, unknown, failed, dropped, replayed, sampled, entries, violations, kills, leaderKills int
+	healing                                                                                                           time.Duration
 }
 
 func (y *tally) add(r *Result) {
@@ -81,6 +81,7 @@ func (y *tally) add(r *Result) {
 	y.definite += r.Definite
 	y.unknown += r.Unknown
 	y.failed += r.Failed
+	y.dropped += r.Dropped
 	y.replayed += r.Replayed
 	y.sampled += r.Sampled
 	y.entries += r.Entries

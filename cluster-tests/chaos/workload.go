@@ -74,12 +74,17 @@ type workload struct {
 	keys    map[uint32][]string // by shard: those of the first epoch, then of the second, and so on
 }
 
+// hasty begins the name of a process whose client gives up sooner than leaders are elected. So there are operations of
+// unknown outcome, of which nobody may complain.
+const (
+	hasty        = "hasty-"
+	hastyTimeout = 700 * time.Millisecond
+)
+
 // newWorkload makes the policies and finds keys for each shard.
 func newWorkload(t testing.TB, c *Cluster) *workload {
 	w := &workload{keys: make(map[uint32][]string)}
-	for range 3 {
-		w.clients = append(w.clients, c.Dial())
-	}
+	w.clients = []*client.Client{c.Dial(0), c.Dial(0), c.Dial(hastyTimeout)}
 	makePolicy(t, w.clients[0], &pb.CreatePolicyRequest{Name: counted, Algorithm: "fixed_window", RateLimit: 10_000_000, TimeWindow: neverEnds})
 	makePolicy(t, w.clients[0], &pb.CreatePolicyRequest{Name: benched, Algorithm: "fixed_window", RateLimit: 10_000_000, TimeWindow: neverEnds})
 	for _, q := range append([]*pb.CreatePolicyRequest{leased}, limited...) {
@@ -114,6 +119,9 @@ func (w *workload) run(ctx context.Context, seed uint64) {
 	start := func(step func(cl *client.Client, process string, rng *rand.Rand)) {
 		n++
 		rng, cl, process := rand.New(rand.NewPCG(seed, n)), w.clients[n%uint64(len(w.clients))], fmt.Sprint("p", n)
+		if cl == w.clients[2] {
+			process = hasty + process
+		}
 		working.Go(func() {
 			for ctx.Err() == nil {
 				step(cl, process, rng)
