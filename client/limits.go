@@ -139,7 +139,7 @@ func (l *Limits) Async(ctx context.Context, q Request) (Decision, error) {
 	if err == lease.ErrNotLeasable { //nolint:errorlint // returned as it is, and this path is hot
 		decision, err := l.Check(ctx, q)
 		known := false
-		if errors.Is(err, ErrUnavailable) {
+		if ctx.Err() == nil && (errors.Is(err, ErrUnavailable) || errors.Is(err, ErrOutcomeUnknown)) {
 			d, known = l.leases.Unreachable(key, max(q.Weight, 1))
 		}
 		if !known {

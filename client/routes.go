@@ -10,7 +10,7 @@ import (
 	"github.com/zeebo/xxh3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/connectivity"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
 	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
@@ -77,7 +77,7 @@ func (c *Client) refresh(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// known lists addresses to try, the configured ones after those of the map.
+// known lists addresses to try, the configured ones after those of the map, and at the end one that has been silent.
 func (c *Client) known() []string {
 	var addrs []string
 	if r := c.routes.Load(); r != nil {
@@ -86,6 +86,11 @@ func (c *Client) known() []string {
 	for _, a := range c.cfg.Addrs {
 		if !slices.Contains(addrs, a) {
 			addrs = append(addrs, a)
+		}
+	}
+	if silent := c.silent.Load(); silent != nil {
+		if i := slices.Index(addrs, *silent); i >= 0 {
+			addrs = append(slices.Delete(addrs, i, i+1), *silent)
 		}
 	}
 	return addrs
@@ -140,58 +145,31 @@ func (c *Client) Conn() grpc.ClientConnInterface { return failover{c} }
 
 type failover struct{ c *Client }
 
-// Invoke implements grpc.ClientConnInterface. A call is sent once: who loses the connection then cannot know whether it
-// was served, and an ErrOutcomeUnknown says so.
+// Invoke implements grpc.ClientConnInterface. A call is tried elsewhere only if there was no connection to send it on. Who
+// loses the connection afterwards cannot know whether the call was served, and an ErrOutcomeUnknown says so.
 func (f failover) Invoke(ctx context.Context, method string, q, r any, opts ...grpc.CallOption) error {
-	conn, err := f.connected(ctx)
-	if err != nil {
-		return err
-	}
-	err = conn.Invoke(ctx, method, q, r, opts...)
-	if s := status.Convert(err); s.Code() == codes.Unavailable && len(s.Details()) == 0 { // a node gives its reason
-		return fmt.Errorf("%w: %w", ErrOutcomeUnknown, err)
+	var err error
+	for _, addr := range f.c.known() {
+		var conn *grpc.ClientConn
+		if conn, err = f.c.conn(addr); err != nil {
+			return err
+		}
+		var sentTo peer.Peer // set when there is a connection
+		err = conn.Invoke(ctx, method, q, r, append(slices.Clip(opts), grpc.Peer(&sentTo))...)
+		s := status.Convert(err)
+		switch {
+		case s.Code() != codes.Unavailable || len(s.Details()) > 0: // a node that refuses gives its reason
+			return err
+		case sentTo.Addr != nil:
+			return fmt.Errorf("%w: %w", ErrOutcomeUnknown, err)
+		}
 	}
 	return err
 }
 
-// connected finds a node to which there is a connection, or can be one.
-func (f failover) connected(ctx context.Context) (*grpc.ClientConn, error) {
-	var errs []error
-	for _, addr := range f.c.known() {
-		conn, err := f.c.conn(addr)
-		if err != nil {
-			return nil, err
-		}
-		if err := connect(ctx, conn); err == nil {
-			return conn, nil
-		}
-		errs = append(errs, fmt.Errorf("%s: %w", addr, errNotSent))
-	}
-	return nil, status.Error(codes.Unavailable, errors.Join(errs...).Error())
-}
-
-// connect returns when the connection is there.
-func connect(ctx context.Context, conn *grpc.ClientConn) error {
-	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
-	defer cancel()
-	conn.Connect()
-	for {
-		switch s := conn.GetState(); s {
-		case connectivity.Ready:
-			return nil
-		case connectivity.TransientFailure, connectivity.Shutdown:
-			return errNotSent
-		default:
-			if !conn.WaitForStateChange(ctx, s) {
-				return ctx.Err()
-			}
-		}
-	}
-}
-
 // NewStream implements grpc.ClientConnInterface.
 func (f failover) NewStream(ctx context.Context, desc *grpc.StreamDesc, method string, opts ...grpc.CallOption) (grpc.ClientStream, error) {
-	conn, err := f.connected(ctx)
+	conn, err := f.c.conn(f.c.known()[0])
 	if err != nil {
 		return nil, err
 	}

@@ -28,6 +28,7 @@ const (
 	TermStart EntryKind = 1 // the first entry of a leader: it proves that the leader's term can commit
 	Sweep     EntryKind = 2 // removes a bounded number of rows whose expiry is due
 	Nudge     EntryKind = 3 // only moves shard time forward
+	Checksum  EntryKind = 4 // has every replica hash its state here; see checksum.go
 )
 
 // Frame is the unit of exactly-once: the commands of one client for one shard, in order.
@@ -55,6 +56,8 @@ type Entry struct {
 	// Time is the leader's stamp.
 	Time   Time
 	Frames []Frame
+	// Agreed is, in a Checksum entry, what most replicas had at an earlier one; zero if that is not known.
+	Agreed Sum
 }
 
 // ErrCorrupt is returned, wrapped, for bytes that are not what this code wrote.
@@ -67,7 +70,8 @@ const (
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// Append appends the entry's encoding: version, CRC-32C of what follows, kind, time, frames.
+// Append appends the entry's encoding: version, CRC-32C of what follows, kind, time, frames, and
+// the sum if it is a Checksum.
 func (e *Entry) Append(dst []byte) []byte {
 	start := len(dst)
 	dst = append(dst, entryVersion, 0, 0, 0, 0, byte(e.Kind))
@@ -75,6 +79,10 @@ func (e *Entry) Append(dst []byte) []byte {
 	dst = binary.AppendUvarint(dst, uint64(len(e.Frames)))
 	for i := range e.Frames {
 		dst = e.Frames[i].Append(dst)
+	}
+	if e.Kind == Checksum {
+		dst = binary.AppendUvarint(dst, e.Agreed.Index)
+		dst = binary.LittleEndian.AppendUint64(dst, e.Agreed.Hash)
 	}
 	sum := crc32.Checksum(dst[start+entryHeader:], castagnoli)
 	binary.LittleEndian.PutUint32(dst[start+1:], sum)
@@ -95,7 +103,7 @@ func DecodeEntry(b []byte) (Entry, error) {
 	d := wire.NewDecoder(b[entryHeader:])
 	e := Entry{Kind: EntryKind(d.Byte()), Time: Time(d.Varint())}
 	n := d.Count(1)
-	if e.Kind > Nudge {
+	if e.Kind > Checksum {
 		return Entry{}, fmt.Errorf("%w: entry kind %d: upgrade this node", ErrCorrupt, e.Kind)
 	}
 	for range n {
@@ -105,6 +113,9 @@ func DecodeEntry(b []byte) (Entry, error) {
 		}
 		d.Skip(rest)
 		e.Frames = append(e.Frames, f)
+	}
+	if e.Kind == Checksum {
+		e.Agreed = Sum{Index: d.Uvarint(), Hash: d.Uint64()}
 	}
 	return e, d.End("entry")
 }

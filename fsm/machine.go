@@ -48,17 +48,20 @@ type Machine struct {
 	store Store
 
 	// Owned by Apply.
-	batch     kv.Batch // changes that are not in the store yet, apart from those in rows and windows
-	direct    int      // writes in batch
-	unflushed int      // bytes of the log whose effects are not in the store yet
-	applied   Applied
-	rows      *rowCache
-	clients   map[[16]byte]*client
-	windows   []changedWindow
-	swept     Time // no expiry row is earlier
-	next      Time // earliest time in the expiry index, 0 if empty; may be earlier than what is really there
-	key       []byte
-	value     []byte
+	batch       kv.Batch // changes that are not in the store yet, apart from those in rows and windows
+	direct      int      // writes in batch
+	unflushed   int      // bytes of the log whose effects are not in the store yet
+	applied     Applied
+	rows        *rowCache
+	clients     map[[16]byte]*client
+	windows     []changedWindow
+	swept       Time // no expiry row is earlier
+	next        Time // earliest time in the expiry index, 0 if empty; may be earlier than what is really there
+	key         []byte
+	value       []byte
+	resultBytes int   // size of the results in clients
+	failed      error // why the machine has stopped: its position may include half of an entry, which must not reach the store
+	onSum       func(index uint64, agreed Sum, view kv.View)
 
 	published  atomic.Pointer[Applied]
 	nextExpiry atomic.Int64
@@ -75,6 +78,11 @@ func Open(reg *Registry, store Store) (*Machine, error) {
 
 // Reload forgets all that is in memory and reads the store again, after a snapshot replaced its content.
 func (m *Machine) Reload() error {
+	if m.batch != nil { // it may hold on to a file of the old content
+		if err := m.batch.Close(); err != nil {
+			return err
+		}
+	}
 	view := m.store.View()
 	defer view.Close()
 	applied, err := ReadApplied(view)
@@ -86,6 +94,7 @@ func (m *Machine) Reload() error {
 	}
 	m.applied, m.swept = applied, 0
 	m.rows, m.clients, m.windows = newRowCache(), make(map[[16]byte]*client), nil
+	m.resultBytes, m.failed = 0, nil
 	m.batch, m.direct, m.unflushed = m.store.NewBatch(), 0, 0
 	if m.next, err = firstExpiry(view, 0); err != nil {
 		return err
@@ -117,6 +126,9 @@ const (
 // an entry that was applied before has an outcome without frames. After an error the replica must stop: the entry
 // cannot be executed here.
 func (m *Machine) Apply(entries []LogEntry) ([]Outcome, error) {
+	if m.failed != nil {
+		return nil, m.failed
+	}
 	outcomes := make([]Outcome, len(entries))
 	for i := range entries {
 		e := &entries[i]
@@ -125,7 +137,8 @@ func (m *Machine) Apply(entries []LogEntry) ([]Outcome, error) {
 			continue // I3: replayed after a restart
 		}
 		if err := m.applyEntry(e, &outcomes[i]); err != nil {
-			return nil, fmt.Errorf("apply entry %d: %w", e.Index, err)
+			m.failed = fmt.Errorf("apply entry %d: %w", e.Index, err)
+			return nil, m.failed
 		}
 		m.unflushed += 1 + len(e.Data)
 	}
@@ -156,6 +169,9 @@ func (m *Machine) Wait() error {
 
 // beginFlush is Flush without the wait: commands go on while the store takes the changes in.
 func (m *Machine) beginFlush() error {
+	if m.failed != nil {
+		return m.failed
+	}
 	if m.unflushed == 0 {
 		return nil
 	}
@@ -194,8 +210,11 @@ func (m *Machine) applyEntry(e *LogEntry, out *Outcome) error {
 	m.applied.Index, m.applied.Term = e.Index, e.Term
 	m.applied.Time = max(m.applied.Time, entry.Time) // I2
 	out.Time = m.applied.Time
-	if entry.Kind == Sweep {
+	switch entry.Kind {
+	case Sweep:
 		return m.sweep()
+	case Checksum:
+		return m.checksum(entry.Agreed)
 	}
 	if len(entry.Frames) == 0 {
 		return nil

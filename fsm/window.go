@@ -109,8 +109,11 @@ func appendWindowKey(dst []byte, id [16]byte, slot int) []byte {
 	return append(dst, byte(slot))
 }
 
-// clientCacheSize bounds the decoded windows kept in memory.
-const clientCacheSize = 4096
+// These bound the decoded windows kept in memory: their number, and the size of the results in them.
+const (
+	clientCacheSize  = 4096
+	clientCacheBytes = 32 << 20
+)
 
 // changedWindow names a slot of a client's window that is not in the batch yet.
 type changedWindow struct {
@@ -135,7 +138,7 @@ func (m *Machine) loadClient(id [16]byte) (*client, error) {
 	if c, ok := m.clients[id]; ok {
 		return c, nil
 	}
-	c := &client{}
+	c, size := &client{}, 0
 	it, err := m.batch.Iter(appendWindowKey(nil, id, 0), appendWindowKey(nil, id, MaxWindow))
 	if err != nil {
 		return nil, err
@@ -149,15 +152,18 @@ func (m *Machine) loadClient(id [16]byte) (*client, error) {
 		}
 		c.slots[slot] = s
 		c.known = true
+		size += len(s.results)
 	}
 	if err := it.Err(); err != nil {
 		return nil, err
 	}
-	if len(m.clients) >= clientCacheSize {
+	if len(m.clients) >= clientCacheSize || m.resultBytes >= clientCacheBytes {
 		m.flushWindows()
 		clear(m.clients) // rare, and cheap to read again
+		m.resultBytes = 0
 	}
 	m.clients[id] = c
+	m.resultBytes += size
 	return c, nil
 }
 
@@ -205,6 +211,7 @@ func (m *Machine) record(c *client, f *Frame, results []byte) {
 	if !c.slots[slot].dirty {
 		m.windows = append(m.windows, changedWindow{f.Client, slot})
 	}
+	m.resultBytes += len(results) - len(c.slots[slot].results)
 	c.slots[slot] = windowSlot{
 		seq: f.Seq, ackUpTo: f.AckUpTo, deadline: f.Deadline, retain: f.Retain, fingerprint: f.Fingerprint,
 		index: m.applied.Index, time: m.applied.Time, results: results, dirty: true,
@@ -230,6 +237,7 @@ func (m *Machine) sweepClient(key []byte) error {
 	}
 	m.flushWindows()
 	for i := range c.slots {
+		m.resultBytes -= len(c.slots[i].results)
 		if c.slots[i].seq != 0 {
 			m.del(appendWindowKey(nil, id, i))
 		}

@@ -212,6 +212,31 @@ func (n *Node) nodeStatus(ctx context.Context, nodeID string) (Status, error) {
 	return s, nil
 }
 
+// askSums asks the nodes of a group's replicas for the sums of their states.
+func (n *Node) askSums(ctx context.Context, group uint32, replicaIDs []string) map[string]fsm.Sum {
+	var mu sync.Mutex
+	var asked sync.WaitGroup
+	sums := make(map[string]fsm.Sum)
+	for _, id := range replicaIDs {
+		node, _, _ := strings.Cut(id, "/")
+		asked.Go(func() {
+			status, err := n.nodeStatus(ctx, node)
+			if err != nil {
+				return
+			}
+			for _, s := range status.Groups {
+				if s.Group == group && s.ReplicaID == id {
+					mu.Lock()
+					sums[id] = s.Sum
+					mu.Unlock()
+				}
+			}
+		})
+	}
+	asked.Wait()
+	return sums
+}
+
 // ClusterStatus asks all nodes; those that do not answer are missing.
 func (n *Node) ClusterStatus(ctx context.Context) map[string]Status {
 	t := n.topology.Load()

@@ -18,6 +18,27 @@ type identity struct {
 	NodeID string `json:"node_id"`
 	// ClusterID is empty until the node was taken in.
 	ClusterID string `json:"cluster_id,omitempty"`
+	// RaftLog is how the directory keeps the shards' Raft logs. With another one they, and the votes, would seem empty.
+	RaftLog string `json:"raft_log,omitempty"`
+}
+
+// The kinds of Raft logs, as identity.RaftLog and the command line call them.
+const (
+	logPebble = "pebble"
+	logBolt   = "boltdb"
+)
+
+// useLog makes sure that the directory has a kind of log; changed tells that it is new to the identity.
+func (id *identity) useLog(kind string) (changed bool, err error) {
+	switch id.RaftLog {
+	case kind:
+		return false, nil
+	case "":
+		id.RaftLog = kind
+		return true, nil
+	}
+	return false, fmt.Errorf("this data directory keeps its Raft logs in %s, and --raft-log=%s would not find them: start with --raft-log=%s, or as a new node with an empty directory",
+		id.RaftLog, kind, id.RaftLog)
 }
 
 const identityFile = "node.json"

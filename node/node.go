@@ -120,6 +120,7 @@ type Node struct {
 	ctx  context.Context
 	stop context.CancelFunc
 	work sync.WaitGroup
+	loop sync.WaitGroup // what opens replicas
 	poke chan struct{}
 	once sync.Once
 	err  error
@@ -166,8 +167,9 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 	if err := n.enter(ctx); err != nil {
 		return nil, err
 	}
-	n.work.Go(n.reconcileLoop)
+	n.loop.Go(n.reconcileLoop)
 	n.work.Go(n.clockLoop)
+	n.work.Go(n.watchDisk)
 	return n, nil
 }
 
@@ -187,6 +189,19 @@ func (n *Node) openStorage() (err error) {
 		if !n.cfg.Bootstrap && len(n.cfg.Join) == 0 {
 			return fmt.Errorf("data directory %s is new: start with --bootstrap to make a cluster, or with --join to become part of one", n.cfg.Dir)
 		}
+	}
+	kind := logPebble
+	if n.cfg.BoltLog {
+		kind = logBolt
+		if n.cfg.FS != nil {
+			return errors.New("BoltDB needs the real file system: choose the other Raft log")
+		}
+	}
+	changed, err := n.identity.useLog(kind)
+	if err != nil {
+		return err
+	}
+	if changed {
 		if err := n.identity.save(filesystem, n.cfg.Dir); err != nil {
 			return err
 		}
@@ -219,7 +234,7 @@ func (n *Node) openStorage() (err error) {
 func (n *Node) openLogs(filesystem vfs.FS, name string, useBolt bool, slow func(time.Duration, string)) (p raftlog.Provider, err error) {
 	dir := filesystem.PathJoin(n.cfg.Dir, name)
 	if useBolt {
-		p, err = bolt.Open(bolt.Options{Dir: dir, OnSync: n.cfg.OnSync})
+		p, err = bolt.Open(bolt.Options{Dir: dir, OnSync: n.cfg.OnSync, OnFatal: n.cfg.OnFatal})
 	} else {
 		p, err = raftlog.Open(raftlog.Options{
 			FS: n.cfg.FS, Dir: dir, Logger: n.log, OnSync: n.cfg.OnSync, OnDiskSlow: slow, OnFatal: n.cfg.OnFatal, LogBytes: n.cfg.LogBytes,
@@ -234,13 +249,10 @@ func (n *Node) openLogs(filesystem vfs.FS, name string, useBolt bool, slow func(
 	return p, nil
 }
 
-// diskStall is how long a synced write may take before this node stops claiming to lead.
-const diskStall = 2 * time.Second
-
 func (n *Node) openNetwork() (err error) {
 	n.net = raftnet.New(raftnet.Config{
 		NodeID: n.identity.NodeID, ClusterID: n.ClusterID, Resolve: n.resolvePeer, Dial: n.cfg.Dial, Creds: n.cfg.PeerCreds,
-		DiskStalled: func() bool { return max(n.logs.SyncPending(), n.catLogs.SyncPending()) > diskStall },
+		DiskStalled: func() bool { return n.diskPending() > diskStall },
 		Logger:      n.log, Heartbeat: n.cfg.Timing.Heartbeat, Tamper: n.cfg.Tamper, Clock: n.cfg.Clock,
 	})
 	n.router = &router{nodeID: n.identity.NodeID, local: n.local, hint: n.gossipLeader, call: n.net.Call, log: n.log}
@@ -357,6 +369,9 @@ func (n *Node) openGroup(group uint32, gen uint32, bootstrap bool) error {
 	g, err := shard.Open(shard.Config{
 		Group: group, ReplicaID: id, Registry: registry, State: n.state.Shard(group), Sync: n.state.Sync, Log: log,
 		Transport: transport, Attach: func(r *shard.Raft) { transport.Attach(r) }, Confirm: n.confirmer.confirm,
+		AskSums: func(ctx context.Context, replicaIDs []string) map[string]fsm.Sum {
+			return n.askSums(ctx, group, replicaIDs)
+		},
 		Timing: timing, TrailingEntries: n.cfg.TrailingEntries, Bootstrap: bootstrap, Logger: n.log, OnApplied: onApplied, OnFatal: n.cfg.OnFatal,
 		OnCommit: onCommit, Clock: n.cfg.Clock, ClockWrong: n.clockWrong,
 		Fit: func(ctx context.Context, replicaID string) bool {
@@ -399,6 +414,7 @@ func (n *Node) close() error {
 	if n.gateway != nil {
 		n.gateway.close()
 	}
+	n.loop.Wait() // no replica is opened any more
 	var errs []error
 	var closing sync.WaitGroup
 	var mu sync.Mutex

@@ -88,8 +88,7 @@ func shardOf(t *catalog.Topology, id uint32) (catalog.Shard, bool) {
 	return t.Shards[i], true
 }
 
-// openAssigned starts the replicas that the catalog gives this node. The first replica of a shard, generation 1, makes
-// the group.
+// openAssigned starts the replicas that the catalog gives this node.
 func (n *Node) openAssigned(t *catalog.Topology) {
 	for i := range t.Shards {
 		s := &t.Shards[i]
@@ -97,13 +96,18 @@ func (n *Node) openAssigned(t *catalog.Topology) {
 			if r.Node != n.identity.NodeID {
 				continue
 			}
-			if err := n.openGroup(s.ID, r.Gen, r.Gen == 1); err != nil {
+			if err := n.openGroup(s.ID, r.Gen, makesGroup(s)); err != nil {
 				n.cfg.OnFatal(err) // its files cannot be read
 				return
 			}
 		}
 	}
 }
+
+// makesGroup tells that the shard's only replica is its first, which makes the group if there is none yet. Nobody adds a
+// replica before that: the node that plans opens its own first. Later, a replica that finds nothing has lost it, and must
+// not make the shard anew beside the one that the others have.
+func makesGroup(s *catalog.Shard) bool { return s.Epoch == 1 && len(s.Replicas) == 1 }
 
 // alive tells whether gossip sees a node.
 func (n *Node) alive(id string) bool {

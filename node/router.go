@@ -73,15 +73,16 @@ func (r *router) propose(ctx context.Context, group uint32, f *fsm.Frame) (fsm.F
 		default:
 			unknown = true
 		}
-		if errors.Is(err, fsm.ErrOverloaded) {
-			return fsm.FrameOutcome{}, err // the caller is told at once, or queues grow everywhere
-		}
-		if stop := wait(ctx, pause); stop != nil {
-			if unknown {
-				err = fmt.Errorf("%w: %w", fsm.ErrOutcomeUnknown, err)
+		var stop error
+		if !errors.Is(err, fsm.ErrOverloaded) { // that the caller is told at once, or queues grow everywhere
+			if stop = wait(ctx, pause); stop == nil {
+				continue
 			}
-			return fsm.FrameOutcome{}, fmt.Errorf("shard %d: %w", group, errors.Join(err, stop))
 		}
+		if unknown { // what the last attempt said is no more true of the frame
+			return fsm.FrameOutcome{}, fmt.Errorf("shard %d: %w: %v", group, fsm.ErrOutcomeUnknown, errors.Join(err, stop))
+		}
+		return fsm.FrameOutcome{}, fmt.Errorf("shard %d: %w", group, errors.Join(err, stop))
 	}
 }
 
@@ -200,7 +201,7 @@ func writeAnswer(out *fsm.FrameOutcome, err error) []byte {
 	switch {
 	case err == nil:
 		return fsm.AppendFrameOutcome([]byte{answerOutcome}, out)
-	case errors.Is(err, fsm.ErrOverloaded):
+	case fsm.Safe(err) && errors.Is(err, fsm.ErrOverloaded):
 		return append([]byte{answerOverloaded}, err.Error()...)
 	case fsm.Safe(err):
 		return append([]byte{answerRefused}, err.Error()...)

@@ -230,9 +230,11 @@ func (r *round) failed(ctx context.Context, err error) error {
 	if len(r.parts) == 1 { // who repeats it finds the reservation, if there is one
 		return err
 	}
-	// A group that refuses a step as too late has never executed it: the window is asked before the deadline.
-	decided := r.refund(ctx, r.named) || codeOf(err) == fsm.Expired
-	if r.named && !decided {
+	// A group has never executed a step that it refuses: because it is too late, for the window is asked before the
+	// deadline, or because the key was used for another request.
+	code := codeOf(err)
+	never := code == fsm.Expired || code == fsm.Conflict
+	if decided := r.refund(ctx, r.named && !never); r.named && !never && !decided {
 		return fmt.Errorf("%w: %w", fsm.ErrOutcomeUnknown, err)
 	}
 	if errors.Is(err, fsm.ErrOutcomeUnknown) {

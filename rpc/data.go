@@ -9,7 +9,6 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/holdfastdb/holdfast/fsm"
@@ -26,6 +25,8 @@ type data struct {
 	node    Node
 	limits  *limits
 	metrics *metrics
+	closing chan struct{}  // closed when streams shall end
+	readers sync.WaitGroup // of all streams
 }
 
 const (
@@ -72,39 +73,46 @@ type stream struct {
 	bodies []byte
 }
 
-// Frames implements the service.
+// Frames implements the service. It ends with its writer; then the reader's Recv ends with the stream.
 func (s *data) Frames(st grpc.BidiStreamingServer[pb.FrameRequest, pb.FrameResponse]) error {
 	ctx, cancel := context.WithCancel(st.Context())
-	x := &stream{s: s, ctx: ctx, room: make(chan struct{}, maxFrames), wake: make(chan struct{}, 1)}
-	defer x.work.Wait()
 	defer cancel()
-	x.work.Go(func() {
-		defer cancel() // the reader's Recv ends with the stream
-		x.write(st)
+	x := &stream{s: s, ctx: ctx, room: make(chan struct{}, maxFrames), wake: make(chan struct{}, 1)}
+	s.readers.Go(func() {
+		defer x.work.Wait()
+		defer cancel()
+		x.read(st)
 	})
+	x.write(st)
+	return nil
+}
+
+// read takes frames in until the client hangs up. Those under way then are finished by their shards.
+func (x *stream) read(st grpc.BidiStreamingServer[pb.FrameRequest, pb.FrameResponse]) {
 	for {
 		q, err := st.Recv()
 		if err != nil {
-			if status.Code(err) == codes.Canceled || errors.Is(err, context.Canceled) {
-				return nil
-			}
-			return nil // the client hung up; its frames under way are finished by their shards
+			return
 		}
 		select {
 		case x.room <- struct{}{}:
-		case <-ctx.Done():
-			return ctx.Err()
+		case <-x.ctx.Done():
+			return
 		}
 		x.frame(q)
 	}
 }
 
-// write sends answers, as many as wait, until the stream ends.
+// write sends answers, as many as wait, until the stream ends, or the service and nothing is left to be answered.
 func (x *stream) write(st grpc.BidiStreamingServer[pb.FrameRequest, pb.FrameResponse]) {
-	for {
+	closing := x.s.closing
+	for closing != nil || len(x.room) > 0 {
 		select {
 		case <-x.ctx.Done():
 			return
+		case <-closing:
+			closing = nil
+			continue
 		case <-x.wake:
 		}
 		runtime.Gosched()

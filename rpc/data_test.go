@@ -57,7 +57,7 @@ func TestAStreamThatTakesNoAnswersIsNotReadOn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		s := newSDK(ctx, 0)
-		service := &data{metrics: NewMetrics()}
+		service := &data{metrics: NewMetrics(), closing: make(chan struct{})}
 		done := make(chan error)
 		go func() { done <- service.Frames(s) }()
 		go func() {
@@ -83,6 +83,69 @@ func TestAStreamThatTakesNoAnswersIsNotReadOn(t *testing.T) {
 		cancel()
 		<-done
 	})
+}
+
+// A node that stops does not wait for its SDKs to hang up, only for what is not answered yet.
+func TestAStreamEndsWithTheServiceWhenAllIsAnswered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		s := newSDK(ctx, 0)
+		service := &data{metrics: NewMetrics(), closing: make(chan struct{})}
+		done := make(chan error, 1)
+		go func() { done <- service.Frames(s) }()
+		s.frames <- &pb.FrameRequest{Id: 7}
+		synctest.Wait()
+		close(service.closing)
+		synctest.Wait()
+		select {
+		case <-done:
+			t.Fatal("it ended before the answer was sent")
+		default:
+		}
+		if r := <-s.answers; r.Id != 7 {
+			t.Errorf("answer %v", r)
+		}
+		<-done
+		cancel() // as gRPC does when the service returns
+		service.readers.Wait()
+	})
+}
+
+// leader leads every shard, at a time of its own, and keeps what it is told to do.
+type leader struct {
+	Node
+	now    fsm.Time
+	frames []*fsm.Frame
+}
+
+func (l *leader) Replica(uint32) (Replica, bool) { return leading{l}, true }
+
+// leading is a shard of a leader.
+type leading struct{ *leader }
+
+func (l leading) IsLeader() bool { return true }
+func (l leading) Now() fsm.Time  { return l.now }
+func (l leading) Query(context.Context, []fsm.Call) ([]fsm.Result, fsm.Applied, error) {
+	return nil, fsm.Applied{}, fsm.ErrNotLeader
+}
+func (l leading) ProposeAsync(f *fsm.Frame, _ func(fsm.FrameOutcome, error)) error {
+	l.frames = append(l.frames, f)
+	return nil
+}
+
+// A frame that was stamped by another node is not refused because this one's clock is behind: it may have been executed.
+func TestADeadlineOfAnotherNodeIsTaken(t *testing.T) {
+	const now = 1_700_000_000_000
+	for deadline, taken := range map[int64]bool{
+		now - 1: true, now + fsm.MaxDeadline: true, now + fsm.MaxDeadline + 2000: true, now + 2*fsm.MaxDeadline: false,
+	} {
+		node := &leader{now: now}
+		x := &stream{s: &data{node: node, metrics: NewMetrics()}, ctx: t.Context(), wake: make(chan struct{}, 1)}
+		x.frame(&pb.FrameRequest{Client: make([]byte, 16), Shard: 1, Seq: 1, DeadlineMs: deadline, Ops: []*pb.Op{{}}})
+		if (len(node.frames) == 1) != taken || (len(x.queue) == 0) != taken {
+			t.Errorf("%d ms ahead: %d frames proposed, answers %v", deadline-now, len(node.frames), x.queue)
+		}
+	}
 }
 
 // leaderless is an operation in a shard that nobody leads.

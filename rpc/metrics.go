@@ -23,7 +23,7 @@ type Metrics struct {
 	latency  *prometheus.HistogramVec
 	refusals *prometheus.CounterVec
 	calls    *prometheus.HistogramVec
-	http     *prometheus.CounterVec
+	http     *prometheus.HistogramVec
 	sync     prometheus.Histogram
 }
 
@@ -48,8 +48,8 @@ func NewMetrics() *Metrics {
 		calls: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "holdfast_grpc_seconds", Help: "Unary gRPC calls, by method and status code.", Buckets: latencyBuckets,
 		}, []string{"method", "code"}),
-		http: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "holdfast_http_requests_total", Help: "HTTP requests, by method and status code.",
+		http: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "holdfast_http_seconds", Help: "HTTP requests, by method and status code.", Buckets: latencyBuckets,
 		}, []string{"method", "code"}),
 		sync: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "holdfast_raft_log_sync_seconds", Help: "Synced writes of the Raft log.", Buckets: latencyBuckets,
@@ -109,6 +109,7 @@ func (m *Metrics) unary(ctx context.Context, q any, info *grpc.UnaryServerInfo, 
 // counted measures HTTP requests.
 func (m *Metrics) counted(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		begin := time.Now()
 		cw := &codeWriter{ResponseWriter: w, code: http.StatusOK}
 		h.ServeHTTP(cw, r)
 		method := r.Method
@@ -117,7 +118,7 @@ func (m *Metrics) counted(h http.Handler) http.Handler {
 		default:
 			method = "other" // a caller must not make up label values
 		}
-		m.http.WithLabelValues(method, strconv.Itoa(cw.code)).Inc()
+		m.http.WithLabelValues(method, strconv.Itoa(cw.code)).Observe(time.Since(begin).Seconds())
 	})
 }
 
@@ -138,6 +139,7 @@ func (w *codeWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 type shardCollector struct {
 	node                                                       Node
 	leader, term, applied, commit, queued, entries, cmds, size *prometheus.Desc
+	checksum, diverged                                         *prometheus.Desc
 }
 
 func newShardCollector(n Node) *shardCollector {
@@ -154,6 +156,9 @@ func newShardCollector(n Node) *shardCollector {
 		entries: desc("entries_total", "Log entries proposed here; commands divided by entries is the batch size."),
 		cmds:    desc("commands_total", "Commands proposed here."),
 		size:    desc("size_bytes", "The replica's state on disk, estimated."),
+
+		checksum: desc("checksum_index", "The log entry at which the replica's state was last hashed."),
+		diverged: desc("diverged_total", "How often a replica was found, from here, to differ from the others. Anything but 0 is an emergency."),
 	}
 }
 
@@ -181,6 +186,8 @@ func (c *shardCollector) Collect(ch chan<- prometheus.Metric) {
 			{c.entries, prometheus.CounterValue, float64(s.Entries)},
 			{c.cmds, prometheus.CounterValue, float64(s.Commands)},
 			{c.size, prometheus.GaugeValue, float64(s.SizeBytes)},
+			{c.checksum, prometheus.GaugeValue, float64(s.Checksum)},
+			{c.diverged, prometheus.CounterValue, float64(s.Diverged)},
 		} {
 			ch <- prometheus.MustNewConstMetric(v.desc, v.kind, v.value, shard)
 		}

@@ -65,4 +65,6 @@ type ReplicaStatus struct {
 	SizeBytes             uint64
 	Queued                int
 	Entries, Commands     uint64
+	// Checksum is the entry at which the state was last hashed, Diverged how often replicas were found to differ.
+	Checksum, Diverged uint64
 }

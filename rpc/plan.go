@@ -238,7 +238,8 @@ func (l *limits) answerIn(room *answerRoom, p *plan, allowed bool, results []cou
 
 // fill describes one limit. The policy may have changed or gone since a repeated request was decided.
 func (l *limits) fill(s *pb.LimitState, reset *timestamppb.Timestamp, p *plan, r *counter.LimitResult, now fsm.Time) {
-	*reset = timestamppb.Timestamp{Seconds: int64(now+fsm.Time(r.ResetIn)) / 1000, Nanos: int32(int64(now+fsm.Time(r.ResetIn))%1000) * 1e6}
+	at := min(int64(now+fsm.Time(r.ResetIn)), lastMoment)
+	*reset = timestamppb.Timestamp{Seconds: at / 1000, Nanos: int32(at%1000) * 1e6}
 	s.PolicyId = catalog.PolicyID(r.Policy)
 	s.RemainingQuota, s.CurrentUsage, s.Denied, s.Shadow, s.ResetTime = r.Remaining, r.Used, r.Denied, r.Shadow, reset
 	if r.Denied {
@@ -259,6 +260,9 @@ func (l *limits) fill(s *pb.LimitState, reset *timestamppb.Timestamp, p *plan, r
 	}
 	s.PolicyName, s.Scope = found.Name, found.Scope
 }
+
+// lastMoment is the last millisecond of the year 9999, beyond which there are no timestamps.
+const lastMoment = 253_402_300_799_999
 
 // never stands for a request that no waiting helps: it asks for more than the limit ever gives.
 const never = -1

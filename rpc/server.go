@@ -39,6 +39,7 @@ type Server struct {
 	HTTP     http.Handler
 	resolver *policy.Resolver
 	limits   *limits
+	data     *data
 	envoy    *envoyrls.Service
 }
 
@@ -63,7 +64,9 @@ func New(o Options) (*Server, error) {
 		grpc.InitialWindowSize(1 << 20), grpc.InitialConnWindowSize(4 << 20),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
+		grpc.WaitForHandlers(true),
 		grpc.ChainUnaryInterceptor(o.Metrics.unary, bounded),
+		grpc.WaitForHandlers(true), // who still reads must not find the state closed
 	}
 	if o.Creds != nil {
 		options = append(options, grpc.Creds(o.Creds))
@@ -71,8 +74,9 @@ func New(o Options) (*Server, error) {
 	s.GRPC = grpc.NewServer(options...)
 	services := services{
 		limits: l, policies: &policies{node: o.Node}, cluster: &cluster{node: o.Node},
-		data: &data{node: o.Node, limits: l, metrics: o.Metrics},
+		data: &data{node: o.Node, limits: l, metrics: o.Metrics, closing: make(chan struct{})},
 	}
+	s.data = services.data
 	pb.RegisterLimitsServer(s.GRPC, services.limits)
 	pb.RegisterPoliciesServer(s.GRPC, services.policies)
 	pb.RegisterClusterServer(s.GRPC, services.cluster)
@@ -124,6 +128,7 @@ type services struct {
 // Close lets calls under way finish, as long as ctx lasts, and returns the leases that this node holds.
 func (s *Server) Close(ctx context.Context) {
 	s.limits.leases.close(ctx)
+	close(s.data.closing)
 	stopped := make(chan struct{})
 	go func() {
 		s.GRPC.GracefulStop()
@@ -135,6 +140,7 @@ func (s *Server) Close(ctx context.Context) {
 		s.GRPC.Stop()
 		<-stopped
 	}
+	s.data.readers.Wait()
 	s.envoy.Close()
 	s.resolver.Close()
 }

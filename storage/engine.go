@@ -29,7 +29,7 @@ type Options struct {
 	Dir string
 	// ReadOnly changes nothing on disk: for looking at what a node has left.
 	ReadOnly bool
-	// CacheBytes and MemTableBytes default to 64 MiB and 32 MiB.
+	// CacheBytes and MemTableBytes default to 160 MiB and 32 MiB.
 	CacheBytes    int64
 	MemTableBytes uint64
 	Logger        *slog.Logger

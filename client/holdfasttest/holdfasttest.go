@@ -26,8 +26,8 @@ type Cluster struct {
 	nodes []*process.Process // nil for a node that is stopped
 }
 
-// timing makes elections short.
-var timing = shard.Timing{Heartbeat: 250 * time.Millisecond, Commit: 50 * time.Millisecond}
+// timing makes elections short, and replicas compare their states all the time.
+var timing = shard.Timing{Heartbeat: 250 * time.Millisecond, Commit: 50 * time.Millisecond, Checksum: time.Second}
 
 const startTimeout = 30 * time.Second
 

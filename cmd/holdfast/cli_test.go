@@ -286,4 +286,14 @@ func TestPolicyImport(t *testing.T) {
 			t.Errorf("%s: exit code %d, want %d and %q\n%s%s", tt.flag, code, tt.code, tt.says, out, errs)
 		}
 	}
+	if out := must(t, "policy", "domains"); !strings.Contains(out, "edge") {
+		t.Errorf("domains: %s", out)
+	}
+	must(t, "policy", "delete-domain", "edge")
+	if out := must(t, "policy", "domains"); strings.Contains(out, "edge") {
+		t.Errorf("after it was deleted: %s", out)
+	}
+	if _, errs, code := holdfast(t, "policy", "delete-domain", "edge"); code != exitRefused || !strings.Contains(errs, "no domain") {
+		t.Errorf("deleted twice: exit code %d, %s", code, errs)
+	}
 }

@@ -72,7 +72,7 @@ func TestAWrongClockIsBetterThanNone(t *testing.T) {
 		r := c.replicas[0]
 		r.skew.Store(int64(time.Hour))
 		// A new term: as after a restart.
-		r.restart("for the test", false)
+		r.restart("for the test")
 		if r.Group.raft().State() == raft.Leader && r.IsLeader() {
 			t.Fatal("it leads at once")
 		}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -88,6 +89,7 @@ type link struct {
 	held chan struct{} // if set, answers to appends wait for a receive from it
 	seen int           // answers that wait
 	cut  bool
+	late map[raft.ServerID]chan struct{} // by target: appends with entries are delivered when it is closed
 }
 
 var errCut = errors.New("the link is cut")
@@ -118,6 +120,12 @@ func (l *link) AppendEntriesPipeline(raft.ServerID, raft.ServerAddress) (raft.Ap
 func (l *link) AppendEntries(id raft.ServerID, a raft.ServerAddress, q *raft.AppendEntriesRequest, r *raft.AppendEntriesResponse) error {
 	if l.closed(id) {
 		return errCut
+	}
+	l.mu.Lock()
+	late := l.late[id]
+	l.mu.Unlock()
+	if late != nil && len(q.Entries) > 0 {
+		<-late
 	}
 	if err := l.InmemTransport.AppendEntries(id, a, q, r); err != nil {
 		return err
@@ -193,6 +201,8 @@ type cluster struct {
 	replicas []*replica
 	// confirm replaces the question to the other replicas, if set.
 	confirm func(r *replica, ctx context.Context, check TermCheck) error
+	// fatal is told when a replica cannot go on, which fails the test if nobody asks.
+	fatal func(r *replica, err error)
 }
 
 // newCluster starts a group of n replicas that knows all its members; timing may differ by replica.
@@ -225,7 +235,13 @@ func (r *replica) start() {
 	}
 	registry, err := fsm.New(sums())
 	must(err)
-	fatal := func(err error) { r.t.Errorf("%s cannot go on: %v", r.id, err) }
+	fatal := func(err error) {
+		if r.c.fatal != nil {
+			r.c.fatal(r, err)
+			return
+		}
+		r.t.Errorf("%s cannot go on: %v", r.id, err)
+	}
 	r.engine, err = storage.Open(storage.Options{FS: r.fs, Dir: "state", MemTableBytes: 1 << 20, OnFatal: fatal})
 	must(err)
 	r.logs, err = raftlog.Open(raftlog.Options{FS: r.fs, Dir: "raft", OnFatal: fatal})
@@ -247,6 +263,7 @@ func (r *replica) start() {
 		Attach:     func(*raft.Raft) { r.attached.Add(1) },
 		Clock:      func() time.Time { return time.Now().Add(time.Duration(r.skew.Load())) },
 		ClockWrong: func() bool { return r.skew.Load() != 0 },
+		AskSums:    func(_ context.Context, ids []string) map[string]fsm.Sum { return r.c.askSums(ids) },
 		Confirm: func(ctx context.Context, check TermCheck) error {
 			if r.c.confirm != nil {
 				return r.c.confirm(r, ctx, check)
@@ -283,6 +300,17 @@ func (c *cluster) askTerms(check TermCheck) error {
 		return errors.New("a newer term is known")
 	}
 	return nil
+}
+
+// askSums asks the replicas that can be reached.
+func (c *cluster) askSums(ids []string) map[string]fsm.Sum {
+	sums := make(map[string]fsm.Sum)
+	for _, r := range c.replicas {
+		if slices.Contains(ids, string(r.id)) && !r.link.closed(r.id) {
+			sums[string(r.id)] = r.Sum()
+		}
+	}
+	return sums
 }
 
 func (r *replica) stop() {

@@ -46,6 +46,8 @@ type Timing struct {
 	Heartbeat time.Duration
 	// Commit is how often a leader tells idle followers the commit index. Default 200 ms.
 	Commit time.Duration
+	// Checksum is how often the replicas compare their states, if they changed; negative for never. Default 5 min.
+	Checksum time.Duration
 }
 
 // Config is what a group needs of its node.
@@ -62,6 +64,8 @@ type Config struct {
 	Attach func(*raft.Raft)
 	// Confirm returns nil if a majority says that the term is the newest they know; see reader.go.
 	Confirm func(ctx context.Context, check TermCheck) error
+	// AskSums asks other replicas of the group for the sums of their states, see agreement.go. Who does not answer is missing.
+	AskSums func(ctx context.Context, replicaIDs []string) map[string]fsm.Sum
 	Timing  Timing
 	// TrailingEntries is how many entries the log keeps that the state includes already, so that a replica that comes
 	// back needs entries instead of the whole state. Default 4096.
@@ -91,12 +95,14 @@ type Config struct {
 
 // Group is one Raft group on this node. Its methods are safe for concurrent use.
 type Group struct {
-	cfg      Config
-	log      *slog.Logger
-	machine  *machine
-	snaps    *snapshotStore
-	clock    clock
-	proposer *proposer
+	cfg       Config
+	log       *slog.Logger
+	machine   *machine
+	snaps     *snapshotStore
+	clock     clock
+	proposer  *proposer
+	nudges    nudges
+	agreement *agreement
 
 	current atomic.Pointer[instance]
 	ready   atomic.Uint64 // the term in which this replica has committed an entry as leader
@@ -132,6 +138,9 @@ func Open(cfg Config) (*Group, error) {
 	if cfg.Clock == nil {
 		cfg.Clock = time.Now
 	}
+	if cfg.Timing.Checksum == 0 {
+		cfg.Timing.Checksum = checksumEvery
+	}
 	m, err := openMachine(cfg)
 	if err != nil {
 		return nil, fmt.Errorf("open group %d: %w", cfg.Group, err)
@@ -141,7 +150,9 @@ func Open(cfg Config) (*Group, error) {
 		poke: make(chan struct{}, 1), redo: make(chan string, 1), members: make(chan struct{}, 1),
 	}
 	g.ctx, g.stop = context.WithCancel(context.Background())
-	m.askRestart = g.askRestart
+	m.restored = g.restored
+	g.agreement = &agreement{g: g}
+	m.OnChecksum(g.agreement.at)
 	g.snaps = &snapshotStore{group: g}
 	g.proposer = newProposer(g)
 	if err := g.checkLog(); err != nil {
@@ -154,32 +165,10 @@ func Open(cfg Config) (*Group, error) {
 		return nil, err
 	}
 	g.work.Go(g.watch)
+	g.work.Go(g.checksums)
 	g.work.Go(g.proposer.run)
 	g.work.Go(g.proposer.complete)
 	return g, nil
-}
-
-// checkLog refuses a state that the log does not connect to: entries between the two would be missing for good. The log
-// may have a gap, as a received state leaves it, but not there.
-func (g *Group) checkLog() error {
-	last, err := g.cfg.Log.LastIndex()
-	if err != nil {
-		return fmt.Errorf("open group %d: %w", g.cfg.Group, err)
-	}
-	next := g.machine.Applied().Index + 1
-	if last < next {
-		return nil
-	}
-	var e raft.Log
-	err = g.cfg.Log.GetLog(next, &e)
-	if errors.Is(err, raft.ErrLogNotFound) {
-		return fmt.Errorf("group %d: the state ends at entry %d and the log at %d, but entry %d is missing: restore the data directory, or start this node with an empty one",
-			g.cfg.Group, next-1, last, next)
-	}
-	if err != nil {
-		return fmt.Errorf("open group %d: %w", g.cfg.Group, err)
-	}
-	return nil
 }
 
 func (g *Group) bootstrap() error {
@@ -226,22 +215,6 @@ func (g *Group) wake() {
 	case g.poke <- struct{}{}:
 	default:
 	}
-}
-
-// clearLog removes all entries. Only right after a snapshot was installed, which stands for what it removes.
-func (g *Group) clearLog() error {
-	first, err1 := g.cfg.Log.FirstIndex()
-	last, err2 := g.cfg.Log.LastIndex()
-	if err := errors.Join(err1, err2); err != nil {
-		return fmt.Errorf("clear the log of group %d: %w", g.cfg.Group, err)
-	}
-	if last == 0 {
-		return nil
-	}
-	if err := g.cfg.Log.DeleteRange(first, last); err != nil {
-		return fmt.Errorf("clear the log of group %d: %w", g.cfg.Group, err)
-	}
-	return nil
 }
 
 func (g *Group) fatal(err error) {

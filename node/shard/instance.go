@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -17,6 +18,8 @@ import (
 type instance struct {
 	raft     *raft.Raft
 	observer *raft.Observer
+	// stuck is since when entries have been refused for a leadership transfer under way; nil while they are not.
+	stuck atomic.Pointer[time.Time]
 
 	mu      sync.Mutex
 	waiting int
@@ -130,15 +133,25 @@ func (p proposed) Error() error {
 		return raft.ErrNotLeader
 	}
 	defer p.in.leave()
-	return p.ApplyFuture.Error()
+	err := p.ApplyFuture.Error()
+	p.in.note(err)
+	return err
 }
 
-// wait is Error with an end.
-func (p proposed) wait(ctx context.Context) error {
-	if p.in == nil {
-		return raft.ErrNotLeader
+// note watches for a transfer that never ends.
+func (in *instance) note(err error) {
+	switch {
+	case err != nil && errors.Is(err, raft.ErrLeadershipTransferInProgress):
+		in.suspect()
+	case in.stuck.Load() != nil:
+		in.stuck.Store(nil)
 	}
-	return p.in.wait(ctx, p.ApplyFuture)
+}
+
+func (in *instance) suspect() {
+	if now := time.Now(); in.stuck.Load() == nil {
+		in.stuck.Store(&now)
+	}
 }
 
 func (g *Group) startRaft() error {
@@ -162,17 +175,15 @@ func (g *Group) startRaft() error {
 func (g *Group) raft() *raft.Raft { return g.current.Load().raft }
 
 // restart replaces the Raft instance: what it has in memory has become useless.
-func (g *Group) restart(reason string, clearLog bool) {
+func (g *Group) restart(reason string) {
 	g.log.Warn("restarting the Raft instance", "reason", reason)
 	if err := g.current.Load().stop(); err != nil {
 		g.fatal(fmt.Errorf("stop Raft of group %d: %w", g.cfg.Group, err))
 		return
 	}
-	if clearLog {
-		if err := g.clearLog(); err != nil {
-			g.fatal(err)
-			return
-		}
+	if err := g.clearStaleLog(); err != nil {
+		g.fatal(err)
+		return
 	}
 	if err := g.startRaft(); err != nil {
 		g.fatal(err)

@@ -83,7 +83,7 @@ func TestARestartOfTheInstanceKeepsProposalsGoing(t *testing.T) {
 		for range 5 {
 			time.Sleep(time.Second)
 			r.follow(0)
-			r.restart("for the test", false)
+			r.restart("for the test")
 			c.leader(r)
 		}
 		done, _, unknown := stop()

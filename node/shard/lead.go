@@ -27,23 +27,22 @@ func untilTick() time.Duration {
 func (g *Group) watch() {
 	tick := time.NewTimer(untilTick())
 	defer tick.Stop()
-	var stuckSince time.Time
 	for {
 		select {
 		case <-g.ctx.Done():
 			return
 		case reason := <-g.redo:
-			// The received state is in place and stands for all that the log held.
 			g.follow(0)
-			g.restart(reason, true)
+			g.restart(reason)
 		case <-g.poke:
 			g.followState()
 		case <-tick.C:
 			tick.Reset(untilTick())
 			g.followState()
+			g.endStuckTransfer()
 			for end := time.Now().Add(sweepEvery); g.IsLeader() && time.Now().Before(end); {
 				begin := time.Now()
-				if !g.sweep(&stuckSince) {
+				if !g.sweep() {
 					break
 				}
 				g.yield(time.Since(begin))
@@ -64,6 +63,7 @@ func (g *Group) followState() {
 	r := g.raft()
 	term := r.CurrentTerm()
 	if r.State() != raft.Leader {
+		g.current.Load().stuck.Store(nil) // the next term begins anew
 		g.follow(0)
 		return
 	}
@@ -123,24 +123,32 @@ func (g *Group) follow(term uint64) {
 	}
 }
 
+// stuckBeats is how many heartbeats a transfer may take. Raft gives it up after two.
+const stuckBeats = 5
+
+// endStuckTransfer replaces a Raft instance that leads but refuses all entries because a leadership transfer never ended,
+// maybe one of an earlier term (hashicorp/raft #696).
+func (g *Group) endStuckTransfer() {
+	in := g.current.Load()
+	if in.stuck.Load() == nil || in.raft.State() != raft.Leader {
+		return
+	}
+	if g.IsLeader() { // otherwise followState has just tried
+		_ = g.append(&fsm.Entry{Kind: fsm.Nudge}, 16).Error()
+	}
+	if since := in.stuck.Load(); since != nil && time.Since(*since) > stuckBeats*g.cfg.Timing.Heartbeat {
+		g.follow(0)
+		g.restart("a leadership transfer did not end")
+	}
+}
+
 // sweep proposes the removal of what is due, and reports whether there is more: a sweep is bounded, so that commands
-// come in between. It also notices a Raft instance that leads but refuses all entries
-// because a leadership transfer never ended (hashicorp/raft #696).
-func (g *Group) sweep(stuckSince *time.Time) (more bool) {
-	if !g.due() && stuckSince.IsZero() {
+// come in between.
+func (g *Group) sweep() (more bool) {
+	if !g.due() {
 		return false
 	}
 	err := g.append(&fsm.Entry{Kind: fsm.Sweep}, 16).Error()
-	switch {
-	case !errors.Is(err, raft.ErrLeadershipTransferInProgress):
-		*stuckSince = time.Time{}
-	case stuckSince.IsZero():
-		*stuckSince = time.Now()
-	case time.Since(*stuckSince) > 5*g.cfg.Timing.Heartbeat:
-		*stuckSince = time.Time{}
-		g.follow(0)
-		g.restart("a leadership transfer did not end", false)
-	}
 	return err == nil && g.due()
 }
 
@@ -195,6 +203,8 @@ type Status struct {
 	Commands  uint64
 	Time      fsm.Time
 	SizeBytes uint64
+	Sum       fsm.Sum // of the last state that was hashed
+	Diverged  uint64  // how often this replica found another one, or itself, to differ
 }
 
 // Status tells where the replica is.
@@ -213,6 +223,7 @@ func (g *Group) Status() Status {
 		Group: g.cfg.Group, ReplicaID: g.cfg.ReplicaID, State: stateNames[r.State()], Leader: leader, Term: term,
 		Commit: r.CommitIndex(), Applied: a.Index, Last: r.LastIndex(), Queued: queued, Time: a.Time, SizeBytes: size,
 		Entries: g.proposer.entries.Load(), Frames: g.proposer.frames.Load(), Commands: g.proposer.commands.Load(),
+		Sum: g.Sum(), Diverged: g.agreement.differ.Load(),
 	}
 }
 

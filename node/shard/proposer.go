@@ -18,6 +18,7 @@ type proposer struct {
 	mu      sync.Mutex
 	waiting []proposal
 	ops     int // in waiting
+	bytes   int // in waiting
 	closed  bool
 
 	wake     chan struct{}
@@ -41,8 +42,9 @@ type batch struct {
 const (
 	// maxInflight entries keep the disk and the network busy; more would only be smaller.
 	maxInflight = 3
-	// maxWaitingOps bounds the queue: at full speed less than half a second of work.
-	maxWaitingOps = 32 * 1024
+	// maxWaitingOps and maxWaitingBytes bound the queue: at full speed less than half a second of work.
+	maxWaitingOps   = 32 * 1024
+	maxWaitingBytes = 32 << 20
 	// enqueueTimeout is how long Raft may take to accept an entry.
 	enqueueTimeout = 5 * time.Second
 )
@@ -61,16 +63,18 @@ func frameSize(f *fsm.Frame) int {
 }
 
 func (p *proposer) submit(f *fsm.Frame, done func(fsm.FrameOutcome, error)) error {
+	size := frameSize(f)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	switch {
 	case p.closed:
 		return fsm.ErrClosed
-	case p.ops+len(f.Calls) > maxWaitingOps && p.ops > 0:
+	case p.ops > 0 && (p.ops+len(f.Calls) > maxWaitingOps || p.bytes+size > maxWaitingBytes):
 		return fsm.ErrOverloaded
 	}
-	p.waiting = append(p.waiting, proposal{frame: f, size: frameSize(f), done: done})
+	p.waiting = append(p.waiting, proposal{frame: f, size: size, done: done})
 	p.ops += len(f.Calls)
+	p.bytes += size
 	select {
 	case p.wake <- struct{}{}:
 	default:
@@ -94,6 +98,7 @@ func (p *proposer) next() []proposal {
 	taken := p.waiting[:n:n]
 	p.waiting = p.waiting[n:]
 	p.ops -= ops
+	p.bytes -= size
 	return taken
 }
 
@@ -155,7 +160,7 @@ func (p *proposer) close() {
 	p.mu.Lock()
 	p.closed = true
 	waiting := p.waiting
-	p.waiting, p.ops = nil, 0
+	p.waiting, p.ops, p.bytes = nil, 0, 0
 	p.mu.Unlock()
 	for i := range waiting {
 		waiting[i].done(fsm.FrameOutcome{}, fsm.ErrClosed)

@@ -71,6 +71,7 @@ func (g *Group) transfer(ctx context.Context, replicaID string) error {
 	}
 	future := in.raft.LeadershipTransferToServer(raft.ServerID(replicaID), raft.ServerAddress(replicaID))
 	if err := in.wait(ctx, future); err != nil {
+		in.suspect() // the watcher finds out whether it takes entries
 		return fmt.Errorf("transfer leadership to %s: %w", replicaID, err)
 	}
 	return nil

@@ -183,6 +183,7 @@ func replicaStatuses(groups []shard.Status) []rpc.ReplicaStatus {
 		list[i] = rpc.ReplicaStatus{
 			Group: s.Group, ReplicaID: s.ReplicaID, State: s.State, Term: s.Term, Commit: s.Commit, Applied: s.Applied,
 			SizeBytes: s.SizeBytes, Queued: s.Queued, Entries: s.Entries, Commands: s.Commands,
+			Checksum: s.Sum.Index, Diverged: s.Diverged,
 		}
 	}
 	return list

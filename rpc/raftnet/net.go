@@ -37,8 +37,8 @@ type Config struct {
 	Dial func(ctx context.Context, addr string) (net.Conn, error)
 	// Creds secures connections; nil means plain text.
 	Creds credentials.TransportCredentials
-	// DiskStalled tells that the Raft log does not get synced: then no heartbeats are sent, so that a node whose
-	// disk hangs does not go on leading (hashicorp/raft #503). Nil means never.
+	// DiskStalled tells that the Raft log does not get synced: then no appends are sent, heartbeats or others, as each is
+	// a sign of life, and a node whose disk hangs must not go on leading (hashicorp/raft #503). Nil means never.
 	DiskStalled func() bool
 	Logger      *slog.Logger
 	// Clock is the node's wall clock, which nodes compare; nil means time.Now.
@@ -79,7 +79,7 @@ var (
 	ErrNoMethod = errors.New("raftnet: no such method")
 
 	errNoReplica   = errors.New("raftnet: no such replica here")
-	errDiskStalled = errors.New("raftnet: the disk does not answer, no heartbeat is sent")
+	errDiskStalled = errors.New("raftnet: the disk does not answer, nothing is sent that shows a live leader")
 	errTimeout     = errors.New("raftnet: no answer in time")
 	errBusy        = errors.New("raftnet: the replica is behind with its requests")
 	errTooLarge    = errors.New("raftnet: too large for one message")
@@ -221,6 +221,7 @@ func (n *Net) ClockOffset(nodeID string) (time.Duration, bool) {
 func (n *Net) ServerOptions() []grpc.ServerOption {
 	options := []grpc.ServerOption{
 		grpc.ForceServerCodecV2(bytesCodec{}), grpc.MaxRecvMsgSize(maxMessage),
+		grpc.WaitForHandlers(true), // what they read is closed after the server
 		grpc.InitialWindowSize(streamWindow), grpc.InitialConnWindowSize(connWindow),
 		// The clients' pings keep connections that carry nothing; without this the server takes them for an attack.
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: pingInterval / 2, PermitWithoutStream: true}),

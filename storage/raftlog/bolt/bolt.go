@@ -26,6 +26,9 @@ type Options struct {
 	ReadOnly bool
 	// OnSync is told how long each synced write took.
 	OnSync func(time.Duration)
+	// OnFatal is called when a write has failed: what is on the disk is not known then. Nil means that only the writer is
+	// told.
+	OnFatal func(error)
 }
 
 // Provider opens the files of groups. Its methods are safe for concurrent use.
@@ -88,6 +91,9 @@ func (p *Provider) timed(write func() error) error {
 	if p.opts.OnSync != nil {
 		p.opts.OnSync(time.Since(start))
 	}
+	if err != nil && p.opts.OnFatal != nil {
+		p.opts.OnFatal(fmt.Errorf("write the Raft log: %w", err))
+	}
 	return err
 }
 
@@ -130,6 +136,11 @@ func (l *log) StoreLog(entry *raft.Log) error { return l.StoreLogs([]*raft.Log{e
 // StoreLogs implements raft.LogStore.
 func (l *log) StoreLogs(entries []*raft.Log) error {
 	return l.p.timed(func() error { return l.BoltStore.StoreLogs(entries) })
+}
+
+// DeleteRange implements raft.LogStore.
+func (l *log) DeleteRange(lowest, highest uint64) error {
+	return l.p.timed(func() error { return l.BoltStore.DeleteRange(lowest, highest) })
 }
 
 // IsMonotonic hides the library's answer: with true, Raft would delete the whole log after a snapshot was received,

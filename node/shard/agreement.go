@@ -1,0 +1,218 @@
+package shard
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/holdfastdb/holdfast/fsm"
+	"github.com/holdfastdb/holdfast/storage/kv"
+)
+
+// Replicas that apply the same log must have the same state. From time to time the leader proposes a Checksum entry, at
+// which every replica hashes its state. Before the next one, the leader asks what the others had, and that entry says
+// what most of them agree on; a replica that has something else stops, be it the leader itself. Only the majority can
+// tell who is wrong.
+//
+// What is hashed is a view, so commands go on; a large state is hashed slowly, with pauses. An idle group has no
+// checksums once the last change has been compared.
+
+const (
+	// checksumEvery is how often a leader proposes a checksum of what changed: a flush of the state, and a quarter of a
+	// core while it is hashed.
+	checksumEvery = 5 * time.Minute
+	// hashBurst is how much is hashed without a pause, and hashShare which part of the time hashing may take.
+	hashBurst = 256 << 10
+	hashShare = 4
+	// askSumsTimeout bounds how long the leader waits for the others.
+	askSumsTimeout = 5 * time.Second
+)
+
+// DivergedError tells that this replica's state is not that of the majority at the same entry. Something is wrong with its
+// memory, its disk or its program; nothing it says can be trusted.
+type DivergedError struct {
+	Group     uint32
+	ReplicaID string
+	Index     uint64
+	Own, Most uint64 // hashes
+}
+
+func (e *DivergedError) Error() string {
+	return fmt.Sprintf("group %d: the state of replica %s at entry %d is not that of the other replicas (hash %016x, not %016x): remove this node's data and let it join again",
+		e.Group, e.ReplicaID, e.Index, e.Own, e.Most)
+}
+
+// agreement is a replica's part in the comparison.
+type agreement struct {
+	g *Group
+
+	mu     sync.Mutex
+	own    fsm.Sum // of the last state that was hashed
+	quiet  bool    // nothing changed between the one before and that
+	agreed fsm.Sum // what the log says of a state that is not hashed yet
+	busy   bool
+
+	differ atomic.Uint64 // replicas found to differ
+}
+
+// at is told of a Checksum entry, from the goroutine that applies.
+func (s *agreement) at(index uint64, agreed fsm.Sum, view kv.View) {
+	s.mu.Lock()
+	if agreed.Index != 0 {
+		s.agreed = agreed
+	}
+	err := s.compare()
+	busy := s.busy
+	s.busy = true
+	s.mu.Unlock()
+	if err != nil {
+		s.g.fatal(err)
+	}
+	if busy { // the last one is still being hashed: this state is not compared
+		_ = view.Close()
+		return
+	}
+	s.g.work.Go(func() { s.hash(index, view) })
+}
+
+func (s *agreement) hash(index uint64, view kv.View) {
+	pacer := pacer{ctx: s.g.ctx, since: time.Now()}
+	hash, err := fsm.HashState(view, pacer.pause)
+	if closeErr := view.Close(); err == nil {
+		err = closeErr
+	}
+	s.mu.Lock()
+	s.busy = false
+	if err == nil {
+		s.quiet = s.own.Index+1 == index
+		s.own = fsm.Sum{Index: index, Hash: hash}
+		err = s.compare()
+	}
+	s.mu.Unlock()
+	if err != nil {
+		s.g.fatal(err) // does nothing when the group is closing
+	}
+}
+
+// compare tells whether this replica has what most have. Called with mu held.
+func (s *agreement) compare() error {
+	if s.own.Index == 0 || s.agreed.Index != s.own.Index || s.agreed.Hash == s.own.Hash {
+		return nil
+	}
+	s.differ.Add(1)
+	return &DivergedError{
+		Group: s.g.cfg.Group, ReplicaID: s.g.cfg.ReplicaID, Index: s.own.Index, Own: s.own.Hash, Most: s.agreed.Hash,
+	}
+}
+
+func (s *agreement) last() (own fsm.Sum, quiet bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.own, s.quiet
+}
+
+// Sum is that of this replica's state at the last Checksum entry.
+func (g *Group) Sum() fsm.Sum {
+	own, _ := g.agreement.last()
+	return own
+}
+
+// pacer makes hashing take a share of the time only.
+type pacer struct {
+	ctx   context.Context
+	since time.Time
+	bytes int
+}
+
+func (p *pacer) pause(bytes int) error {
+	if p.bytes += bytes; p.bytes < hashBurst {
+		return nil
+	}
+	p.bytes = 0
+	t := time.NewTimer((hashShare - 1) * time.Since(p.since))
+	defer t.Stop()
+	select {
+	case <-t.C:
+		p.since = time.Now()
+		return nil
+	case <-p.ctx.Done():
+		return p.ctx.Err()
+	}
+}
+
+// checksums proposes Checksum entries while this replica leads.
+func (g *Group) checksums() {
+	every := g.cfg.Timing.Checksum
+	if every < 0 {
+		return
+	}
+	for {
+		// Not all groups of a node at the same time.
+		t := time.NewTimer(every - time.Duration(rand.Int64N(int64(every)/4+1)))
+		select {
+		case <-t.C:
+		case <-g.ctx.Done():
+			t.Stop()
+			return
+		}
+		if g.IsLeader() {
+			g.checksum()
+		}
+	}
+}
+
+// checksum proposes an entry, unless nothing has changed since the last two.
+func (g *Group) checksum() {
+	own, quiet := g.agreement.last()
+	if quiet && own.Index == g.machine.Applied().Index {
+		return
+	}
+	err := g.append(&fsm.Entry{Kind: fsm.Checksum, Agreed: g.agreed(own)}, 32).Error()
+	if err != nil && g.ctx.Err() == nil {
+		g.log.Info("no checksum was taken", "error", err)
+	}
+}
+
+// agreed finds out what most voters had where this replica had own. If all answer and there is no majority, which takes
+// two replicas or several faults, the leader's state is the one to go on with.
+func (g *Group) agreed(own fsm.Sum) fsm.Sum {
+	if own.Index == 0 {
+		return fsm.Sum{}
+	}
+	var others []string
+	voters := g.voters(g.raft())
+	for _, id := range voters {
+		if id != g.cfg.ReplicaID {
+			others = append(others, id)
+		}
+	}
+	votes, answers := map[uint64]int{own.Hash: 1}, 1
+	if len(others) > 0 && g.cfg.AskSums != nil {
+		ctx, cancel := context.WithTimeout(g.ctx, askSumsTimeout)
+		sums := g.cfg.AskSums(ctx, others)
+		cancel()
+		for id, sum := range sums {
+			if sum.Index != own.Index {
+				continue
+			}
+			votes[sum.Hash]++
+			answers++
+			if sum.Hash != own.Hash {
+				g.agreement.differ.Add(1)
+				g.log.Error("the states of two replicas differ", "replica", id, "index", own.Index, "hash", sum.Hash, "here", own.Hash)
+			}
+		}
+	}
+	for hash, n := range votes {
+		if 2*n > len(voters) {
+			return fsm.Sum{Index: own.Index, Hash: hash}
+		}
+	}
+	if answers == len(voters) {
+		return own
+	}
+	return fsm.Sum{}
+}
