@@ -183,7 +183,7 @@ func TestAStaleAcknowledgementConfirmsNoRead(t *testing.T) {
 
 // A follower whose log has another entry at a received state's index is sent that state for ever by hashicorp/raft alone
 // (issue 697 there): it compares what follows with the old log.
-func TestAReceivedStateReplacesAConflictingLog(t *testing.T) {
+func TestRaft697AReceivedStateReplacesAConflictingLog(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, three()...)
 		defer c.stop()

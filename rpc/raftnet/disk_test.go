@@ -58,7 +58,7 @@ func (l slowLogs) StoreLogs(logs []*raft.Log) error {
 
 // The leader's main loop hangs in a write. What it sent before it knew, and what its other goroutines would go on sending,
 // must not keep the followers from electing another: here they are sent the commit index 15 times in a heartbeat timeout.
-func TestALeaderWhoseDiskHangsIsReplaced(t *testing.T) {
+func TestRaft503ALeaderWhoseDiskHangsIsReplaced(t *testing.T) {
 	b := &book{addrs: map[string]string{}}
 	var nodes []*node
 	for _, id := range []string{"a", "b", "c"} {

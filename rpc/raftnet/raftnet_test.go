@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -292,6 +293,48 @@ type fixedState struct{ term, last uint64 }
 func (s fixedState) CurrentTerm() uint64 { return s.term }
 func (s fixedState) LastIndex() uint64   { return s.last }
 
+// hashicorp/raft #695: the library's handler of heartbeats changes the term from the transport's goroutine, beside the main
+// loop. It is never called, whatever a heartbeat says; a newer term waits for the main loop.
+func TestRaft695HeartbeatsNeverPassTheMainLoop(t *testing.T) {
+	b := &book{addrs: map[string]string{}}
+	a, c := startNode(t, b, "a", Config{}), startNode(t, b, "c", Config{})
+	defer a.close()
+	defer c.close()
+	from, to := a.Group(group, "a/1"), c.Group(group, "c/1")
+	to.Attach(fixedState{term: 5, last: 40})
+	var called atomic.Int32
+	to.SetHeartbeatHandler(func(raft.RPC) { called.Add(1) })
+	beat := func(term uint64) {
+		t.Helper()
+		var answer raft.AppendEntriesResponse
+		err := from.AppendEntries("c/1", "c/1", &raft.AppendEntriesRequest{RPCHeader: header, Term: term}, &answer)
+		if err != nil || answer.Term != max(term, 5) {
+			t.Errorf("a heartbeat of term %d is answered %+v, %v", term, answer, err)
+		}
+	}
+	beat(4)
+	beat(5)
+	var seen atomic.Bool
+	loop := make(chan struct{})
+	go func() { // in the place of the main loop
+		defer close(loop)
+		for range 2 { // the copy of term 5, then term 6
+			if rpc := <-to.Consumer(); rpc.Command.(*raft.AppendEntriesRequest).Term == 6 {
+				seen.Store(true)
+				rpc.Respond(&raft.AppendEntriesResponse{RPCHeader: header, Term: 6, Success: true}, nil)
+			}
+		}
+	}()
+	beat(6)
+	if !seen.Load() {
+		t.Fatal("a newer term was answered without the main loop")
+	}
+	<-loop
+	if n := called.Load(); n != 0 {
+		t.Errorf("the library's handler was called %d times", n)
+	}
+}
+
 // A heartbeat of the current term is answered while the main loop is busy, but only if the loop will hear of it.
 func TestHeartbeatsAreAnsweredAtOnceOnlyIfRaftWillSeeThem(t *testing.T) {
 	n := New(Config{NodeID: "a", Resolve: (&book{}).find, Logger: slog.New(slog.DiscardHandler)})
@@ -326,7 +369,7 @@ func TestHeartbeatsAreAnsweredAtOnceOnlyIfRaftWillSeeThem(t *testing.T) {
 	}
 }
 
-func TestAStalledDiskSendsNoSignOfLife(t *testing.T) {
+func TestRaft503AStalledDiskSendsNoSignOfLife(t *testing.T) {
 	b := &book{addrs: map[string]string{}}
 	a := startNode(t, b, "a", Config{DiskStalled: func() bool { return true }})
 	defer a.close()

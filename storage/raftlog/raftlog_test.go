@@ -45,9 +45,9 @@ func TestBolt(t *testing.T) {
 	})
 }
 
-// A power cut may come at any moment: what StoreLogs and a whole vote wrote is there after it, and a vote is never half
+// hashicorp/raft #661. A power cut may come at any moment: what StoreLogs and a whole vote wrote is there after it, and a vote is never half
 // of one and half of another.
-func TestAPowerCutLosesNothingThatWasStored(t *testing.T) {
+func TestRaft661APowerCutLosesNothingThatWasStored(t *testing.T) {
 	for seed := range uint64(30) {
 		fs := vfs.NewCrashableMem()
 		s := open(t, fs, "log")

@@ -156,6 +156,31 @@ func TestLog(t *testing.T, open func(t *testing.T) (p raftlog.Provider, reopen f
 		}
 		must(t, errors.Join(l.Close(), p.Close()))
 	})
+	t.Run("raft 661: between the halves of a vote the one before stands", func(t *testing.T) {
+		p, reopen := open(t)
+		l := group(t, p, 1)
+		stands := func(want string) {
+			t.Helper()
+			term, err1 := l.GetUint64([]byte(raftlog.KeyVoteTerm))
+			who, err2 := l.Get([]byte(raftlog.KeyVoteCandidate))
+			must(t, errors.Join(err1, err2))
+			if vote := fmt.Sprintf("%s in %d", who, term); vote != want {
+				t.Errorf("the vote is %s, want %s", vote, want)
+			}
+		}
+		must(t, l.SetUint64([]byte(raftlog.KeyVoteTerm), 4))
+		must(t, l.Set([]byte(raftlog.KeyVoteCandidate), []byte("n1/1")))
+		must(t, l.SetUint64([]byte(raftlog.KeyVoteTerm), 5)) // for whom is not known yet
+		stands("n1/1 in 4")
+		must(t, errors.Join(l.Close(), p.Close()))
+		p = reopen()
+		l = group(t, p, 1)
+		stands("n1/1 in 4") // it may still vote for another one in term 5
+		must(t, l.SetUint64([]byte(raftlog.KeyVoteTerm), 5))
+		must(t, l.Set([]byte(raftlog.KeyVoteCandidate), []byte("n2/1")))
+		stands("n2/1 in 5")
+		must(t, errors.Join(l.Close(), p.Close()))
+	})
 	t.Run("behaves like a map", func(t *testing.T) {
 		p, _ := open(t)
 		n := uint32(0)

@@ -123,7 +123,7 @@ func (l *raftLog) StoreLogs(entries []*raft.Log) error {
 func (l *raftLog) DeleteRange(lowest, highest uint64) error {
 	l.change(func(p *promise) {
 		if highest >= p.last {
-			p.last = lowest - 1
+			p.last = max(lowest, 1) - 1 // all may be deleted
 		}
 	})
 	return l.Log.DeleteRange(lowest, highest)
