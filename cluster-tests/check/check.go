@@ -29,7 +29,7 @@ type Entry struct {
 
 // Violation is a promise that was broken.
 type Violation struct {
-	Kind   string // result, lost, effect, order, time, log, invariant, agreement, watch, sum, rows, durability, health or linearizability
+	Kind   string // result, lost, effect, order, time, log, invariant, agreement, watch, sum, rows, durability, health, node or linearizability
 	Detail string
 	Op     *history.Op // nil if it is not about one
 }

@@ -92,7 +92,7 @@ func Run(opts Options) (*Report, error) {
 	c := New(opts)
 	r := &Report{Seed: opts.Seed}
 	r.found("health", c.simulate(r))
-	r.found("health", c.Stop())
+	r.found("node", c.Stop())
 	r.Virtual, r.Terms, r.Installs = time.Since(begin), c.record.terms(), c.record.installs
 	for group := range opts.Shards + 1 {
 		r.Entries += len(c.record.entries(group))
