@@ -4,7 +4,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 
 FUZZTIME ?= 20s
-CHAOS_ROUNDS ?= 1
+CHAOS_MINUTES ?= 30
 BENCH_FLAGS ?=
 GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
@@ -43,8 +43,9 @@ fuzz: ## every fuzz target for FUZZTIME (20s)
 	done
 
 .PHONY: chaos
-chaos: ## real processes, killed under load, CHAOS_ROUNDS times (1)
-	go test -race -count $(CHAOS_ROUNDS) -timeout 0 -v ./cluster-tests/chaos
+chaos: ## real processes under faults for CHAOS_MINUTES (30), figures into docs/reliability.md; also CHAOS_KINDS=a,b CHAOS_NODES=3|5 CHAOS_SEED= CHAOS_DIR=
+	CHAOS_MINUTES=$(CHAOS_MINUTES) CHAOS_DIR=$${CHAOS_DIR:-$(CURDIR)/bin/chaos} CHAOS_OUT=$${CHAOS_OUT-$(CURDIR)/docs/reliability.md} \
+		go test -count 1 -timeout 0 -v ./cluster-tests/chaos
 
 .PHONY: bench
 bench: ## Holdfast beside etcd and Redis on this machine, into docs/benchmarks.md (12 minutes; needs redis-server)

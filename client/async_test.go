@@ -2,6 +2,7 @@ package client_test
 
 import (
 	"errors"
+	"fmt"
 	"sync"
 	"testing"
 	"time"
@@ -115,6 +116,40 @@ func TestAsyncDeniesWhatIsMoreThanTheLimit(t *testing.T) {
 	q.Weight = 11
 	if d, err := c.Limits().Async(t.Context(), q); err != nil || d.Allowed || d.RetryAfter <= 0 || d.Fallback {
 		t.Errorf("%+v, %v", d, err)
+	}
+}
+
+// The shard leases half of what is free. What is more than that is not denied for it.
+func TestAsyncAllowsALargePartOfAnUnusedQuota(t *testing.T) {
+	for _, weight := range []uint32{60, 100} {
+		t.Run(fmt.Sprint(weight), func(t *testing.T) {
+			c, _ := dialCluster(t, 0)
+			q := limit(t, yearly(100))
+			q.Weight = weight
+			if d, err := c.Limits().Async(t.Context(), q); err != nil || !d.Allowed {
+				t.Errorf("%+v, %v", d, err)
+			}
+			if d, err := c.Limits().Async(t.Context(), q); err != nil || d.Allowed {
+				t.Errorf("more than is left: %+v, %v", d, err)
+			}
+		})
+	}
+}
+
+// Slots cannot be leased, and their policy decides all the same.
+func TestThePolicyOfALimitThatCannotBeLeasedDecidesToo(t *testing.T) {
+	for mode, allowed := range map[string]bool{"allow": true, "deny": false} {
+		t.Run(mode, func(t *testing.T) {
+			c, n := dialCluster(t, 300*time.Millisecond)
+			q := limit(t, &pb.CreatePolicyRequest{Algorithm: "concurrency", RateLimit: 1, TimeWindow: 600, OnUnavailable: mode})
+			if d, err := c.Limits().Async(t.Context(), q); err != nil || !d.Allowed || d.Fallback {
+				t.Fatalf("while the cluster is there: %+v, %v", d, err)
+			}
+			n.cut()
+			if d, err := c.Limits().Async(t.Context(), q); err != nil || d.Allowed != allowed || !d.Fallback {
+				t.Errorf("%+v, %v", d, err)
+			}
+		})
 	}
 }
 

@@ -58,6 +58,7 @@ type Client struct {
 	lanes   map[laneKey]*lane
 	closed  bool
 
+	operations sync.Pool     // of *operation, whose channels belong to this client alone: clients of tests live in bubbles
 	refreshing chan struct{} // capacity 1: held by who fetches the cluster map
 	refreshed  time.Time     // guarded by mu
 	limits     *Limits
@@ -104,6 +105,7 @@ func Dial(ctx context.Context, cfg Config) (*Client, error) {
 		cfg: cfg, conns: make(map[string]*grpc.ClientConn), streams: make(map[string]*stream), lanes: make(map[laneKey]*lane),
 		refreshing: make(chan struct{}, 1),
 	}
+	c.operations.New = func() any { return &operation{done: make(chan struct{}, 1)} }
 	_, _ = rand.Read(c.id[:]) // never fails: crypto/rand stops the process instead
 	c.ctx, c.stop = context.WithCancel(context.Background())
 	c.limits = newLimits(c)

@@ -30,6 +30,8 @@ type lane struct {
 	closed    bool
 	launching bool
 	wake      chan struct{}
+	late      *time.Timer // since the newest frame left
+	overdue   bool        // its answer is: what waits need not wait for it
 }
 
 // room tells whether what waits may go into a frame now. While one is under way, more are worth their price only if they
@@ -41,7 +43,7 @@ func (l *lane) room() bool {
 	case len(l.open) == 0:
 		return true
 	}
-	return len(l.open) < laneFrames && len(l.waiting) >= largeFrame && l.seq-l.acked() < window-1
+	return (l.overdue || len(l.open) < laneFrames && len(l.waiting) >= largeFrame) && l.seq-l.acked() < window-1
 }
 
 func (l *lane) run() {
@@ -82,6 +84,9 @@ const (
 	// laneFrames is how many frames of a lane may be under way, those after the first with largeFrame operations or more.
 	laneFrames = 4
 	largeFrame = 96
+	// lateAnswer is when the next frame leaves although the one before has no answer: one operation that waits for another
+	// shard must not keep all others from a healthy one. It is longer the more of the window is used.
+	lateAnswer = 250 * time.Millisecond
 	// laneWaiting bounds the operations that wait in a lane.
 	laneWaiting = 1 << 16
 	maxOps      = 512
@@ -105,15 +110,13 @@ func (c *Client) lane(shard uint32, query bool) (*lane, error) {
 	return l, nil
 }
 
-var operations = sync.Pool{New: func() any { return &operation{done: make(chan struct{}, 1)} }}
-
 // call executes one operation in the shard of a routing key and decodes the answer into r.
 func (c *Client) call(ctx context.Context, routingKey string, typ, method uint32, query bool, q, r proto.Message) error {
 	l, err := c.lane(c.routes.Load().shardOf(routingKey), query)
 	if err != nil {
 		return err
 	}
-	o := operations.Get().(*operation)
+	o := c.operations.Get().(*operation)
 	o.typ, o.method, o.result, o.err, o.gone, o.sent, o.index = typ, method, nil, nil, false, false, 0
 	if o.request, err = codec.Marshal(q); err != nil {
 		return fmt.Errorf("%w: %w", ErrInvalid, err)
@@ -133,7 +136,7 @@ func (c *Client) call(ctx context.Context, routingKey string, typ, method uint32
 	}
 	l.trace(ctx, o)
 	result, err := o.result, o.err
-	operations.Put(o)
+	c.operations.Put(o)
 	if err != nil {
 		return err
 	}
@@ -176,13 +179,7 @@ func (l *lane) enqueue(o *operation) error {
 		return fmt.Errorf("%w: %d operations wait for one shard", ErrExhausted, laneWaiting)
 	}
 	l.waiting = append(l.waiting, o)
-	if !l.launching && l.room() {
-		l.launching = true
-		select {
-		case l.wake <- struct{}{}:
-		default:
-		}
-	}
+	l.signal()
 	return nil
 }
 
@@ -231,6 +228,12 @@ func (l *lane) pack() *frame {
 	}
 	l.seq++
 	l.open[l.seq] = struct{}{}
+	l.overdue = false
+	if gap := lateAnswer * time.Duration(l.seq-l.acked()); l.late == nil {
+		l.late = time.AfterFunc(gap, l.hurry)
+	} else {
+		l.late.Reset(gap)
+	}
 	q := &pb.FrameRequest{
 		Client: l.c.id[:], Shard: l.shard, Query: l.query, TimeoutMs: uint32(l.c.cfg.Timeout.Milliseconds()),
 		Ops: make([]*pb.Op, len(ops)),
@@ -243,13 +246,38 @@ func (l *lane) pack() *frame {
 		rows[i].Type, rows[i].Method, rows[i].Request = o.typ, o.method, o.request
 		q.Ops[i] = &rows[i]
 	}
-	return &frame{l: l, seq: l.seq, ops: ops, request: q, until: time.Now().Add(l.c.cfg.Timeout)}
+	f := &frame{l: l, seq: l.seq, ops: ops, request: q, until: time.Now().Add(l.c.cfg.Timeout)}
+	f.end = time.AfterFunc(l.c.cfg.Timeout, f.giveUp)
+	return f
+}
+
+// hurry lets what waits go.
+func (l *lane) hurry() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.overdue = true
+	l.signal()
+}
+
+// signal has the lane look for work. Called with mu held.
+func (l *lane) signal() {
+	if l.closed || l.launching || !l.room() {
+		return
+	}
+	l.launching = true
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
 }
 
 // close fails what waits.
 func (l *lane) close() {
 	l.mu.Lock()
 	l.closed = true
+	if l.late != nil {
+		l.late.Stop()
+	}
 	waiting := l.waiting
 	l.waiting = nil
 	l.mu.Unlock()
@@ -270,9 +298,14 @@ type frame struct {
 	ops     []*operation
 	request *pb.FrameRequest
 	until   time.Time
+	end     *time.Timer // at until
 	tries   int
-	maybe   bool // it may have reached a leader
-	last    error
+
+	mu    sync.Mutex
+	ended bool
+	sent  bool // a node has it and did not answer yet
+	maybe bool // it may have reached a leader
+	last  error
 }
 
 // attempt sends the frame to the leader as far as it is known.
@@ -280,7 +313,14 @@ func (f *frame) attempt() {
 	c := f.l.c
 	addr := c.routes.Load().leaders[f.l.shard]
 	if addr == "" {
-		f.retry(errors.New("the shard has no leader"), true)
+		f.retry(errors.New("the shard has no leader"), 0)
+		return
+	}
+	f.mu.Lock()
+	ended := f.ended
+	f.sent = true
+	f.mu.Unlock()
+	if ended {
 		return
 	}
 	// A request that is being sent must not change: each attempt has a copy of its own.
@@ -289,7 +329,7 @@ func (f *frame) attempt() {
 		DeadlineMs: f.request.DeadlineMs, Ops: f.request.Ops, Query: f.request.Query, TimeoutMs: f.request.TimeoutMs,
 	}
 	if err := c.send(addr, q, f.answered); err != nil {
-		f.retry(err, true)
+		f.retry(err, 0)
 	}
 }
 
@@ -297,10 +337,10 @@ func (f *frame) attempt() {
 func (f *frame) answered(r *pb.FrameResponse, err error) {
 	switch {
 	case errors.Is(err, errNotSent):
-		f.retry(err, true)
+		f.retry(err, 0)
 	case err != nil:
-		f.maybe = true
-		f.retry(err, true)
+		f.unsure()
+		f.retry(err, 0)
 	case r.Error != nil:
 		f.refused(r)
 	case len(r.Results) != len(f.ops):
@@ -320,13 +360,13 @@ func (f *frame) refused(r *pb.FrameResponse) {
 	case pb.FrameError_REASON_NOT_LEADER:
 		if hint := r.Error.LeaderHint; hint != "" && hint != f.l.c.routes.Load().leaders[f.l.shard] {
 			f.l.c.hint(f.l.shard, hint)
-			f.retry(err, false)
+			f.retry(err, atOnce)
 			return
 		}
-		f.retry(err, true)
+		f.retry(err, 0)
 	case pb.FrameError_REASON_UNKNOWN_OUTCOME:
-		f.maybe = true
-		f.retry(err, true)
+		f.unsure()
+		f.retry(err, 0)
 	case pb.FrameError_REASON_EXPIRED:
 		// Whatever was executed answers from its record, so nothing was.
 		f.fail(fmt.Errorf("%w: not executed in time", ErrUnavailable))
@@ -334,19 +374,28 @@ func (f *frame) refused(r *pb.FrameResponse) {
 		f.fail(fmt.Errorf("%w: %w", ErrInvalid, err))
 	case pb.FrameError_REASON_STALE:
 		f.fail(fmt.Errorf("%w: %w", ErrOutcomeUnknown, err))
-	default: // overloaded, window full, unavailable, wrong shard
-		f.retry(err, true)
+	default: // overloaded, window full, unavailable
+		f.retry(err, time.Duration(r.Error.RetryAfterMs)*time.Millisecond)
 	}
+}
+
+func (f *frame) unsure() {
+	f.mu.Lock()
+	f.maybe = true
+	f.mu.Unlock()
 }
 
 const (
 	retryMin = 10 * time.Millisecond
 	retryMax = 250 * time.Millisecond
+	atOnce   = -1
 )
 
-// retry sends the frame again after a pause, in which the cluster map is fetched if need be.
-func (f *frame) retry(err error, pause bool) {
-	f.last = err
+// retry sends the frame again after a pause of at least so long, in which the cluster map is fetched if need be.
+func (f *frame) retry(err error, pause time.Duration) {
+	f.mu.Lock()
+	f.last, f.sent = err, false
+	f.mu.Unlock()
 	f.tries++
 	c := f.l.c
 	if time.Now().After(f.until) || c.ctx.Err() != nil {
@@ -354,9 +403,9 @@ func (f *frame) retry(err error, pause bool) {
 		return
 	}
 	c.work.Go(func() {
-		if pause {
+		if pause != atOnce {
 			d := min(retryMin<<min(f.tries-1, 10), retryMax)
-			if sleep(c.ctx, d/2+rand.N(d/2)) != nil {
+			if sleep(c.ctx, max(d/2+rand.N(d/2), pause)) != nil {
 				f.giveUp()
 				return
 			}
@@ -368,19 +417,28 @@ func (f *frame) retry(err error, pause bool) {
 	})
 }
 
+// giveUp ends the frame without an answer, if it has none yet.
 func (f *frame) giveUp() {
+	f.mu.Lock()
+	maybe, err := f.maybe || f.sent, f.last
+	f.mu.Unlock()
+	if err == nil {
+		err = errors.New("no answer in time")
+	}
 	switch {
-	case f.l.c.ctx.Err() != nil && !f.maybe:
+	case f.l.c.ctx.Err() != nil && !maybe:
 		f.fail(ErrClosed)
-	case f.maybe && !f.l.query:
-		f.fail(fmt.Errorf("%w: %w", ErrOutcomeUnknown, f.last))
+	case maybe && !f.l.query:
+		f.fail(fmt.Errorf("%w: %w", ErrOutcomeUnknown, err))
 	default:
-		f.fail(fmt.Errorf("%w: %w", ErrUnavailable, f.last))
+		f.fail(fmt.Errorf("%w: %w", ErrUnavailable, err))
 	}
 }
 
 func (f *frame) succeed(r *pb.FrameResponse) {
-	f.close()
+	if !f.close() {
+		return
+	}
 	for i, o := range f.ops {
 		o.mu.Lock()
 		o.index, o.at = r.Index, r.ShardTimeMs
@@ -390,23 +448,28 @@ func (f *frame) succeed(r *pb.FrameResponse) {
 }
 
 func (f *frame) fail(err error) {
-	f.close()
+	if !f.close() {
+		return
+	}
 	for _, o := range f.ops {
 		o.finish(nil, err)
 	}
 }
 
-// close makes room for the lane's next frame.
-func (f *frame) close() {
+// close makes room for the lane's next frame; false if the frame had ended.
+func (f *frame) close() bool {
+	f.mu.Lock()
+	ended := f.ended
+	f.ended = true
+	f.mu.Unlock()
+	if ended {
+		return false
+	}
 	l := f.l
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	f.end.Stop()
 	delete(l.open, f.seq)
-	if !l.closed && !l.launching && len(l.waiting) > 0 {
-		l.launching = true
-		select {
-		case l.wake <- struct{}{}:
-		default:
-		}
-	}
+	l.signal()
+	return true
 }

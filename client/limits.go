@@ -2,9 +2,12 @@ package client
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"time"
 
 	"github.com/zeebo/xxh3"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
 	"github.com/holdfastdb/holdfast/rpc/lease"
@@ -134,20 +137,38 @@ func (l *Limits) Async(ctx context.Context, q Request) (Decision, error) {
 	key := leaseKey{q.Client, q.APIKey, q.Resource, q.IP, q.Region}
 	d, err := l.leases.Take(ctx, key, max(q.Weight, 1))
 	if err == lease.ErrNotLeasable { //nolint:errorlint // returned as it is, and this path is hot
-		return l.Check(ctx, q)
-	}
-	if err != nil {
+		decision, err := l.Check(ctx, q)
+		known := false
+		if ctx.Err() == nil && (errors.Is(err, ErrUnavailable) || errors.Is(err, ErrOutcomeUnknown)) {
+			d, known = l.leases.Unreachable(key, max(q.Weight, 1))
+		}
+		if !known {
+			return decision, err
+		}
+	} else if err != nil {
 		return Decision{}, err
 	}
 	return Decision{Allowed: d.Allowed, Remaining: d.Left, RetryAfter: d.Retry, Fallback: d.Fallback}, nil
 }
 
-// Status tells the quota left of the policies that apply to a client, or of those that the request names.
-func (l *Limits) Status(ctx context.Context, q Request) ([]LimitState, error) {
-	m := &pb.LimitStatusRequest{ClientId: q.Client, ApiKey: q.APIKey, Resource: q.Resource, Ip: q.IP, Region: q.Region}
-	if len(q.Policies) > 0 {
-		m.PolicyId = q.Policies[0]
+// policy is the one that the request names, if any.
+func (q *Request) policy() (string, error) {
+	switch len(q.Policies) {
+	case 0:
+		return "", nil
+	case 1:
+		return q.Policies[0], nil
 	}
+	return "", fmt.Errorf("%w: name one policy or none", ErrInvalid)
+}
+
+// Status tells the quota left of the policies that apply to a client, or of the one that the request names.
+func (l *Limits) Status(ctx context.Context, q Request) ([]LimitState, error) {
+	policy, err := q.policy()
+	if err != nil {
+		return nil, err
+	}
+	m := &pb.LimitStatusRequest{ClientId: q.Client, ApiKey: q.APIKey, Resource: q.Resource, Ip: q.IP, Region: q.Region, PolicyId: policy}
 	var r pb.LimitStatusResponse
 	if err := l.c.call(ctx, q.key(), typeLimits, methodStatus, true, m, &r); err != nil {
 		return nil, err
@@ -157,10 +178,11 @@ func (l *Limits) Status(ctx context.Context, q Request) ([]LimitState, error) {
 
 // Reset forgets what was used of the limits that apply, or of the named policy, and tells how many were reset.
 func (l *Limits) Reset(ctx context.Context, q Request) (int, error) {
-	m := &pb.LimitResetRequest{ClientId: q.Client, ApiKey: q.APIKey, Resource: q.Resource, Ip: q.IP, Region: q.Region}
-	if len(q.Policies) > 0 {
-		m.PolicyId = q.Policies[0]
+	policy, err := q.policy()
+	if err != nil {
+		return 0, err
 	}
+	m := &pb.LimitResetRequest{ClientId: q.Client, ApiKey: q.APIKey, Resource: q.Resource, Ip: q.IP, Region: q.Region, PolicyId: policy}
 	var r pb.LimitResetResponse
 	if err := l.c.call(ctx, q.key(), typeLimits, methodReset, false, m, &r); err != nil {
 		return 0, err
@@ -171,7 +193,7 @@ func (l *Limits) Reset(ctx context.Context, q Request) (int, error) {
 // Reservation is an estimate that was taken for work whose cost is known afterwards.
 type Reservation struct {
 	Decision
-	// ID names the reservation, also for other processes; empty if it was denied.
+	// ID names the reservation, also for other processes; empty if it was denied, or if nothing limits the request.
 	ID        string
 	ExpiresAt time.Time
 	l         *Limits
@@ -186,20 +208,29 @@ func (l *Limits) Reserve(ctx context.Context, q Request, ttl time.Duration) (*Re
 	if err := l.c.call(ctx, q.key(), typeLimits, methodReserve, false, m, &r); err != nil {
 		return nil, err
 	}
-	return &Reservation{Decision: decision(r.Check), ID: r.ReservationId, ExpiresAt: r.ExpiresAt.AsTime(), l: l, key: q.key()}, nil
+	return &Reservation{Decision: decision(r.Check), ID: r.ReservationId, ExpiresAt: moment(r.ExpiresAt), l: l, key: q.key()}, nil
 }
 
 // Commit settles the reservation at what the work did cost: less gives the rest back, more is charged as debt.
 func (r *Reservation) Commit(ctx context.Context, actual uint32) error {
+	if r.holdsNothing() {
+		return nil
+	}
 	var answer pb.CommitResponse
 	return r.l.c.call(ctx, r.key, typeLimits, methodCommit, false, &pb.CommitRequest{ReservationId: r.ID, Actual: actual}, &answer)
 }
 
 // Refund gives the reservation back whole.
 func (r *Reservation) Refund(ctx context.Context) error {
+	if r.holdsNothing() {
+		return nil
+	}
 	var answer pb.RefundResponse
 	return r.l.c.call(ctx, r.key, typeLimits, methodRefund, false, &pb.RefundRequest{ReservationId: r.ID}, &answer)
 }
+
+// holdsNothing tells of a request that was allowed because nothing limits it.
+func (r *Reservation) holdsNothing() bool { return r.Allowed && r.ID == "" }
 
 // Release frees the slots of concurrency limits that a check took.
 func (l *Limits) Release(ctx context.Context, q Request, token string) error {
@@ -209,9 +240,17 @@ func (l *Limits) Release(ctx context.Context, q Request, token string) error {
 
 func decision(r *pb.CheckResponse) Decision {
 	return Decision{
-		Allowed: r.Allowed, Remaining: r.RemainingQuota, ResetAt: r.ResetTime.AsTime(), RetryAfter: duration(r.RetryAfter),
+		Allowed: r.Allowed, Remaining: r.RemainingQuota, ResetAt: moment(r.ResetTime), RetryAfter: duration(r.RetryAfter),
 		Policy: r.PolicyApplied, Limits: states(r.Limits), ReleaseToken: r.ReleaseToken,
 	}
+}
+
+// moment is a time, the zero one if there is none.
+func moment(t *timestamppb.Timestamp) time.Time {
+	if t == nil {
+		return time.Time{}
+	}
+	return t.AsTime()
 }
 
 func duration(seconds float64) time.Duration { return time.Duration(seconds * float64(time.Second)) }
@@ -224,7 +263,7 @@ func states(rows []*pb.LimitState) []LimitState {
 	for i, r := range rows {
 		list[i] = LimitState{
 			PolicyID: r.PolicyId, PolicyName: r.PolicyName, Scope: r.Scope, Limit: r.Limit, Remaining: r.RemainingQuota,
-			Used: r.CurrentUsage, Window: duration(r.Window), ResetAt: r.ResetTime.AsTime(),
+			Used: r.CurrentUsage, Window: duration(r.Window), ResetAt: moment(r.ResetTime),
 			RetryAfter: duration(r.RetryAfter), Denied: r.Denied, Shadow: r.Shadow,
 		}
 	}

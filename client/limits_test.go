@@ -2,6 +2,7 @@ package client_test
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -20,8 +21,10 @@ func left(t *testing.T, c *client.Client, q client.Request) uint32 {
 	return d.Remaining
 }
 
-// says tells whether an error gives this reason.
-func says(err error, reason string) bool { return err != nil && strings.Contains(err.Error(), reason) }
+// is tells whether an error is of a kind and gives this reason.
+func is(err, kind error, reason string) bool {
+	return errors.Is(err, kind) && strings.Contains(err.Error(), reason)
+}
 
 func TestCheckTakesTokensUntilNoneAreLeft(t *testing.T) {
 	c, _ := dialCluster(t, 0)
@@ -158,11 +161,24 @@ func TestRequestsThatMakeNoSenseAreInvalid(t *testing.T) {
 		"absurd weight":    {client.Request{Client: "a", Weight: 4_000_000_000}, client.ErrInvalid, "weight must be"},
 		"unknown policy":   {client.Request{Client: "a", Policies: []string{"no-such-policy"}}, client.ErrNotFound, "no-such-policy"},
 	} {
-		if _, err := c.Limits().Check(t.Context(), tt.q); !errors.Is(err, tt.want) {
-			t.Errorf("%s: %v, want %v", name, err, tt.want)
+		l := c.Limits()
+		_, check := l.Check(t.Context(), tt.q)
+		_, peek := l.Peek(t.Context(), tt.q)
+		_, reserve := l.Reserve(t.Context(), tt.q, time.Minute)
+		for method, err := range map[string]error{"check": check, "peek": peek, "reserve": reserve} {
+			if !is(err, tt.want, tt.says) {
+				t.Errorf("%s, %s: %v, want %v about %q", name, method, err, tt.want, tt.says)
+			}
 		}
-		if _, err := c.Limits().Reserve(t.Context(), tt.q, time.Minute); !says(err, tt.says) {
-			t.Errorf("%s, reserved: %v, want one about %q", name, err, tt.says)
+		if tt.q.Weight > 0 { // the others take none
+			continue
+		}
+		_, status := l.Status(t.Context(), tt.q)
+		_, reset := l.Reset(t.Context(), tt.q)
+		for method, err := range map[string]error{"status": status, "reset": reset} {
+			if !is(err, tt.want, tt.says) {
+				t.Errorf("%s, %s: %v, want %v about %q", name, method, err, tt.want, tt.says)
+			}
 		}
 	}
 }
@@ -211,7 +227,7 @@ func TestAReservationIsSettledAtWhatTheWorkDidCost(t *testing.T) {
 		t.Fatal(err)
 	}
 	want("it did cost less", 90)
-	if err := r.Commit(t.Context(), 10); !says(err, "no such reservation") {
+	if err := r.Commit(t.Context(), 10); !is(err, client.ErrNotFound, "no such reservation") {
 		t.Errorf("settled twice: %v", err)
 	}
 	r = reserve()
@@ -219,7 +235,7 @@ func TestAReservationIsSettledAtWhatTheWorkDidCost(t *testing.T) {
 		t.Fatal(err)
 	}
 	want("refunded", 90)
-	if err := r.Refund(t.Context()); !says(err, "no such reservation") {
+	if err := r.Refund(t.Context()); !is(err, client.ErrNotFound, "no such reservation") {
 		t.Errorf("refunded twice: %v", err)
 	}
 	r = reserve()
@@ -271,7 +287,134 @@ func TestReleaseFreesASlot(t *testing.T) {
 	if err := l.Release(t.Context(), q, d.ReleaseToken); err != nil {
 		t.Error(err)
 	}
-	if err := l.Release(t.Context(), q, "nonsense"); !says(err, "the token is not one") {
+	if err := l.Release(t.Context(), q, "nonsense"); !is(err, client.ErrInvalid, "the token is not one") {
 		t.Errorf("a token that nobody gave: %v", err)
+	}
+}
+
+// everyone makes a policy of n tokens, counted by scope, for all clients.
+func everyone(t *testing.T, scope string, n uint32, shadow bool) {
+	t.Helper()
+	p := yearly(n)
+	p.Name, p.Scope, p.Shadow = strings.ReplaceAll(t.Name()+"/"+scope, "+", "-"), scope, shadow
+	p.Resource = t.Name()
+	limit(t, p)
+	c, _ := dialCluster(t, 0)
+	if _, err := pb.NewPoliciesClient(c.Conn()).AssignClients(t.Context(), &pb.AssignClientsRequest{PolicyId: p.Name, ClientIds: []string{"*"}}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// used tells what is in use of each scope.
+func used(t *testing.T, c *client.Client, q client.Request) map[string]uint32 {
+	t.Helper()
+	states, err := c.Limits().Status(t.Context(), q)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := make(map[string]uint32)
+	for _, s := range states {
+		all[s.Scope] = s.Used
+	}
+	return all
+}
+
+// subjects are requests of many clients, so that their shards and those of the address and the region differ in all ways.
+func subjects(t *testing.T) (list []client.Request) {
+	for i := range 8 {
+		list = append(list, client.Request{Client: fmt.Sprintf("%s-%d", t.Name(), i), IP: "192.0.2.7", Region: "eu", Resource: t.Name()})
+	}
+	return list
+}
+
+func TestLimitsOfSeveralShardsAreTakenTogetherOrNotAtAll(t *testing.T) {
+	c, _ := dialCluster(t, 0)
+	everyone(t, "client", 3, false)
+	everyone(t, "ip", 6, false)
+	everyone(t, "region", 100, false)
+	allowed := make(map[string]int)
+	for range 2 {
+		for _, q := range subjects(t) {
+			d, err := c.Limits().Check(t.Context(), q)
+			if err != nil || len(d.Limits) != 3 {
+				t.Fatalf("%+v, %v", d, err)
+			}
+			if d.Allowed {
+				allowed[q.Client]++
+			}
+		}
+	}
+	for i, q := range subjects(t) {
+		want := 1 // six of the eight, once
+		if i >= 6 {
+			want = 0
+		}
+		if got := used(t, c, q); allowed[q.Client] != want || got["client"] != uint32(want) || got["ip"] != 6 || got["region"] != 6 {
+			t.Errorf("client %d was allowed %d times; in use %v", i, allowed[q.Client], got)
+		}
+	}
+}
+
+func TestAShadowLimitOfAnotherShardOnlyWatches(t *testing.T) {
+	c, _ := dialCluster(t, 0)
+	everyone(t, "client", 100, false)
+	everyone(t, "ip", 2, true)
+	for i, q := range subjects(t) {
+		d, err := c.Limits().Check(t.Context(), q)
+		if err != nil || !d.Allowed {
+			t.Fatalf("client %d: %+v, %v", i, d, err)
+		}
+		q.Weight = 5
+		r, err := c.Limits().Reserve(t.Context(), q, time.Minute)
+		if err != nil || !r.Allowed {
+			t.Fatalf("client %d, reserved: %+v, %v", i, r, err)
+		}
+		if err := r.Commit(t.Context(), 2); err != nil {
+			t.Fatalf("client %d, commit: %v", i, err)
+		}
+		if got := used(t, c, q); got["client"] != 3 || got["ip"] != uint32(min(i+1, 2)) {
+			t.Errorf("client %d: in use %v", i, got)
+		}
+	}
+}
+
+func TestAReservationOfSeveralShardsIsSettledInAll(t *testing.T) {
+	c, _ := dialCluster(t, 0)
+	everyone(t, "client", 100, false)
+	everyone(t, "ip", 100, false)
+	everyone(t, "region", 100, false)
+	for i, q := range subjects(t) {
+		q.Weight = 10
+		r, err := c.Limits().Reserve(t.Context(), q, time.Minute)
+		if err != nil || !r.Allowed {
+			t.Fatalf("%+v, %v", r, err)
+		}
+		if err := r.Commit(t.Context(), 4); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.Commit(t.Context(), 4); !is(err, client.ErrNotFound, "no such reservation") {
+			t.Errorf("settled twice: %v", err)
+		}
+		if got, all := used(t, c, q), uint32(4*(i+1)); got["client"] != 4 || got["ip"] != all || got["region"] != all {
+			t.Errorf("client %d: in use %v", i, got)
+		}
+	}
+}
+
+// Nothing is held for who is not limited, so there is nothing to settle.
+func TestAReservationWithoutAPolicyNeedsNoSettling(t *testing.T) {
+	c, _ := dialCluster(t, 0)
+	reserve := func() *client.Reservation {
+		r, err := c.Limits().Reserve(t.Context(), client.Request{Client: "nobody limits me"}, time.Minute)
+		if err != nil || !r.Allowed || r.ID != "" || !r.ExpiresAt.IsZero() {
+			t.Fatalf("%+v, %v", r, err)
+		}
+		return r
+	}
+	if err := reserve().Commit(t.Context(), 4); err != nil {
+		t.Errorf("commit: %v", err)
+	}
+	if err := reserve().Refund(t.Context()); err != nil {
+		t.Errorf("refund: %v", err)
 	}
 }

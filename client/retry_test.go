@@ -364,3 +364,69 @@ func TestACallWhoseCallerLeftBeforeItsTurnIsNotSent(t *testing.T) {
 		t.Errorf("%d effects of two calls and one that was given up:\n%s", f.effects(), f.describe())
 	}
 }
+
+// Config.Timeout holds whatever a node does, also one that takes a frame and never answers.
+func TestANodeThatNeverAnswersIsNotWaitedForLongerThanTheTimeout(t *testing.T) {
+	f := newFake(t, "n1")
+	f.on("n1", always(silence))
+	c := f.client(300 * time.Millisecond)
+	for name, tt := range map[string]struct {
+		do   func(context.Context, client.Request) (client.Decision, error)
+		want error
+	}{
+		"command": {c.Limits().Check, client.ErrOutcomeUnknown},
+		"query":   {c.Limits().Peek, client.ErrUnavailable},
+	} {
+		_, err := start(func() (client.Decision, error) { return tt.do(context.Background(), subject(1)) }).wait(t)
+		if !errors.Is(err, tt.want) {
+			t.Errorf("%s: %v, want %v", name, err, tt.want)
+		}
+	}
+	// The lane goes on, and tells the shard that nobody waits for the first frame any more.
+	f.on("n1", f.execute)
+	if _, err := c.Limits().Check(t.Context(), subject(1)); err != nil {
+		t.Fatal(err)
+	}
+	if log := f.log(); log[len(log)-1].Seq != 2 || log[len(log)-1].AckUpTo != 1 {
+		t.Errorf("frames:\n%s", f.describe())
+	}
+}
+
+// One operation may wait for another shard, for seconds. Calls to the healthy one do not wait with it.
+func TestALateAnswerHoldsNobodyBack(t *testing.T) {
+	f := newFake(t, "n1")
+	f.on("n1", f.first(always(silence)))
+	c := f.client(0)
+	late := startCheck(t.Context(), c, subject(1))
+	f.await("the first frame", func() bool { return len(f.log()) == 1 })
+	began := time.Now()
+	for range 3 {
+		if _, err := startCheck(t.Context(), c, subject(1)).wait(t); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if took := time.Since(began); took > 8*time.Second {
+		t.Errorf("three calls took %v", took)
+	}
+	select {
+	case <-late.done:
+		t.Errorf("the first call has an answer: %v", late.err)
+	default:
+	}
+}
+
+func TestAnOverloadedShardIsLeftAloneAsLongAsItSays(t *testing.T) {
+	f := newFake(t, "n1")
+	f.on("n1", f.first(func(*pb.FrameRequest) reaction {
+		r := refusal(pb.FrameError_REASON_OVERLOADED, "")
+		r.answers[0].Error.RetryAfterMs = 400
+		return r
+	}))
+	began := time.Now()
+	if _, err := f.client(0).Limits().Check(t.Context(), subject(1)); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(began); took < 400*time.Millisecond {
+		t.Errorf("it was asked again after %v", took)
+	}
+}

@@ -10,6 +10,7 @@ import (
 	"github.com/zeebo/xxh3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
 	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
@@ -134,22 +135,28 @@ func (c *Client) hint(shard uint32, addr string) {
 }
 
 // Conn is the connection for calls that are not part of the SDK, such as those of the generated clients in package
-// holdfastpb. A call goes to one node; if that is unreachable, to the next.
+// holdfastpb. A call goes to the first node that can be reached.
 func (c *Client) Conn() grpc.ClientConnInterface { return failover{c} }
 
 type failover struct{ c *Client }
 
-// Invoke implements grpc.ClientConnInterface. A call is tried elsewhere only if it surely was not served.
+// Invoke implements grpc.ClientConnInterface. A call is tried elsewhere only if there was no connection to send it on. Who
+// loses the connection afterwards cannot know whether the call was served, and an ErrOutcomeUnknown says so.
 func (f failover) Invoke(ctx context.Context, method string, q, r any, opts ...grpc.CallOption) error {
 	var err error
 	for _, addr := range f.c.known() {
-		conn, connErr := f.c.conn(addr)
-		if connErr != nil {
-			err = connErr
-			continue
-		}
-		if err = conn.Invoke(ctx, method, q, r, opts...); status.Code(err) != codes.Unavailable {
+		var conn *grpc.ClientConn
+		if conn, err = f.c.conn(addr); err != nil {
 			return err
+		}
+		var sentTo peer.Peer // set when there is a connection
+		err = conn.Invoke(ctx, method, q, r, append(slices.Clip(opts), grpc.Peer(&sentTo))...)
+		s := status.Convert(err)
+		switch {
+		case s.Code() != codes.Unavailable || len(s.Details()) > 0: // a node that refuses gives its reason
+			return err
+		case sentTo.Addr != nil:
+			return fmt.Errorf("%w: %w", ErrOutcomeUnknown, err)
 		}
 	}
 	return err

@@ -48,6 +48,7 @@ func samples() []struct {
 		{"window key", appendWindowKey(nil, id, 12)},
 		{"expiry key", appendExpiryKey(nil, 1_700_000_000_000, 7, []byte("key"))},
 		{"applied", appendApplied(nil, &applied)},
+		{"applied one-shots", appendApplied(nil, &Applied{Index: 1000, Term: 3, Time: 1233, Clients: 2, OneShots: 70_000})},
 		{"applied key", []byte(keyApplied)},
 		{"configuration", appendConfiguration(nil, &applied)},
 		{"configuration key", []byte(keyConfiguration)},

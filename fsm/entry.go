@@ -15,6 +15,7 @@ const (
 	MaxWindow     = 16        // frames of one client in one shard that may be unacknowledged
 	MaxDeadline   = 60_000    // milliseconds from a frame's first receipt to its deadline, at most
 	MaxClients    = 65_536    // clients with a record in one shard
+	MaxOneShots   = 1 << 20   // clients of one request with a record in one shard
 	MaxRetain     = 24 * 3600 * 1000
 )
 

@@ -65,7 +65,11 @@ var (
 	ErrOutcomeUnknown = errors.New("outcome unknown: the command may have been executed")
 )
 
-// Safe reports that err tells of a frame that had no effect and will have none.
+// Safe reports that err tells of a frame that had no effect and will have none. An error that wraps ErrOutcomeUnknown is
+// not safe, whatever else it wraps.
 func Safe(err error) bool {
+	if errors.Is(err, ErrOutcomeUnknown) {
+		return false
+	}
 	return errors.Is(err, ErrNotLeader) || errors.Is(err, ErrOverloaded) || errors.Is(err, ErrClosed)
 }

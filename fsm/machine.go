@@ -29,8 +29,8 @@ type LogEntry struct {
 type Applied struct {
 	Index, Term uint64
 	Time        Time
-	// Clients counts the clients with a record.
-	Clients uint64
+	// Clients counts the clients with a record, OneShots those of ids that OneShot made.
+	Clients, OneShots uint64
 	// ConfigIndex and Configuration are those of the last configuration entry.
 	ConfigIndex   uint64
 	Configuration []byte
@@ -47,18 +47,20 @@ type Machine struct {
 	store Store
 
 	// Owned by Apply.
-	batch     kv.Batch // changes that are not in the store yet, apart from those in rows and windows
-	direct    int      // writes in batch
-	unflushed int      // bytes of the log whose effects are not in the store yet
-	applied   Applied
-	rows      *rowCache
-	clients   map[[16]byte]*client
-	windows   []changedWindow
-	swept     Time // no expiry row is earlier
-	next      Time // earliest time in the expiry index, 0 if empty; may be earlier than what is really there
-	key       []byte
-	value     []byte
-	onSum     func(index uint64, agreed Sum, view kv.View)
+	batch       kv.Batch // changes that are not in the store yet, apart from those in rows and windows
+	direct      int      // writes in batch
+	unflushed   int      // bytes of the log whose effects are not in the store yet
+	applied     Applied
+	rows        *rowCache
+	clients     map[[16]byte]*client
+	windows     []changedWindow
+	swept       Time // no expiry row is earlier
+	next        Time // earliest time in the expiry index, 0 if empty; may be earlier than what is really there
+	key         []byte
+	value       []byte
+	onSum       func(index uint64, agreed Sum, view kv.View)
+	resultBytes int   // size of the results in clients
+	failed      error // why the machine has stopped: its position may include half of an entry, which must not reach the store
 
 	published  atomic.Pointer[Applied]
 	nextExpiry atomic.Int64
@@ -83,6 +85,7 @@ func (m *Machine) Reload() error {
 	}
 	m.applied, m.swept = applied, 0
 	m.rows, m.clients, m.windows = newRowCache(), make(map[[16]byte]*client), nil
+	m.resultBytes, m.failed = 0, nil
 	m.batch, m.direct, m.unflushed = m.store.NewBatch(), 0, 0
 	if m.next, err = firstExpiry(view, 0); err != nil {
 		return err
@@ -114,6 +117,9 @@ const (
 // an entry that was applied before has an outcome without frames. After an error the replica must stop: the entry
 // cannot be executed here.
 func (m *Machine) Apply(entries []LogEntry) ([]Outcome, error) {
+	if m.failed != nil {
+		return nil, m.failed
+	}
 	outcomes := make([]Outcome, len(entries))
 	for i := range entries {
 		e := &entries[i]
@@ -122,7 +128,8 @@ func (m *Machine) Apply(entries []LogEntry) ([]Outcome, error) {
 			continue // I3: replayed after a restart
 		}
 		if err := m.applyEntry(e, &outcomes[i]); err != nil {
-			return nil, fmt.Errorf("apply entry %d: %w", e.Index, err)
+			m.failed = fmt.Errorf("apply entry %d: %w", e.Index, err)
+			return nil, m.failed
 		}
 		m.unflushed += 1 + len(e.Data)
 	}
@@ -153,6 +160,9 @@ func (m *Machine) Wait() error {
 
 // beginFlush is Flush without the wait: commands go on while the store takes the changes in.
 func (m *Machine) beginFlush() error {
+	if m.failed != nil {
+		return m.failed
+	}
 	if m.unflushed == 0 {
 		return nil
 	}
@@ -304,6 +314,9 @@ func ReadApplied(r kv.Reader) (Applied, error) {
 	}
 	d := wire.NewDecoder(value)
 	a.Index, a.Term, a.Time, a.Clients = d.Uvarint(), d.Uvarint(), Time(d.Varint()), d.Uvarint()
+	if len(d.Rest()) > 0 {
+		a.OneShots = d.Uvarint()
+	}
 	if err := d.End("applied index"); err != nil {
 		return Applied{}, err
 	}
@@ -327,7 +340,11 @@ func appendApplied(dst []byte, a *Applied) []byte {
 	dst = binary.AppendUvarint(dst, a.Index)
 	dst = binary.AppendUvarint(dst, a.Term)
 	dst = binary.AppendVarint(dst, int64(a.Time))
-	return binary.AppendUvarint(dst, a.Clients)
+	dst = binary.AppendUvarint(dst, a.Clients)
+	if a.OneShots == 0 { // as it was before they were counted
+		return dst
+	}
+	return binary.AppendUvarint(dst, a.OneShots)
 }
 
 func appendConfiguration(dst []byte, a *Applied) []byte {

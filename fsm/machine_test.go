@@ -271,6 +271,13 @@ func TestEntriesThatCannotBeExecutedStopTheReplica(t *testing.T) {
 			if got := errors.Is(err, ErrCorrupt); got != test.corrupt {
 				t.Errorf("corrupt: %v, want %v: %v", got, test.corrupt, err)
 			}
+			// Nor does anything after it: the entry would be missing for good.
+			if _, again := r.m.Apply([]LogEntry{{Index: 2, Term: 1, Data: valid}}); again == nil {
+				t.Error("the next entry was applied")
+			}
+			if err := r.m.Flush(); err == nil || len(r.store.Keys) != 0 {
+				t.Errorf("the store has %d keys after the failure, %v", len(r.store.Keys), err)
+			}
 		})
 	}
 }

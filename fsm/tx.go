@@ -63,7 +63,7 @@ func (tx *Tx) Row(key []byte, decode func([]byte) (Row, error)) (Row, error) {
 	}
 	value, err := tx.m.batch.Get(full)
 	if errors.Is(err, kv.ErrNotFound) {
-		tx.m.rows.add(full, nil)
+		tx.m.rows.add(full, nil, 0)
 		return nil, nil
 	}
 	if err != nil {
@@ -73,7 +73,7 @@ func (tx *Tx) Row(key []byte, decode func([]byte) (Row, error)) (Row, error) {
 	if err != nil {
 		return nil, err
 	}
-	tx.m.rows.add(full, row)
+	tx.m.rows.add(full, row, len(value))
 	return row, nil
 }
 
@@ -118,14 +118,18 @@ type relativeIter struct{ kv.Iterator }
 
 func (it relativeIter) Key() []byte { return it.Iterator.Key()[1:] }
 
-// rowCacheSize bounds each of the two generations of cached rows.
-const rowCacheSize = 16_384
+// These bound each of the two generations of cached rows: their number, and the size of their encodings as last seen.
+const (
+	rowCacheSize  = 16_384
+	rowCacheBytes = 32 << 20
+)
 
 // rowCache keeps decoded rows in two generations: a row used while in the old one moves to the young one; when the
 // young one is full it becomes the old one, and what was not used for a whole generation is forgotten. Which rows are
 // cached changes no outcome (I1).
 type rowCache struct {
 	young, old map[string]*cachedRow
+	bytes      int // of the young ones
 	dirty      []*cachedRow
 	buf        []byte
 }
@@ -133,6 +137,7 @@ type rowCache struct {
 type cachedRow struct {
 	key   string
 	row   Row // nil: known to be absent
+	size  int // of the encoding, when the row was last read or written
 	dirty bool
 }
 
@@ -147,20 +152,22 @@ func (c *rowCache) lookup(key []byte) *cachedRow {
 	r, ok := c.old[string(key)]
 	if ok {
 		c.young[r.key] = r
+		c.bytes += r.size
 	}
 	return r
 }
 
-func (c *rowCache) add(key []byte, row Row) *cachedRow {
-	r := &cachedRow{key: string(key), row: row}
+func (c *rowCache) add(key []byte, row Row, size int) *cachedRow {
+	r := &cachedRow{key: string(key), row: row, size: size}
 	c.young[r.key] = r
+	c.bytes += size
 	return r
 }
 
 func (c *rowCache) put(key []byte, row Row) {
 	r := c.lookup(key)
 	if r == nil {
-		r = c.add(key, row)
+		r = c.add(key, row, 0)
 	}
 	r.row = row
 	if !r.dirty {
@@ -170,19 +177,23 @@ func (c *rowCache) put(key []byte, row Row) {
 }
 
 // full tells that it is time to flush: what changed cannot be forgotten before.
-func (c *rowCache) full() bool { return len(c.young) >= rowCacheSize }
+func (c *rowCache) full() bool { return len(c.young) >= rowCacheSize || c.bytes >= rowCacheBytes }
 
 // flush writes what changed into the batch, in the order of first change, and returns how many rows that were.
 func (c *rowCache) flush(w kv.Writer) int {
 	n := len(c.dirty)
 	for _, r := range c.dirty {
 		r.dirty = false
+		size := 0
 		if r.row == nil {
 			w.Delete([]byte(r.key))
-			continue
+		} else {
+			c.buf = r.row.Append(c.buf[:0])
+			w.Set([]byte(r.key), c.buf)
+			size = len(c.buf)
 		}
-		c.buf = r.row.Append(c.buf[:0])
-		w.Set([]byte(r.key), c.buf)
+		c.bytes += size - r.size
+		r.size = size
 	}
 	clear(c.dirty)
 	c.dirty = c.dirty[:0]
@@ -192,7 +203,7 @@ func (c *rowCache) flush(w kv.Writer) int {
 // age starts a new generation when the young one is full. Only called when nothing is dirty.
 func (c *rowCache) age() {
 	if c.full() {
-		c.old = c.young
+		c.old, c.bytes = c.young, 0
 		c.young = make(map[string]*cachedRow, rowCacheSize)
 	}
 }

@@ -55,6 +55,28 @@ func (c *client) expiry() Time {
 	return at
 }
 
+// OneShot makes a client's id of a hash. Such an id serves one request, an idempotency key or an operation that a frame
+// carries into other groups, and is not used again; so there are far more of them than of clients that stay. They are
+// counted apart, or they would keep those out.
+func OneShot(hash [16]byte) (id [16]byte) {
+	copy(id[len(oneShot):], hash[len(oneShot):])
+	id[len(id)-1] |= 1 // never the id of nobody
+	return id
+}
+
+// oneShot is what these ids begin with. Of random ids one in four billion does too, and is counted with them.
+var oneShot = [4]byte{}
+
+func isOneShot(id *[16]byte) bool { return [4]byte(id[:4]) == oneShot }
+
+// remembered is the count to which a client belongs, and its bound.
+func (m *Machine) remembered(id *[16]byte) (n *uint64, most uint64) {
+	if isOneShot(id) {
+		return &m.applied.OneShots, MaxOneShots
+	}
+	return &m.applied.Clients, MaxClients
+}
+
 func (s *windowSlot) append(dst []byte) []byte {
 	dst = binary.AppendUvarint(dst, s.seq)
 	dst = binary.AppendUvarint(dst, s.ackUpTo)
@@ -87,8 +109,11 @@ func appendWindowKey(dst []byte, id [16]byte, slot int) []byte {
 	return append(dst, byte(slot))
 }
 
-// clientCacheSize bounds the decoded windows kept in memory.
-const clientCacheSize = 4096
+// These bound the decoded windows kept in memory: their number, and the size of the results in them.
+const (
+	clientCacheSize  = 4096
+	clientCacheBytes = 32 << 20
+)
 
 // changedWindow names a slot of a client's window that is not in the batch yet.
 type changedWindow struct {
@@ -113,7 +138,7 @@ func (m *Machine) loadClient(id [16]byte) (*client, error) {
 	if c, ok := m.clients[id]; ok {
 		return c, nil
 	}
-	c := &client{}
+	c, size := &client{}, 0
 	it, err := m.batch.Iter(appendWindowKey(nil, id, 0), appendWindowKey(nil, id, MaxWindow))
 	if err != nil {
 		return nil, err
@@ -127,15 +152,18 @@ func (m *Machine) loadClient(id [16]byte) (*client, error) {
 		}
 		c.slots[slot] = s
 		c.known = true
+		size += len(s.results)
 	}
 	if err := it.Err(); err != nil {
 		return nil, err
 	}
-	if len(m.clients) >= clientCacheSize {
+	if len(m.clients) >= clientCacheSize || m.resultBytes >= clientCacheBytes {
 		m.flushWindows()
 		clear(m.clients) // rare, and cheap to read again
+		m.resultBytes = 0
 	}
 	m.clients[id] = c
+	m.resultBytes += size
 	return c, nil
 }
 
@@ -157,6 +185,7 @@ func (m *Machine) admit(c *client, f *Frame) *FrameOutcome {
 		return &FrameOutcome{Replayed: true, Index: s.index, Time: s.time, Results: results}
 	}
 	acked := c.acked()
+	clients, most := m.remembered(&f.Client)
 	switch {
 	case f.Seq <= acked || s.seq > f.Seq:
 		return refuse(Stale, "frame %d was acknowledged before", f.Seq)
@@ -164,8 +193,8 @@ func (m *Machine) admit(c *client, f *Frame) *FrameOutcome {
 		return refuse(Expired, "deadline %d passed at shard time %d", f.Deadline, m.applied.Time)
 	case s.seq > max(acked, f.AckUpTo):
 		return refuse(WindowFull, "frame %d is still unacknowledged", s.seq)
-	case !c.known && m.applied.Clients >= MaxClients:
-		return refuse(Exhausted, "the shard remembers %d clients already", MaxClients)
+	case !c.known && *clients >= most:
+		return refuse(Exhausted, "the shard remembers %d clients already", most)
 	}
 	return nil
 }
@@ -174,13 +203,15 @@ func (m *Machine) admit(c *client, f *Frame) *FrameOutcome {
 func (m *Machine) record(c *client, f *Frame, results []byte) {
 	if !c.known {
 		c.known = true
-		m.applied.Clients++
+		clients, _ := m.remembered(&f.Client)
+		*clients++
 		defer func() { m.expireAt(0, f.Client[:], c.expiry()) }()
 	}
 	slot := int(f.Seq % MaxWindow)
 	if !c.slots[slot].dirty {
 		m.windows = append(m.windows, changedWindow{f.Client, slot})
 	}
+	m.resultBytes += len(results) - len(c.slots[slot].results)
 	c.slots[slot] = windowSlot{
 		seq: f.Seq, ackUpTo: f.AckUpTo, deadline: f.Deadline, retain: f.Retain, fingerprint: f.Fingerprint,
 		index: m.applied.Index, time: m.applied.Time, results: results, dirty: true,
@@ -206,11 +237,13 @@ func (m *Machine) sweepClient(key []byte) error {
 	}
 	m.flushWindows()
 	for i := range c.slots {
+		m.resultBytes -= len(c.slots[i].results)
 		if c.slots[i].seq != 0 {
 			m.del(appendWindowKey(nil, id, i))
 		}
 	}
 	delete(m.clients, id)
-	m.applied.Clients--
+	clients, _ := m.remembered(&id)
+	*clients--
 	return nil
 }

@@ -141,6 +141,48 @@ func TestTooManyClientsAreRefusedAndNobodyIsForgottenForThem(t *testing.T) {
 	}
 }
 
+// Keys and the operations that frames carry into other groups come by the hundred thousand: they keep nobody out.
+func TestOneShotClientsAreCountedApart(t *testing.T) {
+	r := newRig(t)
+	once := func(n byte) Frame {
+		return Frame{Client: OneShot([16]byte{0xff, 15: n << 1}), Seq: 1, Deadline: epoch + 100, Calls: []Call{call(opAppend, "a", 1)}}
+	}
+	stays := Frame{Client: [16]byte{1}, Seq: 1, Deadline: epoch + 100, Calls: []Call{call(opAppend, "a", 1)}}
+	r.m.applied.OneShots = MaxOneShots - 1
+	if out := r.frame(once(1)); out.Code != OK {
+		t.Fatalf("the last one: %+v", out)
+	}
+	if out := r.frame(once(2)); out.Code != Exhausted {
+		t.Errorf("one too many: %+v", out)
+	}
+	if out := r.frame(stays); out.Code != OK {
+		t.Errorf("a client that stays: %+v", out)
+	}
+	if out := r.frame(once(1)); !out.Replayed {
+		t.Errorf("the last one again: %+v", out)
+	}
+	r.flush()
+	r.reopen()
+	if a := r.m.Applied(); a.Clients != 1 || a.OneShots != MaxOneShots {
+		t.Errorf("after a restart: %d clients and %d of one request", a.Clients, a.OneShots)
+	}
+	r.now = stays.Deadline + 2*MaxDeadline
+	r.apply(Entry{Kind: Sweep})
+	if a := r.m.Applied(); a.Clients != 0 || a.OneShots != MaxOneShots-1 {
+		t.Errorf("when they are forgotten: %d clients and %d of one request", a.Clients, a.OneShots)
+	}
+}
+
+func TestOneShotIDsDifferAndNoneIsNobodys(t *testing.T) {
+	if OneShot([16]byte{}) == ([16]byte{}) {
+		t.Error("the id of nobody")
+	}
+	a, b := OneShot([16]byte{4: 1}), OneShot([16]byte{4: 2})
+	if a == b || !isOneShot(&a) || isOneShot(&[16]byte{1}) {
+		t.Errorf("%x and %x", a, b)
+	}
+}
+
 // sender is a client of the model: it has sent frames, and knows what was answered.
 type sender struct {
 	id      [16]byte

@@ -349,8 +349,11 @@ func (n *Node) serveTransfer(ctx context.Context, _ string, request []byte) ([]b
 	}
 	for _, m := range g.Members() {
 		if node, _, _ := strings.Cut(m.ReplicaID, "/"); node == q.NodeID && m.Voter {
-			if !n.caughtUp(g, m.ReplicaID) {
+			if !n.caughtUp(ctx, g, m.ReplicaID) {
 				return nil, fmt.Errorf("node %s is behind: try again later", q.NodeID)
+			}
+			if !n.clockFits(ctx, q.NodeID) {
+				return nil, fmt.Errorf("the clock of node %s is wrong: set it right first", q.NodeID)
 			}
 			return nil, g.TransferLeadership(ctx, m.ReplicaID)
 		}

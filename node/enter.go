@@ -34,10 +34,12 @@ func (n *Node) enter(ctx context.Context) error {
 		}
 		n.work.Go(n.register)
 	case n.cfg.Bootstrap:
-		if err := n.setIdentity(newID()); err != nil {
+		// If we stop before the identity is saved, the next start finds the group and goes on; the other way round it would
+		// wait for a group that nobody made.
+		if err := n.openGroup(catalogGroup, 1, true); err != nil {
 			return err
 		}
-		if err := n.openGroup(catalogGroup, 1, true); err != nil {
+		if err := n.setIdentity(newID()); err != nil {
 			return err
 		}
 		if err := n.makeCluster(ctx); err != nil {

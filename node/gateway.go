@@ -15,7 +15,7 @@ import (
 type gateway struct {
 	client [16]byte // random for each start of the node
 	send   func(ctx context.Context, group uint32, f *fsm.Frame) (fsm.FrameOutcome, error)
-	now    func() time.Time
+	now    func(group uint32) fsm.Time
 
 	mu     sync.Mutex
 	lanes  map[uint32]*lane
@@ -50,7 +50,7 @@ const (
 	gatewayDeadline = 10 * time.Second
 )
 
-func newGateway(client [16]byte, now func() time.Time, send func(context.Context, uint32, *fsm.Frame) (fsm.FrameOutcome, error)) *gateway {
+func newGateway(client [16]byte, now func(group uint32) fsm.Time, send func(context.Context, uint32, *fsm.Frame) (fsm.FrameOutcome, error)) *gateway {
 	ctx, stop := context.WithCancel(context.Background())
 	return &gateway{client: client, send: send, now: now, lanes: make(map[uint32]*lane), ctx: ctx, stop: stop}
 }
@@ -96,7 +96,7 @@ func (g *gateway) enqueue(group uint32, p *parcel) error {
 func (g *gateway) launch(l *lane) {
 	for len(l.waiting) > 0 && len(l.open) < gatewayFrames && l.seq-l.acked() < fsm.MaxWindow-1 {
 		l.seq++
-		f, parcels := l.pack(g.client, g.now().Add(gatewayDeadline))
+		f, parcels := l.pack(g.client, g.now(l.group)+fsm.Time(gatewayDeadline.Milliseconds()))
 		l.open[f.Seq] = true
 		g.work.Add(1)
 		go g.carry(l, f, parcels)
@@ -112,8 +112,8 @@ func (l *lane) acked() uint64 {
 	return acked
 }
 
-func (l *lane) pack(client [16]byte, deadline time.Time) (*fsm.Frame, []*parcel) {
-	f := &fsm.Frame{Client: client, Seq: l.seq, Deadline: fsm.Time(deadline.UnixMilli())}
+func (l *lane) pack(client [16]byte, deadline fsm.Time) (*fsm.Frame, []*parcel) {
+	f := &fsm.Frame{Client: client, Seq: l.seq, Deadline: deadline}
 	f.AckUpTo = min(l.acked(), l.seq-1)
 	n, size := 0, 0
 	for _, p := range l.waiting {

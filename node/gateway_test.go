@@ -37,10 +37,12 @@ func (s *echoServer) send(ctx context.Context, _ uint32, f *fsm.Frame) (fsm.Fram
 	return out, nil
 }
 
+func groupTime(uint32) fsm.Time { return fsm.Time(time.Now().UnixMilli()) }
+
 func TestGatewayPacksWaitingCallersAndGivesEachItsOwnResults(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &echoServer{gate: make(chan struct{})}
-		g := newGateway([16]byte{1}, time.Now, s.send)
+		g := newGateway([16]byte{1}, groupTime, s.send)
 		const callers = 100
 		var wg sync.WaitGroup
 		for i := range callers {
@@ -74,7 +76,7 @@ func TestGatewayNeverOutrunsTheWindow(t *testing.T) {
 		slow := make(chan struct{})
 		var mu sync.Mutex
 		var highest uint64
-		g := newGateway([16]byte{1}, time.Now, func(_ context.Context, _ uint32, f *fsm.Frame) (fsm.FrameOutcome, error) {
+		g := newGateway([16]byte{1}, groupTime, func(_ context.Context, _ uint32, f *fsm.Frame) (fsm.FrameOutcome, error) {
 			if f.Seq == 1 {
 				<-slow // the oldest frame is stuck, the ones behind it are not
 			}
@@ -104,7 +106,7 @@ func TestGatewayNeverOutrunsTheWindow(t *testing.T) {
 func TestGatewayRefusesAfterCloseAndWhenFull(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &echoServer{gate: make(chan struct{})}
-		g := newGateway([16]byte{1}, time.Now, s.send)
+		g := newGateway([16]byte{1}, groupTime, s.send)
 		ctx, cancel := context.WithCancel(t.Context())
 		var wg sync.WaitGroup
 		for range gatewayQueue + gatewayFrames {

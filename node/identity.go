@@ -18,6 +18,27 @@ type identity struct {
 	NodeID string `json:"node_id"`
 	// ClusterID is empty until the node was taken in.
 	ClusterID string `json:"cluster_id,omitempty"`
+	// RaftLog is how the directory keeps the shards' Raft logs. With another one they, and the votes, would seem empty.
+	RaftLog string `json:"raft_log,omitempty"`
+}
+
+// The kinds of Raft logs, as identity.RaftLog and the command line call them.
+const (
+	logPebble = "pebble"
+	logBolt   = "boltdb"
+)
+
+// useLog makes sure that the directory has a kind of log; changed tells that it is new to the identity.
+func (id *identity) useLog(kind string) (changed bool, err error) {
+	switch id.RaftLog {
+	case kind:
+		return false, nil
+	case "":
+		id.RaftLog = kind
+		return true, nil
+	}
+	return false, fmt.Errorf("this data directory keeps its Raft logs in %s, and --raft-log=%s would not find them: start with --raft-log=%s, or as a new node with an empty directory",
+		id.RaftLog, kind, id.RaftLog)
 }
 
 const identityFile = "node.json"
@@ -64,6 +85,32 @@ func (id identity) save(filesystem vfs.FS, dir string) error {
 	if err := filesystem.Rename(path+".new", path); err != nil {
 		return fmt.Errorf("write the node's identity: %w", err)
 	}
+	return syncDir(filesystem, dir)
+}
+
+// makeDir makes a directory that a power cut does not take away again, with all that is in it: a directory is an entry of
+// the one above, which needs a sync too.
+func makeDir(filesystem vfs.FS, dir string) error {
+	above := []string{filesystem.PathDir(dir)}
+	for {
+		last := above[len(above)-1]
+		if _, err := filesystem.Stat(last); !errors.Is(err, fs.ErrNotExist) || filesystem.PathDir(last) == last {
+			break
+		}
+		above = append(above, filesystem.PathDir(last))
+	}
+	if err := filesystem.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	for _, parent := range above {
+		if err := syncDir(filesystem, parent); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func syncDir(filesystem vfs.FS, dir string) error {
 	d, err := filesystem.OpenDir(dir)
 	if err != nil {
 		return fmt.Errorf("open %s: %w", dir, err)

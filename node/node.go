@@ -13,6 +13,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/hashicorp/memberlist"
+	"github.com/hashicorp/raft"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 
@@ -46,6 +47,8 @@ type Config struct {
 	PeerAddr string
 	// Dial connects to other nodes; nil means TCP.
 	Dial func(ctx context.Context, addr string) (net.Conn, error)
+	// Tamper is for simulations, see raftnet.Config.
+	Tamper func(to string, send func())
 	// PeerCreds secures the traffic between nodes; nil means plain text.
 	PeerCreds credentials.TransportCredentials
 	// Gossip is the address to gossip at; GossipTransport replaces it in tests.
@@ -64,11 +67,19 @@ type Config struct {
 	// Types are the data types of the shards.
 	Types  []fsm.Type
 	Timing shard.Timing
-	Logger *slog.Logger
+	// TrailingEntries is how many applied entries each Raft log keeps; 0 means shard's default.
+	TrailingEntries uint64
+	Logger          *slog.Logger
+	// Clock is the wall clock that the node stamps with; nil means time.Now. Tests set it wrong.
+	Clock func() time.Time
 	// OnSync is told how long each synced write of the Raft log took. It must not block.
 	OnSync func(time.Duration)
 	// OnFatal is called when the node must stop; the default logs and ends the process.
 	OnFatal func(error)
+	// WrapLog may put something between Raft and its logs, such as a slow disk, and OnCommit is told of the entries
+	// of a group that are about to be applied, after a restart again: both are for simulations.
+	WrapLog  func(raftlog.Provider) raftlog.Provider
+	OnCommit func(group uint32, entries []*raft.Log)
 }
 
 // Node is a running node. Its methods are safe for concurrent use.
@@ -101,9 +112,13 @@ type Node struct {
 		next int
 	}
 
+	// clockAhead is how far the right time is ahead of this node's clock, 0 if the clock is right; see clock.go.
+	clockAhead atomic.Int64
+
 	ctx  context.Context
 	stop context.CancelFunc
 	work sync.WaitGroup
+	loop sync.WaitGroup // what opens replicas
 	poke chan struct{}
 	once sync.Once
 	err  error
@@ -120,6 +135,9 @@ type member struct {
 func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Clock == nil {
+		cfg.Clock = time.Now
 	}
 	if cfg.OnFatal == nil {
 		cfg.OnFatal = func(err error) {
@@ -147,8 +165,9 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 	if err := n.enter(ctx); err != nil {
 		return nil, err
 	}
-	n.work.Go(n.reconcileLoop)
+	n.loop.Go(n.reconcileLoop)
 	n.work.Go(n.clockLoop)
+	n.work.Go(n.watchDisk)
 	return n, nil
 }
 
@@ -157,7 +176,7 @@ func (n *Node) openStorage() (err error) {
 	if filesystem == nil {
 		filesystem = vfs.Default
 	}
-	if err := filesystem.MkdirAll(n.cfg.Dir, 0o700); err != nil {
+	if err := makeDir(filesystem, n.cfg.Dir); err != nil {
 		return fmt.Errorf("make the data directory: %w", err)
 	}
 	var found bool
@@ -168,6 +187,19 @@ func (n *Node) openStorage() (err error) {
 		if !n.cfg.Bootstrap && len(n.cfg.Join) == 0 {
 			return fmt.Errorf("data directory %s is new: start with --bootstrap to make a cluster, or with --join to become part of one", n.cfg.Dir)
 		}
+	}
+	kind := logPebble
+	if n.cfg.BoltLog {
+		kind = logBolt
+		if n.cfg.FS != nil {
+			return errors.New("BoltDB needs the real file system: choose the other Raft log")
+		}
+	}
+	changed, err := n.identity.useLog(kind)
+	if err != nil {
+		return err
+	}
+	if changed {
 		if err := n.identity.save(filesystem, n.cfg.Dir); err != nil {
 			return err
 		}
@@ -197,25 +229,30 @@ func (n *Node) openStorage() (err error) {
 	return err
 }
 
-func (n *Node) openLogs(filesystem vfs.FS, name string, useBolt bool, slow func(time.Duration, string)) (raftlog.Provider, error) {
+func (n *Node) openLogs(filesystem vfs.FS, name string, useBolt bool, slow func(time.Duration, string)) (p raftlog.Provider, err error) {
 	dir := filesystem.PathJoin(n.cfg.Dir, name)
 	if useBolt {
-		return bolt.Open(bolt.Options{Dir: dir, OnSync: n.cfg.OnSync})
+		p, err = bolt.Open(bolt.Options{Dir: dir, OnSync: n.cfg.OnSync, OnFatal: n.cfg.OnFatal})
+	} else {
+		p, err = raftlog.Open(raftlog.Options{FS: n.cfg.FS, Dir: dir, Logger: n.log, OnSync: n.cfg.OnSync, OnDiskSlow: slow, OnFatal: n.cfg.OnFatal})
 	}
-	return raftlog.Open(raftlog.Options{FS: n.cfg.FS, Dir: dir, Logger: n.log, OnSync: n.cfg.OnSync, OnDiskSlow: slow, OnFatal: n.cfg.OnFatal})
+	if err != nil {
+		return nil, err // not what p holds: an interface around nothing
+	}
+	if n.cfg.WrapLog != nil {
+		p = n.cfg.WrapLog(p)
+	}
+	return p, nil
 }
-
-// diskStall is how long a synced write may take before this node stops claiming to lead.
-const diskStall = 2 * time.Second
 
 func (n *Node) openNetwork() (err error) {
 	n.net = raftnet.New(raftnet.Config{
 		NodeID: n.identity.NodeID, ClusterID: n.ClusterID, Resolve: n.resolvePeer, Dial: n.cfg.Dial, Creds: n.cfg.PeerCreds,
-		DiskStalled: func() bool { return max(n.logs.SyncPending(), n.catLogs.SyncPending()) > diskStall },
-		Logger:      n.log, Heartbeat: n.cfg.Timing.Heartbeat,
+		DiskStalled: func() bool { return n.diskPending() > diskStall },
+		Logger:      n.log, Heartbeat: n.cfg.Timing.Heartbeat, Tamper: n.cfg.Tamper, Clock: n.cfg.Clock,
 	})
 	n.router = &router{nodeID: n.identity.NodeID, local: n.local, hint: n.gossipLeader, call: n.net.Call, log: n.log}
-	n.gateway = newGateway(randomID(), time.Now, n.router.propose)
+	n.gateway = newGateway(randomID(), n.Now, n.router.propose)
 	n.confirmer = &confirmer{ask: n.net.ConfirmTerms, self: n.identity.NodeID}
 	n.net.Handle(callPropose, func(ctx context.Context, _ string, q []byte) ([]byte, error) { return n.router.servePropose(ctx, q) })
 	n.net.Handle(callQuery, func(ctx context.Context, _ string, q []byte) ([]byte, error) { return n.router.serveQuery(ctx, q) })
@@ -315,6 +352,10 @@ func (n *Node) openGroup(group uint32, gen uint32, bootstrap bool) error {
 	if err != nil {
 		return err
 	}
+	var onCommit func([]*raft.Log)
+	if n.cfg.OnCommit != nil {
+		onCommit = func(entries []*raft.Log) { n.cfg.OnCommit(group, entries) }
+	}
 	id := catalog.ReplicaID(n.identity.NodeID, gen)
 	transport := n.net.Group(group, id)
 	timing := n.cfg.Timing
@@ -327,7 +368,12 @@ func (n *Node) openGroup(group uint32, gen uint32, bootstrap bool) error {
 		AskSums: func(ctx context.Context, replicaIDs []string) map[string]fsm.Sum {
 			return n.askSums(ctx, group, replicaIDs)
 		},
-		Timing: timing, Bootstrap: bootstrap, Logger: n.log, OnApplied: onApplied, OnFatal: n.cfg.OnFatal,
+		Timing: timing, TrailingEntries: n.cfg.TrailingEntries, Bootstrap: bootstrap, Logger: n.log, OnApplied: onApplied, OnFatal: n.cfg.OnFatal,
+		OnCommit: onCommit, Clock: n.cfg.Clock, ClockWrong: n.clockWrong,
+		Fit: func(ctx context.Context, replicaID string) bool {
+			g, ok := n.Group(group)
+			return ok && n.fit(ctx, g, replicaID)
+		},
 		OnLead: func(leading bool, term uint64) {
 			if leading {
 				n.gossip.Announce(group, term)
@@ -348,17 +394,9 @@ func (n *Node) openGroup(group uint32, gen uint32, bootstrap bool) error {
 func (n *Node) HandOver(ctx context.Context) {
 	var moving sync.WaitGroup
 	for _, m := range n.members() {
-		moving.Go(func() { m.HandOver() })
+		moving.Go(func() { m.HandOver(ctx) })
 	}
-	done := make(chan struct{})
-	go func() {
-		moving.Wait()
-		close(done)
-	}()
-	select {
-	case <-done:
-	case <-ctx.Done():
-	}
+	moving.Wait()
 }
 
 // Close hands leadership over, stops everything and closes the files.
@@ -372,6 +410,7 @@ func (n *Node) close() error {
 	if n.gateway != nil {
 		n.gateway.close()
 	}
+	n.loop.Wait() // no replica is opened any more
 	var errs []error
 	var closing sync.WaitGroup
 	var mu sync.Mutex

@@ -23,7 +23,7 @@ func testLogger(name string) *slog.Logger {
 }
 
 // startTestNode starts a node on loopback in dir; join is the gossip address of another, empty for the first.
-func startTestNode(t testing.TB, name, dir, join string) *Node {
+func startTestNode(t testing.TB, name, dir, join string, change ...func(*Config)) *Node {
 	t.Helper()
 	lis, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -37,6 +37,9 @@ func startTestNode(t testing.TB, name, dir, join string) *Node {
 	}
 	if join != "" {
 		cfg.Join = []string{join}
+	}
+	for _, f := range change {
+		f(&cfg)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()

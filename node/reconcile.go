@@ -88,8 +88,7 @@ func shardOf(t *catalog.Topology, id uint32) (catalog.Shard, bool) {
 	return t.Shards[i], true
 }
 
-// openAssigned starts the replicas that the catalog gives this node. The first replica of a shard, generation 1, makes
-// the group.
+// openAssigned starts the replicas that the catalog gives this node.
 func (n *Node) openAssigned(t *catalog.Topology) {
 	for i := range t.Shards {
 		s := &t.Shards[i]
@@ -97,13 +96,18 @@ func (n *Node) openAssigned(t *catalog.Topology) {
 			if r.Node != n.identity.NodeID {
 				continue
 			}
-			if err := n.openGroup(s.ID, r.Gen, r.Gen == 1); err != nil {
+			if err := n.openGroup(s.ID, r.Gen, makesGroup(s)); err != nil {
 				n.cfg.OnFatal(err) // its files cannot be read
 				return
 			}
 		}
 	}
 }
+
+// makesGroup tells that the shard's only replica is its first, which makes the group if there is none yet. Nobody adds a
+// replica before that: the node that plans opens its own first. Later, a replica that finds nothing has lost it, and must
+// not make the shard anew beside the one that the others have.
+func makesGroup(s *catalog.Shard) bool { return s.Epoch == 1 && len(s.Replicas) == 1 }
 
 // alive tells whether gossip sees a node.
 func (n *Node) alive(id string) bool {
@@ -132,7 +136,7 @@ func (n *Node) reconcileCatalog(g *shard.Group, t *catalog.Topology) {
 		switch {
 		case !known:
 			n.change("add a node to the catalog", func(ctx context.Context) error { return g.AddLearner(ctx, id) })
-		case !voter && voters < placement.MaxCatalogVoters && n.caughtUp(g, id):
+		case !voter && voters < placement.MaxCatalogVoters && n.caughtUp(n.ctx, g, id):
 			n.change("give a node a vote in the catalog", func(ctx context.Context) error { return g.Promote(ctx, id) })
 			voters++
 		}
@@ -164,7 +168,7 @@ func (n *Node) reconcileShard(g *shard.Group, s catalog.Shard, settled bool) {
 			n.change("add a learner", func(ctx context.Context) error { return g.AddLearner(ctx, id) })
 			return
 		case !voter:
-			if n.caughtUp(g, id) {
+			if n.caughtUp(n.ctx, g, id) {
 				n.change("promote a learner", func(ctx context.Context) error { return g.Promote(ctx, id) })
 			}
 			return
@@ -180,11 +184,11 @@ func (n *Node) reconcileShard(g *shard.Group, s catalog.Shard, settled bool) {
 	}
 	// Everything is as it shall be: leaders are spread.
 	preferred := placement.Leader(&s)
-	if !settled || preferred == n.identity.NodeID || !n.alive(preferred) {
+	if !settled || preferred == n.identity.NodeID {
 		return
 	}
 	for _, r := range s.Replicas {
-		if r.Node == preferred && n.caughtUp(g, r.ID()) {
+		if r.Node == preferred && !g.Tried(r.ID()) && n.fit(n.ctx, g, r.ID()) {
 			n.change("hand leadership to the preferred node", func(ctx context.Context) error { return g.TransferLeadership(ctx, r.ID()) })
 		}
 	}
@@ -199,9 +203,9 @@ func (n *Node) change(what string, do func(ctx context.Context) error) {
 }
 
 // caughtUp asks a replica how far it is.
-func (n *Node) caughtUp(g *shard.Group, replicaID string) bool {
+func (n *Node) caughtUp(ctx context.Context, g *shard.Group, replicaID string) bool {
 	node, _, _ := strings.Cut(replicaID, "/")
-	ctx, cancel := context.WithTimeout(n.ctx, time.Second)
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	status, err := n.nodeStatus(ctx, node)
 	if err != nil {
@@ -213,60 +217,4 @@ func (n *Node) caughtUp(g *shard.Group, replicaID string) bool {
 		}
 	}
 	return false
-}
-
-// clockLoop measures how far the clocks of the other nodes are from ours, and gives leadership up if ours is the one
-// that is wrong: shard time comes from leaders' clocks.
-func (n *Node) clockLoop() {
-	ticks := time.NewTicker(5 * time.Second)
-	defer ticks.Stop()
-	for {
-		select {
-		case <-n.ctx.Done():
-			return
-		case <-ticks.C:
-		}
-		t := n.topology.Load()
-		if t == nil || len(t.Nodes) < 3 {
-			continue // with two, nobody can say whose clock is wrong
-		}
-		apart, seen := 0, 0
-		for _, node := range t.Nodes {
-			if node.ID == n.identity.NodeID || !n.alive(node.ID) {
-				continue
-			}
-			ctx, cancel := context.WithTimeout(n.ctx, time.Second)
-			_, err := n.net.ConfirmTerms(ctx, node.ID, nil)
-			cancel()
-			if d, ok := n.net.ClockOffset(node.ID); err == nil && ok {
-				seen++
-				if d.Abs() > maxClockOffset {
-					apart++
-				}
-			}
-		}
-		if seen >= 2 && apart*2 > seen {
-			n.log.Error("this node's clock differs from most others': handing leadership over; set the clock right", "nodes", seen, "apart", apart)
-			n.giveUpLeadership()
-		}
-	}
-}
-
-// maxClockOffset is how far a leader's clock may be from the others'.
-const maxClockOffset = 500 * time.Millisecond
-
-func (n *Node) giveUpLeadership() {
-	t := n.topology.Load()
-	for group, m := range n.members() {
-		if !m.IsLeader() {
-			continue
-		}
-		s, ok := shardOf(t, group)
-		for _, r := range s.Replicas {
-			if ok && r.Node != n.identity.NodeID && n.alive(r.Node) && n.caughtUp(m.Group, r.ID()) {
-				n.change("hand leadership over", func(ctx context.Context) error { return m.TransferLeadership(ctx, r.ID()) })
-				break
-			}
-		}
-	}
 }

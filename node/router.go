@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/holdfastdb/holdfast/fsm"
@@ -33,6 +34,9 @@ type router struct {
 	// call asks another node; the answer is that node's servePropose or serveQuery.
 	call func(ctx context.Context, nodeID, method string, request []byte) ([]byte, error)
 	log  *slog.Logger
+
+	mu    sync.Mutex
+	times map[uint32]fsm.Time // by group: the time that another node's answer told
 }
 
 // Names of the calls between nodes.
@@ -69,15 +73,16 @@ func (r *router) propose(ctx context.Context, group uint32, f *fsm.Frame) (fsm.F
 		default:
 			unknown = true
 		}
-		if errors.Is(err, fsm.ErrOverloaded) {
-			return fsm.FrameOutcome{}, err // the caller is told at once, or queues grow everywhere
-		}
-		if stop := wait(ctx, pause); stop != nil {
-			if unknown {
-				err = fmt.Errorf("%w: %w", fsm.ErrOutcomeUnknown, err)
+		var stop error
+		if !errors.Is(err, fsm.ErrOverloaded) { // that the caller is told at once, or queues grow everywhere
+			if stop = wait(ctx, pause); stop == nil {
+				continue
 			}
-			return fsm.FrameOutcome{}, fmt.Errorf("shard %d: %w", group, errors.Join(err, stop))
 		}
+		if unknown { // what the last attempt said is no more true of the frame
+			return fsm.FrameOutcome{}, fmt.Errorf("shard %d: %w: %v", group, fsm.ErrOutcomeUnknown, errors.Join(err, stop))
+		}
+		return fsm.FrameOutcome{}, fmt.Errorf("shard %d: %w", group, errors.Join(err, stop))
 	}
 }
 
@@ -99,7 +104,26 @@ func (r *router) proposeOnce(ctx context.Context, group uint32, f *fsm.Frame, re
 		return fsm.FrameOutcome{}, err
 	}
 	out, _, err := fsm.DecodeFrameOutcome(body)
+	if err == nil {
+		r.heard(group, out.Time)
+	}
 	return out, err
+}
+
+func (r *router) heard(group uint32, at fsm.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.times == nil {
+		r.times = make(map[uint32]fsm.Time)
+	}
+	r.times[group] = max(r.times[group], at)
+}
+
+// timeOf is the latest time of a group that another node's answer told, 0 if none did.
+func (r *router) timeOf(group uint32) fsm.Time {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.times[group]
 }
 
 // query answers read-only calls at the group's leader. It tries again until ctx ends.
@@ -177,7 +201,7 @@ func writeAnswer(out *fsm.FrameOutcome, err error) []byte {
 	switch {
 	case err == nil:
 		return fsm.AppendFrameOutcome([]byte{answerOutcome}, out)
-	case errors.Is(err, fsm.ErrOverloaded):
+	case fsm.Safe(err) && errors.Is(err, fsm.ErrOverloaded):
 		return append([]byte{answerOverloaded}, err.Error()...)
 	case fsm.Safe(err):
 		return append([]byte{answerRefused}, err.Error()...)

@@ -2,7 +2,9 @@ package node
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
+	"fmt"
 	"log/slog"
 	"testing"
 	"testing/synctest"
@@ -149,6 +151,53 @@ func TestRouterGivesUpWithItsContextAndTellsOverloadAtOnce(t *testing.T) {
 			t.Errorf("no leader: %v", err)
 		}
 	})
+}
+
+// An attempt whose outcome is unknown may have had its effect. What later attempts are told changes nothing about that: the
+// caller must not take the frame for one without effect and send it under another number.
+func TestAnUnknownOutcomeStaysUnknown(t *testing.T) {
+	for name, later := range map[string]error{
+		"overloaded": fsm.ErrOverloaded, "no leader": errNoLeader, "closed": fsm.ErrClosed,
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				nodes := &fakeNodes{routers: map[string]*router{}, failAfter: 1}
+				executed := 0
+				nodes.add("b", &fakeReplica{leading: true, propose: func(f *fsm.Frame) (fsm.FrameOutcome, error) {
+					if executed++; executed == 1 {
+						return echoOutcome(f)
+					}
+					return fsm.FrameOutcome{}, later
+				}}, "")
+				a := nodes.add("a", &fakeReplica{leader: "b/1"}, "")
+				ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+				defer cancel()
+				_, err := a.propose(ctx, 1, &fsm.Frame{Client: [16]byte{1}, Seq: 1, Calls: []fsm.Call{{Type: 1, Op: 1, Body: []byte("x")}}})
+				if !errors.Is(err, fsm.ErrOutcomeUnknown) || fsm.Safe(err) || errors.Is(err, later) {
+					t.Errorf("after an execution whose answer was lost: %v (safe: %v)", err, fsm.Safe(err))
+				}
+			})
+		})
+	}
+	both := fmt.Errorf("%w: %w", fsm.ErrOutcomeUnknown, fsm.ErrNotLeader)
+	if fsm.Safe(both) {
+		t.Error("an error that is both unknown and a refusal counts as safe")
+	}
+	if _, err := readAnswer(writeAnswer(nil, fmt.Errorf("%w: %w", fsm.ErrOutcomeUnknown, fsm.ErrOverloaded))); !errors.Is(err, fsm.ErrOutcomeUnknown) {
+		t.Errorf("between nodes it became %v", err)
+	}
+}
+
+// Nodes of two versions answer each other.
+func TestAnswersBetweenNodesArePinned(t *testing.T) {
+	out := fsm.FrameOutcome{Index: 300, Time: 5, Results: []fsm.Result{{Code: fsm.OK, Body: []byte("x")}}}
+	text := ""
+	for _, b := range [][]byte{
+		writeAnswer(&out, nil), writeAnswer(nil, fsm.ErrNotLeader), writeAnswer(nil, fsm.ErrOverloaded), writeAnswer(nil, fsm.ErrOutcomeUnknown),
+	} {
+		text += hex.EncodeToString(b) + "\n"
+	}
+	golden(t, "answers.golden", text)
 }
 
 func FuzzTarget(f *testing.F) {

@@ -3,6 +3,7 @@ package rpc
 import (
 	"context"
 
+	"github.com/holdfastdb/holdfast/fsm"
 	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
 )
 
@@ -16,7 +17,7 @@ type cluster struct {
 func (s *cluster) Status(ctx context.Context, _ *pb.ClusterStatusRequest) (*pb.ClusterStatusResponse, error) {
 	t := s.node.Topology()
 	if t == nil {
-		return nil, statusOf(s.node.Ready())
+		return nil, statusOf(errNoTopology)
 	}
 	r := &pb.ClusterStatusResponse{ClusterId: t.Cluster.ID, Epoch: uint32(t.Cluster.Epoch), Healthy: true}
 	for i := range t.Nodes {
@@ -66,11 +67,18 @@ func (s *cluster) Status(ctx context.Context, _ *pb.ClusterStatusRequest) (*pb.C
 func (s *cluster) TransferLeader(ctx context.Context, q *pb.TransferLeaderRequest) (*pb.TransferLeaderResponse, error) {
 	t := s.node.Topology()
 	if t == nil {
-		return nil, statusOf(s.node.Ready())
+		return nil, statusOf(errNoTopology)
+	}
+	if q.Shard != catalogGroup && !hasShard(t, q.Shard) {
+		return nil, statusOf(fsm.Errorf(fsm.NotFound, "no shard %d", q.Shard))
 	}
 	for _, n := range t.Nodes {
 		if n.ID == q.Node || n.Name == q.Node {
-			if err := s.node.Transfer(ctx, q.Shard, n.ID); err != nil {
+			err := s.node.Transfer(ctx, q.Shard, n.ID)
+			if err != nil && kindOf(err) == internal { // the leader refuses, in words
+				err = fsm.Errorf(fsm.Conflict, "%v", err)
+			}
+			if err != nil {
 				return nil, statusOf(err)
 			}
 			return &pb.TransferLeaderResponse{Leader: n.ID}, nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -12,18 +13,44 @@ import (
 )
 
 // A check whose limits live in several groups takes from all or from none in two steps: every group reserves, and if all
-// could, every group confirms; otherwise what was reserved is given back, exactly. A reservation that hears nothing gives
+// could, every group keeps what it reserved; otherwise it is given back, exactly. A reservation that hears nothing gives
 // itself back. The answer comes only after all have confirmed.
+//
+// A request with a number or a key may be carried out again, also by two nodes at a time. Its first step finds the
+// reservations that there were. The second one is a decision that groups record: to keep and to give back have the same
+// number there, so whichever comes first holds, and the other one is told so. The first group that can deny is asked
+// before the others, which follow its decision. A request that finds its reservations given back, because it failed
+// before, begins a new round with numbers of its own.
 
-// reserveTTL is how long reservations wait for the second step: well beyond the deadline of a frame, so that none is
-// given back while its confirmation may still be on the way.
-const reserveTTL = 45 * time.Second
+const (
+	// reserveTTL is how long reservations wait for the second step: beyond the longest deadline of a frame, so that none
+	// is given back while its confirmation may still be on the way.
+	reserveTTL = fsm.MaxDeadline*time.Millisecond + 15*time.Second
+	// maxRounds is how many rounds of two steps fit the window of a client.
+	maxRounds = fsm.MaxWindow / 2
+)
 
 // crossHold marks the ids that coordinators make; those that shards make are smaller.
 const crossHold = 1 << 63
 
-// proposer executes one call in a group. step tells the calls of one coordination in one group apart, from 1.
-type proposer func(ctx context.Context, group uint32, step uint64, call fsm.Call) (fsm.FrameOutcome, error)
+// caller is on whose behalf the calls of one request are executed.
+type caller struct {
+	// id names the request's holds. It is the same when the request is repeated.
+	id uint64
+	// named tells that the request may be repeated, and that propose then has no further effect.
+	named bool
+	// propose executes one call in a group.
+	propose func(ctx context.Context, group uint32, s step, call fsm.Call) (fsm.FrameOutcome, error)
+}
+
+// step is the place of a call among those of one request in one group. Of calls with one number and different choices
+// only the first is executed; the others are conflicts.
+type step struct{ number, choice uint64 }
+
+const (
+	choiceKeep   = 1
+	choiceRefund = 2
+)
 
 // decision is a check's outcome.
 type decision struct {
@@ -33,88 +60,232 @@ type decision struct {
 	now     fsm.Time
 }
 
-// coordinate decides a check of several parts. id names its reservations; the same id again has no further effect. ttl
-// is 0 for a check, which confirms, or how long the caller's reservation lasts.
-func coordinate(ctx context.Context, p *plan, id uint64, ttl time.Duration, propose proposer) (decision, error) {
-	id |= crossHold
-	wait := ttl
-	if wait == 0 {
-		wait = reserveTTL
+// errGivenBack ends a round whose reservations were given back before.
+var errGivenBack = errors.New("the reservations were given back")
+
+// coordinate decides a check of several parts. ttl is 0 for a check, which confirms, or how long the caller's reservation
+// lasts.
+func coordinate(ctx context.Context, p *plan, ttl time.Duration, c caller) (decision, error) {
+	c.id |= crossHold
+	for n := range uint64(maxRounds) {
+		r := round{plan: p, caller: c, ttl: ttl, number: 2*n + 1, takes: make([]counter.TakeResult, len(p.parts))}
+		d, err := r.run(ctx)
+		if !errors.Is(err, errGivenBack) {
+			return d, err
+		}
 	}
-	takes := make([]counter.TakeResult, len(p.parts))
-	times := make([]fsm.Time, len(p.parts))
-	err := p.each(func(i int) error {
-		q := counter.ReserveRequest{
-			ID: id, TTL: wait.Milliseconds(), TakeRequest: counter.TakeRequest{Weight: p.weight, Limits: p.parts[i].limits},
-		}
-		out, err := propose(ctx, p.parts[i].group, 1, fsm.Call{Type: counter.TypeID, Op: counter.OpReserve, Body: q.Append(nil)})
-		if err != nil {
-			return err
-		}
-		body, err := only(out)
-		if err != nil {
-			return err
-		}
-		times[i] = out.Time
-		takes[i], err = counter.DecodeTakeResult(body)
+	return decision{}, fsm.Errorf(fsm.Conflict, "this request failed too often: send it as a new one")
+}
+
+// round is one try to take from all parts.
+type round struct {
+	*plan
+	caller
+	ttl    time.Duration
+	number uint64 // of the first step
+	takes  []counter.TakeResult
+}
+
+func (r *round) run(ctx context.Context) (decision, error) {
+	times := make([]fsm.Time, len(r.parts))
+	err := r.each(func(i int) (err error) {
+		times[i], err = r.take(ctx, i)
 		return err
 	})
-	d := decision{allowed: err == nil, results: make([]counter.LimitResult, len(p.matches))}
-	for i := range takes {
-		d.allowed = d.allowed && takes[i].Allowed
-		d.results = p.place(d.results, i, takes[i].Limits)
+	if err != nil {
+		return decision{}, r.failed(ctx, err)
+	}
+	d := decision{allowed: true, results: make([]counter.LimitResult, len(r.matches))}
+	for i := range r.takes {
+		d.allowed = d.allowed && r.takes[i].Allowed
+		d.results = r.place(d.results, i, r.takes[i].Limits)
 		d.now = max(d.now, times[i])
 	}
-	if d.allowed && ttl != 0 {
-		for i := range p.parts {
-			d.holds = append(d.holds, held{p.parts[i].group, id, keysOf(p.parts[i].limits)})
+	if !d.allowed {
+		r.refund(ctx, false) // a group has recorded its denial: nobody can keep anything
+		for i := range r.takes {
+			if r.takes[i].Allowed {
+				r.giveBack(d.results, i)
+			}
 		}
 		return d, nil
 	}
-	mode := counter.Confirm
-	if !d.allowed {
-		mode = counter.Charge // with 0: a refund
-		for i := range takes {
-			if takes[i].Allowed {
-				p.giveBack(d.results, i)
-			}
+	if err := r.keep(ctx); err != nil {
+		return decision{}, err
+	}
+	for i := range r.parts {
+		if keys := r.held(i, r.ttl == 0); len(keys) > 0 {
+			d.holds = append(d.holds, held{r.parts[i].group, r.id, keys})
 		}
 	}
-	settleErr := p.each(func(i int) error {
-		if err == nil && !takes[i].Allowed {
+	return d, nil
+}
+
+// take is the first step of a part.
+func (r *round) take(ctx context.Context, i int) (fsm.Time, error) {
+	wait := r.ttl
+	if wait == 0 {
+		wait = reserveTTL
+	}
+	part := &r.parts[i]
+	q := counter.ReserveRequest{
+		ID: r.id, TTL: wait.Milliseconds(), TakeRequest: counter.TakeRequest{Weight: part.weight, Limits: part.limits},
+	}
+	out, err := r.propose(ctx, part.group, step{number: r.number}, fsm.Call{Type: counter.TypeID, Op: counter.OpReserve, Body: q.Append(nil)})
+	if err != nil {
+		return 0, err
+	}
+	body, err := only(out)
+	if err != nil {
+		return 0, err
+	}
+	r.takes[i], err = counter.DecodeTakeResult(body)
+	return out.Time, err
+}
+
+// held are the keys under which a part holds something: not those of shadow limits that had not enough. slots asks for
+// those of concurrency limits alone, which a check goes on holding.
+func (r *round) held(i int, slots bool) []counter.Key {
+	limits, results := r.parts[i].limits, r.takes[i].Limits
+	var keys []counter.Key
+	for j := range limits {
+		if slots && limits[j].Algorithm != counter.Concurrency ||
+			len(results) == len(limits) && results[j].Denied { // or they are of other policies, those of the first time
+			continue
+		}
+		keys = append(keys, limits[j].Key)
+	}
+	return keys
+}
+
+// ordered runs f for the part that decides first, if other nodes may be at work on this request, and then for the others.
+func (r *round) ordered(contested bool, f func(i int) error) error {
+	first := -1
+	if contested {
+		first = slices.IndexFunc(r.parts, func(p part) bool { return p.denies() })
+	}
+	if first >= 0 {
+		if err := f(first); err != nil {
+			return err
+		}
+	}
+	return r.each(func(i int) error {
+		if i == first {
 			return nil
 		}
-		h := held{p.parts[i].group, id, keysOf(p.parts[i].limits)}
-		out, err := propose(ctx, h.group, 2, h.settle(mode, 0))
-		if err == nil {
-			_, err = only(out)
+		return f(i)
+	})
+}
+
+// keep is the second step if all could reserve: a check confirms, a reservation stays as it is, but nobody may give it
+// back any more because the first step failed elsewhere.
+func (r *round) keep(ctx context.Context) error {
+	if r.ttl != 0 && (!r.named || len(r.parts) == 1) {
+		return nil
+	}
+	err := r.ordered(r.named, func(i int) error {
+		keys := r.held(i, false)
+		if len(keys) == 0 {
+			return nil
 		}
-		var refusal *fsm.Error
-		if mode == counter.Charge && errors.As(err, &refusal) && refusal.Code == fsm.NotFound {
-			return nil // there was nothing to give back
+		h := held{r.parts[i].group, r.id, keys}
+		call := h.settle(counter.Confirm, 0)
+		if r.ttl != 0 {
+			call = fsm.Noop()
+		}
+		_, err := r.second(ctx, h.group, choiceKeep, call)
+		switch codeOf(err) {
+		case fsm.Skipped:
+			return nil
+		case fsm.NotFound, fsm.Conflict:
+			return errGivenBack
 		}
 		return err
 	})
 	switch {
-	case err != nil: // the reservations that could not be given back now do it themselves
-		return decision{}, fmt.Errorf("reserve: %w", err)
-	case settleErr != nil && d.allowed:
-		return decision{}, fmt.Errorf("%w: confirm: %w", fsm.ErrOutcomeUnknown, settleErr)
+	case errors.Is(err, errGivenBack):
+		r.refund(ctx, false)
+		return errGivenBack
+	case err != nil:
+		return fmt.Errorf("%w: confirm: %w", fsm.ErrOutcomeUnknown, err)
 	}
-	if d.allowed {
-		d.holds = slots(p, func(int) uint64 { return id })
+	return nil
+}
+
+func (r *round) second(ctx context.Context, group uint32, choice uint64, call fsm.Call) ([]byte, error) {
+	out, err := r.propose(ctx, group, step{r.number + 1, choice}, call)
+	if err != nil {
+		return nil, err
 	}
-	return d, nil
+	return only(out)
+}
+
+// errNothingTaken tells of a first step that failed and left nothing.
+var errNothingTaken = errors.New("not all shards could reserve in time; nothing was taken")
+
+// failed gives back what was reserved after the first step failed, and says what that means: the request had no effect,
+// unless it may have been carried out before.
+func (r *round) failed(ctx context.Context, err error) error {
+	err = fmt.Errorf("reserve: %w", err)
+	if len(r.parts) == 1 { // who repeats it finds the reservation, if there is one
+		return err
+	}
+	// A group has never executed a step that it refuses: because it is too late, for the window is asked before the
+	// deadline, or because the key was used for another request.
+	code := codeOf(err)
+	never := code == fsm.Expired || code == fsm.Conflict
+	if decided := r.refund(ctx, r.named && !never); r.named && !never && !decided {
+		return fmt.Errorf("%w: %w", fsm.ErrOutcomeUnknown, err)
+	}
+	if errors.Is(err, fsm.ErrOutcomeUnknown) {
+		return fmt.Errorf("%w: %s", errNothingTaken, err.Error()) // not wrapped: this outcome is known
+	}
+	return err
+}
+
+// refund is the second step if not all could reserve. decided tells that a group recorded it without which nothing can be
+// kept. What cannot be given back now gives itself back.
+func (r *round) refund(ctx context.Context, contested bool) (decided bool) {
+	recorded := make([]bool, len(r.parts))
+	_ = r.ordered(contested, func(i int) error {
+		t := &r.takes[i]
+		if len(t.Limits) > 0 && (!t.Allowed || len(r.held(i, false)) == 0) {
+			recorded[i] = !t.Allowed
+			return nil
+		}
+		h := held{r.parts[i].group, r.id, keysOf(r.parts[i].limits)}
+		_, err := r.second(ctx, h.group, choiceRefund, h.settle(counter.Charge, 0))
+		if codeOf(err) == fsm.NotFound {
+			err = nil // there was nothing to give back
+		}
+		recorded[i] = err == nil && r.parts[i].denies()
+		return err
+	})
+	return slices.Contains(recorded, true)
+}
+
+// codeOf is the code with which a state machine refused, OK for another error or none.
+func codeOf(err error) fsm.Code {
+	var refusal *fsm.Error
+	if errors.As(err, &refusal) {
+		return refusal.Code
+	}
+	return fsm.OK
 }
 
 // giveBack makes the results of a part what they are after its reservation was given back.
 func (p *plan) giveBack(results []counter.LimitResult, i int) {
 	for _, at := range p.parts[i].at {
 		if r := &results[at]; !r.Denied {
-			r.Remaining += p.weight
-			r.Used -= min(p.weight, r.Used)
+			r.Remaining += p.parts[i].weight
+			r.Used -= min(p.parts[i].weight, r.Used)
 		}
 	}
+}
+
+// denies tells whether the part can deny: a shadow limit cannot.
+func (p *part) denies() bool {
+	return slices.ContainsFunc(p.limits, func(l counter.Limit) bool { return !l.Shadow })
 }
 
 // each runs f for all parts at the same time.
@@ -128,21 +299,18 @@ func (p *plan) each(f func(i int) error) error {
 	return errors.Join(errs...)
 }
 
-// slots lists the holds that concurrency limits left.
-func slots(p *plan, id func(part int) uint64) []held {
-	var holds []held
-	for i := range p.parts {
-		var keys []counter.Key
-		for j := range p.parts[i].limits {
-			if l := &p.parts[i].limits[j]; l.Algorithm == counter.Concurrency {
-				keys = append(keys, l.Key)
-			}
-		}
-		if len(keys) > 0 && id(i) != 0 {
-			holds = append(holds, held{p.parts[i].group, id(i), keys})
+// slots lists the slots of concurrency limits that one part holds under an id.
+func (p *part) slots(id uint64) []held {
+	var keys []counter.Key
+	for i := range p.limits {
+		if l := &p.limits[i]; l.Algorithm == counter.Concurrency {
+			keys = append(keys, l.Key)
 		}
 	}
-	return holds
+	if len(keys) == 0 {
+		return nil
+	}
+	return []held{{p.group, id, keys}}
 }
 
 func keysOf(limits []counter.Limit) []counter.Key {

@@ -9,7 +9,6 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/holdfastdb/holdfast/fsm"
@@ -25,24 +24,28 @@ type data struct {
 	node    Node
 	limits  *limits
 	metrics *metrics
-	now     func() time.Time
+	closing chan struct{}  // closed when streams shall end
+	readers sync.WaitGroup // of all streams
 }
 
 const (
-	// maxFrames bounds the frames of one stream that are not answered; then its reader waits.
+	// maxFrames bounds the frames of one stream whose answers are not sent; then its reader waits.
 	maxFrames = 512
 	// maxElsewhere bounds the operations of one frame that are carried out in several groups at the same time.
 	maxElsewhere = 64
 	// defaultFrameTimeout and maxFrameTimeout bound how long a frame may wait, in milliseconds.
 	defaultFrameTimeout = 10_000
 	maxFrameTimeout     = fsm.MaxDeadline
+	// maxSkew is how far the clock of the node that stamped a frame's deadline may be ahead, in milliseconds: a retry must
+	// not be told that its frame makes no sense, for it may have been executed.
+	maxSkew = 10_000
 )
 
 // ClusterMap implements the service.
 func (s *data) ClusterMap(context.Context, *pb.ClusterMapRequest) (*pb.ClusterMapResponse, error) {
 	t := s.node.Topology()
 	if t == nil {
-		return nil, status.Error(codes.Unavailable, "the node does not know the cluster yet")
+		return nil, statusOf(errNoTopology)
 	}
 	r := &pb.ClusterMapResponse{ClusterId: t.Cluster.ID, Epoch: t.Cluster.Epoch}
 	for i := range t.Nodes {
@@ -58,7 +61,7 @@ func (s *data) ClusterMap(context.Context, *pb.ClusterMapRequest) (*pb.ClusterMa
 type stream struct {
 	s     *data
 	ctx   context.Context
-	room  chan struct{} // a slot for each frame that is not answered
+	room  chan struct{} // a slot for each frame whose answer is not sent
 	work  sync.WaitGroup
 	mu    sync.Mutex
 	queue []*pb.FrameResponse
@@ -69,39 +72,46 @@ type stream struct {
 	bodies []byte
 }
 
-// Frames implements the service.
+// Frames implements the service. It ends with its writer; then the reader's Recv ends with the stream.
 func (s *data) Frames(st grpc.BidiStreamingServer[pb.FrameRequest, pb.FrameResponse]) error {
 	ctx, cancel := context.WithCancel(st.Context())
-	x := &stream{s: s, ctx: ctx, room: make(chan struct{}, maxFrames), wake: make(chan struct{}, 1)}
-	defer x.work.Wait()
 	defer cancel()
-	x.work.Go(func() {
-		defer cancel() // the reader's Recv ends with the stream
-		x.write(st)
+	x := &stream{s: s, ctx: ctx, room: make(chan struct{}, maxFrames), wake: make(chan struct{}, 1)}
+	s.readers.Go(func() {
+		defer x.work.Wait()
+		defer cancel()
+		x.read(st)
 	})
+	x.write(st)
+	return nil
+}
+
+// read takes frames in until the client hangs up. Those under way then are finished by their shards.
+func (x *stream) read(st grpc.BidiStreamingServer[pb.FrameRequest, pb.FrameResponse]) {
 	for {
 		q, err := st.Recv()
 		if err != nil {
-			if status.Code(err) == codes.Canceled || errors.Is(err, context.Canceled) {
-				return nil
-			}
-			return nil // the client hung up; its frames under way are finished by their shards
+			return
 		}
 		select {
 		case x.room <- struct{}{}:
-		case <-ctx.Done():
-			return ctx.Err()
+		case <-x.ctx.Done():
+			return
 		}
 		x.frame(q)
 	}
 }
 
-// write sends answers, as many as wait, until the stream ends.
+// write sends answers, as many as wait, until the stream ends, or the service and nothing is left to be answered.
 func (x *stream) write(st grpc.BidiStreamingServer[pb.FrameRequest, pb.FrameResponse]) {
-	for {
+	closing := x.s.closing
+	for closing != nil || len(x.room) > 0 {
 		select {
 		case <-x.ctx.Done():
 			return
+		case <-closing:
+			closing = nil
+			continue
 		case <-x.wake:
 		}
 		runtime.Gosched()
@@ -113,6 +123,7 @@ func (x *stream) write(st grpc.BidiStreamingServer[pb.FrameRequest, pb.FrameResp
 			if st.Send(r) != nil {
 				return
 			}
+			<-x.room
 		}
 	}
 }
@@ -126,7 +137,6 @@ func (x *stream) answer(r *pb.FrameResponse) {
 	case x.wake <- struct{}{}:
 	default:
 	}
-	<-x.room
 }
 
 func (x *stream) refuse(q *pb.FrameRequest, reason pb.FrameError_Reason, message string) {
@@ -184,7 +194,7 @@ func (x *stream) frame(q *pb.FrameRequest) {
 		q.DeadlineMs = int64(replica.Now()) + int64(timeout)
 	}
 	f.Deadline = fsm.Time(q.DeadlineMs)
-	if f.Deadline > replica.Now()+fsm.MaxDeadline {
+	if f.Deadline > replica.Now()+fsm.MaxDeadline+maxSkew {
 		x.refuse(q, pb.FrameError_REASON_INVALID, "the deadline is too far away")
 		return
 	}
@@ -240,58 +250,75 @@ func (x *stream) executed(q *pb.FrameRequest, ops []op, out fsm.FrameOutcome, er
 		x.answer(r)
 		return
 	}
-	// The stream's goroutines include this one while it waits for room to answer: the frame is not answered yet.
+	// It ends by itself, whether the stream is still there or not: what was begun is finished.
 	go func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(x.ctx), requestTimeout)
 		defer cancel()
-		var running sync.WaitGroup
-		slots := make(chan struct{}, maxElsewhere)
-		for _, i := range elsewhere {
-			slots <- struct{}{}
-			running.Go(func() {
-				defer func() { <-slots }()
-				m, err := ops[i].elsewhere(ctx, q, i)
-				appendResult(nil, r.Results[i], m, err)
-			})
-		}
-		running.Wait()
+		x.carry(ctx, q, ops, elsewhere, r.Results)
 		x.s.metrics.frame(ops, begin)
 		x.answer(r)
 	}()
 }
 
+// carry executes operations that need other groups than the frame's, several at a time, and fills their results in.
+func (x *stream) carry(ctx context.Context, q *pb.FrameRequest, ops []op, which []int, results []*pb.OpResult) {
+	var running sync.WaitGroup
+	slots := make(chan struct{}, maxElsewhere)
+	for _, i := range which {
+		slots <- struct{}{}
+		running.Go(func() {
+			defer func() { <-slots }()
+			m, err := ops[i].elsewhere(ctx, q, i)
+			appendResult(nil, results[i], m, err)
+		})
+	}
+	running.Wait()
+}
+
+// query answers a frame of queries: what this shard alone knows in one view of it, the others where they find their
+// leaders.
 func (x *stream) query(q *pb.FrameRequest, ops []op, replica Replica, begin time.Time) {
+	timeout := requestTimeout
+	if q.TimeoutMs != 0 {
+		timeout = min(timeout, time.Duration(q.TimeoutMs)*time.Millisecond)
+	}
+	ctx, cancel := context.WithTimeout(x.ctx, timeout)
+	defer cancel()
 	var calls []fsm.Call
+	var elsewhere []int
 	for i := range ops {
-		if ops[i].call.Type != 0 {
+		switch {
+		case ops[i].elsewhere != nil:
+			elsewhere = append(elsewhere, i)
+		case ops[i].call.Type != 0:
 			calls = append(calls, ops[i].call)
 		}
 	}
-	results, applied, err := replica.Query(x.ctx, calls)
-	if err != nil {
-		if !fsm.Safe(err) {
-			err = fsm.ErrClosed // a query has no effect
+	var results []fsm.Result
+	var applied fsm.Applied
+	if len(calls) > 0 {
+		var err error
+		if results, applied, err = replica.Query(ctx, calls); err != nil {
+			if !fsm.Safe(err) {
+				err = fsm.ErrClosed // a query has no effect
+			}
+			x.failed(q, err)
+			return
 		}
-		x.failed(q, err)
-		return
 	}
 	r := &pb.FrameResponse{Id: q.Id, Index: applied.Index, ShardTimeMs: int64(applied.Time), Results: newResults(len(ops))}
-	next := 0
 	for i := range ops {
+		if ops[i].elsewhere != nil {
+			continue
+		}
 		result := fsm.Result{Code: fsm.Skipped}
 		if ops[i].call.Type != 0 {
-			result = results[next]
-			next++
+			result, results = results[0], results[1:]
 		}
-		var m proto.Message
-		var err error
-		if ops[i].elsewhere != nil {
-			m, err = ops[i].elsewhere(x.ctx, q, i)
-		} else {
-			m, err = x.s.finish(new(answerRoom), &ops[i], result, applied.Time)
-		}
+		m, err := ops[i].finish(result, applied.Time)
 		appendResult(nil, r.Results[i], m, err)
 	}
+	x.carry(ctx, q, ops, elsewhere, r.Results)
 	x.s.metrics.frame(ops, begin)
 	x.answer(r)
 }
@@ -373,8 +400,16 @@ func appendResult(buf []byte, r *pb.OpResult, m proto.Message, err error) []byte
 			return buf
 		}
 	}
-	r.Code, r.Message = uint32(kindOf(err).code), err.Error()
+	r.Code, r.Message = uint32(resultCode(kindOf(err))), err.Error()
 	return buf
+}
+
+// resultCode is the code by which an SDK knows a failure. Of what had no effect it says no more than that.
+func resultCode(k kind) codes.Code {
+	if k == expired || k == overloaded {
+		return unavailable.code
+	}
+	return k.code
 }
 
 // nodeInfo tells of a node.

@@ -61,7 +61,7 @@ func (x *stream) prepareCheck(o *op, in *pb.Op, q *pb.FrameRequest) {
 		// Some counters are not on the subject's shard: the frame holds the operation's place, and with it its
 		// number, while it is carried out in the other groups.
 		o.elsewhere = func(ctx context.Context, q *pb.FrameRequest, i int) (proto.Message, error) {
-			d, err := decide(ctx, p, frameID(q, i), framed(s.node, q, i))
+			d, err := decide(ctx, p, framed(s.node, q, i))
 			return s.checked(new(answerRoom), p, d, err)
 		}
 	}
@@ -88,7 +88,12 @@ func (s *data) prepareLease(o *op, in *pb.Op, q *pb.FrameRequest) {
 		return
 	}
 	if call.Type == 0 || p.parts[0].group != q.Shard {
-		state := s.limits.answer(p, true, nil, 0)
+		// The rows tell the rates, for the time when the cluster cannot be reached.
+		rates := make([]counter.LimitResult, len(p.matches))
+		for i := range rates {
+			rates[i] = counter.LimitResult{Policy: p.matches[i].Limit.Policy, Shadow: p.matches[i].Limit.Shadow}
+		}
+		state := s.limits.answer(p, true, rates, 0)
 		o.finish = func(fsm.Result, fsm.Time) (proto.Message, error) {
 			return &pb.LeaseResponse{State: state, OnUnavailable: strictest(p)}, nil
 		}
@@ -154,35 +159,33 @@ func method[Q, R proto.Message](in *pb.Op, q Q, run func(context.Context, Q) (R,
 	}
 }
 
-// frameID names an operation of a frame: a repeated frame gives the same.
-func frameID(q *pb.FrameRequest, i int) uint64 {
-	b := append(make([]byte, 0, 40), q.Client...)
-	b = binary.BigEndian.AppendUint32(b, q.Shard)
-	b = binary.BigEndian.AppendUint64(b, q.Seq)
-	return xxh3.Hash(binary.BigEndian.AppendUint32(b, uint32(i)))
-}
-
 // framed executes the calls of one operation of a frame in other groups, under a client id that follows from the
 // operation: a repeated frame repeats them without effect.
-func framed(node Node, q *pb.FrameRequest, i int) proposer {
-	client := OperationClient([16]byte(q.Client), q.Shard, q.Seq, i)
-	return func(ctx context.Context, group uint32, step uint64, call fsm.Call) (fsm.FrameOutcome, error) {
+func framed(node Node, q *pb.FrameRequest, i int) caller {
+	hash := operationHash([16]byte(q.Client), q.Shard, q.Seq, i)
+	client := fsm.OneShot(hash.Bytes())
+	return caller{id: hash.Lo, named: true, propose: func(ctx context.Context, group uint32, s step, call fsm.Call) (fsm.FrameOutcome, error) {
+		deadline := fsm.Time(q.DeadlineMs)
+		if s.choice != 0 { // what was begun in time is finished
+			deadline += fsm.Time(requestTimeout.Milliseconds())
+		}
 		return node.Propose(ctx, group, &fsm.Frame{
-			Client: client, Seq: step, Deadline: fsm.Time(q.DeadlineMs), Calls: []fsm.Call{call},
+			Client: client, Seq: s.number, Fingerprint: s.choice, Deadline: deadline, Calls: []fsm.Call{call},
 		})
-	}
+	}}
 }
 
 // OperationClient is the client id under which an operation of a frame is carried out if it cannot be a part of the frame.
 // Its commands are numbered from 1 in each group.
 func OperationClient(client [16]byte, shard uint32, seq uint64, op int) [16]byte {
+	return fsm.OneShot(operationHash(client, shard, seq, op).Bytes())
+}
+
+func operationHash(client [16]byte, shard uint32, seq uint64, op int) xxh3.Uint128 {
 	b := append(make([]byte, 0, 32), client[:]...)
 	b = binary.BigEndian.AppendUint32(b, shard)
 	b = binary.BigEndian.AppendUint64(b, seq)
-	b = binary.BigEndian.AppendUint32(b, uint32(op))
-	id := xxh3.Hash128(b).Bytes()
-	id[0] |= 1 // never the id of nobody
-	return id
+	return xxh3.Hash128(binary.BigEndian.AppendUint32(b, uint32(op)))
 }
 
 // frameOp is an operation of a frame, for the plain calls that carry it out.

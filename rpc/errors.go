@@ -3,6 +3,7 @@ package rpc
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -44,13 +45,13 @@ var kinds = map[fsm.Code]kind{
 func kindOf(err error) kind {
 	var refusal *fsm.Error
 	switch {
+	case errors.Is(err, fsm.ErrOutcomeUnknown): // whatever else it is: a part of the request may have been executed
+		return outcomeUnknown
 	case errors.As(err, &refusal):
 		return kinds[refusal.Code]
 	case errors.Is(err, fsm.ErrOverloaded):
 		return overloaded
-	case errors.Is(err, fsm.ErrOutcomeUnknown):
-		return outcomeUnknown
-	case errors.Is(err, fsm.ErrNotLeader), errors.Is(err, fsm.ErrClosed),
+	case errors.Is(err, errNothingTaken), errors.Is(err, fsm.ErrNotLeader), errors.Is(err, fsm.ErrClosed),
 		errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 		return unavailable
 	}
@@ -73,9 +74,23 @@ func kindOfStatus(code codes.Code) kind {
 	return internal
 }
 
+// errNoTopology tells that a node has just begun.
+var errNoTopology = fmt.Errorf("the node does not know the cluster yet: %w", fsm.ErrClosed)
+
 const retryAfter = 100 * time.Millisecond
 
-// statusOf makes the gRPC status of an error; nil stays nil.
+// failure is an error with the gRPC status under which callers see it.
+type failure struct {
+	error
+	status *status.Status
+}
+
+// GRPCStatus is what package status looks for.
+func (f *failure) GRPCStatus() *status.Status { return f.status }
+
+func (f *failure) Unwrap() error { return f.error }
+
+// statusOf gives an error its gRPC status; nil stays nil.
 func statusOf(err error) error {
 	if err == nil {
 		return nil
@@ -93,10 +108,10 @@ func statusOf(err error) error {
 	if detailErr == nil && k == overloaded {
 		with, detailErr = with.WithDetails(&errdetails.RetryInfo{RetryDelay: durationpb.New(retryAfter)})
 	}
-	if detailErr != nil {
-		return s.Err()
+	if detailErr == nil {
+		s = with
 	}
-	return with.Err()
+	return &failure{err, s}
 }
 
 // invalidf refuses a request that makes no sense.

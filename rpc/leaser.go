@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"context"
+	"strings"
 	"time"
 
 	"github.com/zeebo/xxh3"
@@ -43,7 +44,10 @@ func (x *leaser) check(q *pb.CheckRequest, p *plan) *pb.CheckResponse {
 	if len(p.parts) != 1 || len(q.Policies) > 0 {
 		return nil
 	}
-	d, ok := x.table.Now(leaseKey{q.ClientId, q.ApiKey, q.Resource, q.Ip, q.Region}, p.weight)
+	key := leaseKey{ // of its own memory: the table keeps it, and what is in q is a part of the whole request
+		strings.Clone(q.ClientId), strings.Clone(q.ApiKey), strings.Clone(q.Resource), strings.Clone(q.Ip), strings.Clone(q.Region),
+	}
+	d, ok := x.table.Now(key, p.weight)
 	if !ok || d.Fallback {
 		return nil
 	}

@@ -2,8 +2,10 @@ package rpc
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/zeebo/xxh3"
@@ -11,6 +13,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/holdfastdb/holdfast/fsm"
+	"github.com/holdfastdb/holdfast/fsm/catalog"
 	"github.com/holdfastdb/holdfast/fsm/counter"
 	"github.com/holdfastdb/holdfast/rpc/codec"
 	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
@@ -22,7 +25,6 @@ type limits struct {
 	pb.UnimplementedLimitsServer
 	node     Node
 	resolver *policy.Resolver
-	now      func() time.Time
 	leases   *leaser
 }
 
@@ -37,37 +39,48 @@ const (
 	maxKeyBytes    = 256
 )
 
-// proposer returns how this request's calls are executed: under the number of its operation in an SDK's frame, or under
-// its idempotency key if it has one; and a number for holds, which is the same when the request is repeated.
-func (l *limits) proposer(ctx context.Context, q proto.Message) (proposer, uint64, error) {
-	if o, ok := ctx.Value(frameKey{}).(frameOp); ok {
-		return framed(l.node, o.q, o.i), frameID(o.q, o.i), nil
-	}
+// idempotencyKey names the request of a context, empty if it has no name.
+func idempotencyKey(ctx context.Context) string {
 	md, _ := metadata.FromIncomingContext(ctx)
-	keys := md.Get(headerIdempotency)
-	if len(keys) == 0 || keys[0] == "" {
-		return func(ctx context.Context, group uint32, _ uint64, call fsm.Call) (fsm.FrameOutcome, error) {
-			return l.node.Do(ctx, group, []fsm.Call{call})
-		}, rand.Uint64(), nil
+	if keys := md.Get(headerIdempotency); len(keys) > 0 {
+		return keys[0]
 	}
-	if len(keys[0]) > maxKeyBytes {
-		return nil, 0, invalidf("the idempotency key has %d bytes, at most %d are allowed", len(keys[0]), maxKeyBytes)
+	return ""
+}
+
+// caller returns how this request's calls are executed: under the number of its operation in an SDK's frame, or under
+// its idempotency key if it has one.
+func (l *limits) caller(ctx context.Context, q proto.Message) (caller, error) {
+	if o, ok := ctx.Value(frameKey{}).(frameOp); ok {
+		return framed(l.node, o.q, o.i), nil
+	}
+	key := idempotencyKey(ctx)
+	if key == "" {
+		return l.nobody(), nil
+	}
+	if len(key) > maxKeyBytes {
+		return caller{}, invalidf("the idempotency key has %d bytes, at most %d are allowed", len(key), maxKeyBytes)
 	}
 	text, err := proto.MarshalOptions{Deterministic: true}.Marshal(q)
 	if err != nil {
-		return nil, 0, err
+		return caller{}, err
 	}
 	fingerprint := max(xxh3.HashSeed(text, xxh3.HashString(string(q.ProtoReflect().Descriptor().FullName()))), 1)
-	client := xxh3.HashString128(keys[0])
-	id := client.Bytes()
-	id[0] |= 1 // never the id of nobody
-	return func(ctx context.Context, group uint32, step uint64, call fsm.Call) (fsm.FrameOutcome, error) {
-		f := &fsm.Frame{
-			Client: id, Seq: step, Deadline: fsm.Time(l.now().Add(requestTimeout).UnixMilli()),
-			Retain: keyRetain, Fingerprint: fingerprint, Calls: []fsm.Call{call},
-		}
-		return l.node.Propose(ctx, group, f)
-	}, client.Lo, nil
+	hash := xxh3.HashString128(key)
+	id := fsm.OneShot(hash.Bytes())
+	return caller{id: hash.Lo, named: true, propose: func(ctx context.Context, group uint32, s step, call fsm.Call) (fsm.FrameOutcome, error) {
+		return l.node.Propose(ctx, group, &fsm.Frame{
+			Client: id, Seq: s.number, Deadline: l.node.Now(group) + fsm.Time(requestTimeout.Milliseconds()),
+			Retain: keyRetain, Fingerprint: fingerprint + s.choice, Calls: []fsm.Call{call},
+		})
+	}}, nil
+}
+
+// nobody is the caller of a request that is never repeated.
+func (l *limits) nobody() caller {
+	return caller{id: rand.Uint64(), propose: func(ctx context.Context, group uint32, _ step, call fsm.Call) (fsm.FrameOutcome, error) {
+		return l.node.Do(ctx, group, []fsm.Call{call})
+	}}
 }
 
 // Check implements the service.
@@ -76,16 +89,16 @@ func (l *limits) Check(ctx context.Context, q *pb.CheckRequest) (*pb.CheckRespon
 	if err != nil {
 		return nil, statusOf(err)
 	}
-	if q.Async {
+	if q.Async && idempotencyKey(ctx) == "" { // a lease keeps no answers
 		if r := l.leases.check(q, p); r != nil {
 			return r, nil
 		}
 	}
-	propose, id, err := l.proposer(ctx, q)
+	c, err := l.caller(ctx, q)
 	if err != nil {
 		return nil, statusOf(err)
 	}
-	d, err := decide(ctx, p, id, propose)
+	d, err := decide(ctx, p, c)
 	if err != nil {
 		return nil, statusOf(err)
 	}
@@ -95,12 +108,12 @@ func (l *limits) Check(ctx context.Context, q *pb.CheckRequest) (*pb.CheckRespon
 }
 
 // decide carries a check out.
-func decide(ctx context.Context, p *plan, id uint64, propose proposer) (decision, error) {
+func decide(ctx context.Context, p *plan, c caller) (decision, error) {
 	switch len(p.parts) {
 	case 0:
 		return decision{allowed: true}, nil
 	case 1:
-		out, err := propose(ctx, p.parts[0].group, 1, p.take())
+		out, err := c.propose(ctx, p.parts[0].group, step{number: 1}, p.take())
 		if err != nil {
 			return decision{}, err
 		}
@@ -110,7 +123,7 @@ func decide(ctx context.Context, p *plan, id uint64, propose proposer) (decision
 		}
 		return decided(p, body, out.Time)
 	}
-	return coordinate(ctx, p, id, 0, propose)
+	return coordinate(ctx, p, 0, c)
 }
 
 // decided reads the result of a take.
@@ -121,20 +134,18 @@ func decided(p *plan, body []byte, now fsm.Time) (decision, error) {
 	}
 	d := decision{allowed: t.Allowed, results: t.Limits, now: now}
 	if t.Hold != 0 {
-		d.holds = slots(p, func(int) uint64 { return t.Hold })
+		d.holds = p.parts[0].slots(t.Hold)
 	}
 	return d, nil
 }
 
-// decideAll takes weight tokens from limits that another protocol has found.
-func (l *limits) decideAll(ctx context.Context, weight uint32, matches []policy.Match) ([]counter.LimitResult, error) {
-	p := &plan{weight: weight, matches: matches}
+// decideAll takes tokens, a number of its own from each, from limits that another protocol has found.
+func (l *limits) decideAll(ctx context.Context, weights []uint32, matches []policy.Match) ([]counter.LimitResult, error) {
+	p := &plan{matches: matches, weights: weights}
 	if err := l.assign(p); err != nil {
 		return nil, statusOf(err)
 	}
-	d, err := decide(ctx, p, rand.Uint64(), func(ctx context.Context, group uint32, _ uint64, call fsm.Call) (fsm.FrameOutcome, error) {
-		return l.node.Do(ctx, group, []fsm.Call{call})
-	})
+	d, err := decide(ctx, p, l.nobody())
 	if err == nil && len(d.results) != len(matches) {
 		err = fmt.Errorf("%d results for %d limits", len(d.results), len(matches))
 	}
@@ -158,7 +169,7 @@ func (l *limits) peek(ctx context.Context, p *plan) (decision, error) {
 	takes := make([]counter.TakeResult, len(p.parts))
 	times := make([]fsm.Time, len(p.parts))
 	err := p.each(func(i int) error {
-		q := counter.TakeRequest{Weight: p.weight, Limits: p.parts[i].limits}
+		q := counter.TakeRequest{Weight: p.parts[i].weight, Limits: p.parts[i].limits}
 		results, applied, err := l.node.Query(ctx, p.parts[i].group, []fsm.Call{{Type: counter.TypeID, Op: counter.OpPeek, Body: q.Append(nil)}})
 		if err != nil {
 			return err
@@ -227,13 +238,13 @@ func (l *limits) Reset(ctx context.Context, q *pb.LimitResetRequest) (*pb.LimitR
 	if err != nil {
 		return nil, statusOf(err)
 	}
-	propose, _, err := l.proposer(ctx, q)
+	c, err := l.caller(ctx, q)
 	if err != nil {
 		return nil, statusOf(err)
 	}
 	counts := make([]uint32, len(p.parts))
 	err = p.each(func(i int) error {
-		out, err := propose(ctx, p.parts[i].group, 1, resetCall(p.parts[i].limits))
+		out, err := c.propose(ctx, p.parts[i].group, step{number: 1}, resetCall(p.parts[i].limits))
 		if err != nil {
 			return err
 		}
@@ -289,48 +300,74 @@ func (l *limits) Reserve(ctx context.Context, q *pb.ReserveRequest) (*pb.Reserve
 	if len(p.parts) == 0 {
 		return &pb.ReserveResponse{Check: l.answer(p, true, nil, 0)}, nil
 	}
-	propose, id, err := l.proposer(ctx, q)
+	c, err := l.caller(ctx, q)
 	if err != nil {
 		return nil, statusOf(err)
 	}
-	d, err := coordinate(ctx, p, id, ttl, propose)
+	d, err := coordinate(ctx, p, ttl, c)
 	if err != nil {
 		return nil, statusOf(err)
 	}
 	r := &pb.ReserveResponse{Check: l.answer(p, d.allowed, d.results, d.now), ReservationId: encodeToken(d.holds)}
-	if d.allowed {
+	if len(d.holds) > 0 {
 		r.ExpiresAt = timestamp(d.now + fsm.Time(ttl.Milliseconds()))
 	}
 	return r, nil
 }
 
-// settle ends what a token names.
+// settle ends what a token names, in every group, also if one cannot be reached or has nothing: what the caller repeats
+// must not stop at a group that is done.
 func (l *limits) settle(ctx context.Context, q proto.Message, token string, actual uint32) (counter.SettleResult, error) {
+	var all counter.SettleResult
 	holds, err := decodeToken(token)
 	if err != nil {
-		return counter.SettleResult{}, err
+		return all, err
 	}
-	propose, _, err := l.proposer(ctx, q)
-	if err != nil {
-		return counter.SettleResult{}, err
-	}
-	var all counter.SettleResult
+	t := l.node.Topology()
 	for i := range holds {
-		out, err := propose(ctx, holds[i].group, 1, holds[i].settle(counter.Charge, actual))
-		if err != nil {
-			return all, err
+		if t != nil && !hasShard(t, holds[i].group) {
+			return all, errToken
 		}
-		body, err := only(out)
-		if err != nil {
-			return all, err
+	}
+	c, err := l.caller(ctx, q)
+	if err != nil {
+		return all, err
+	}
+	var failed, missing error
+	found := false
+	for i := range holds {
+		out, err := c.propose(ctx, holds[i].group, step{number: uint64(i + 1)}, holds[i].settle(counter.Charge, actual))
+		var body []byte
+		if err == nil {
+			body, err = only(out)
+		}
+		switch {
+		case codeOf(err) == fsm.NotFound:
+			missing = err
+			continue
+		case err != nil:
+			failed = errors.Join(failed, err)
+			continue
 		}
 		r, err := counter.DecodeSettleResult(body)
 		if err != nil {
 			return all, err
 		}
+		found = true
 		all.Refunded, all.Charged = max(all.Refunded, r.Refunded), max(all.Charged, r.Charged)
 	}
+	switch {
+	case failed != nil:
+		return all, failed
+	case !found:
+		return all, missing
+	}
 	return all, nil
+}
+
+// hasShard tells whether there is such a shard.
+func hasShard(t *catalog.Topology, group uint32) bool {
+	return slices.ContainsFunc(t.Shards, func(s catalog.Shard) bool { return s.ID == group })
 }
 
 // Commit implements the service.

@@ -23,7 +23,7 @@ type Metrics struct {
 	latency  *prometheus.HistogramVec
 	refusals *prometheus.CounterVec
 	calls    *prometheus.HistogramVec
-	http     *prometheus.CounterVec
+	http     *prometheus.HistogramVec
 	sync     prometheus.Histogram
 }
 
@@ -48,8 +48,8 @@ func NewMetrics() *Metrics {
 		calls: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "holdfast_grpc_seconds", Help: "Unary gRPC calls, by method and status code.", Buckets: latencyBuckets,
 		}, []string{"method", "code"}),
-		http: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "holdfast_http_requests_total", Help: "HTTP requests, by method and status code.",
+		http: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "holdfast_http_seconds", Help: "HTTP requests, by method and status code.", Buckets: latencyBuckets,
 		}, []string{"method", "code"}),
 		sync: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "holdfast_raft_log_sync_seconds", Help: "Synced writes of the Raft log.", Buckets: latencyBuckets,
@@ -109,6 +109,7 @@ func (m *Metrics) unary(ctx context.Context, q any, info *grpc.UnaryServerInfo, 
 // counted measures HTTP requests.
 func (m *Metrics) counted(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		begin := time.Now()
 		cw := &codeWriter{ResponseWriter: w, code: http.StatusOK}
 		h.ServeHTTP(cw, r)
 		method := r.Method
@@ -117,7 +118,7 @@ func (m *Metrics) counted(h http.Handler) http.Handler {
 		default:
 			method = "other" // a caller must not make up label values
 		}
-		m.http.WithLabelValues(method, strconv.Itoa(cw.code)).Inc()
+		m.http.WithLabelValues(method, strconv.Itoa(cw.code)).Observe(time.Since(begin).Seconds())
 	})
 }
 

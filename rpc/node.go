@@ -15,14 +15,14 @@ import (
 // Node is what the services need of the node they run on. Groups are numbered, 0 is the catalog. Errors of Do, Propose
 // and Query are those of package fsm, wrapped.
 type Node interface {
-	ID() string
-	ClusterID() string
 	// Ready returns nil when the node serves.
 	Ready() error
 	// ShardOf finds the group of a routing key; false before the topology is known.
 	ShardOf(routingKey string) (group uint32, ok bool)
 	// Do executes calls as one step of a group, wherever it is led.
 	Do(ctx context.Context, group uint32, calls []fsm.Call) (fsm.FrameOutcome, error)
+	// Now is the time from which to count a deadline in a group.
+	Now(group uint32) fsm.Time
 	// Propose executes a frame wherever its group is led.
 	Propose(ctx context.Context, group uint32, f *fsm.Frame) (fsm.FrameOutcome, error)
 	// Query answers linearizably wherever the group is led.
@@ -53,6 +53,7 @@ type Replica interface {
 	Now() fsm.Time
 	// ProposeAsync executes a frame and calls done once, unless it returns an error. done must not block.
 	ProposeAsync(f *fsm.Frame, done func(fsm.FrameOutcome, error)) error
+	// Query answers linearizably from the replica, if it leads.
 	Query(ctx context.Context, calls []fsm.Call) ([]fsm.Result, fsm.Applied, error)
 }
 

@@ -18,6 +18,7 @@ import (
 type plan struct {
 	weight  uint32
 	matches []policy.Match
+	weights []uint32 // of the matches, if they differ
 	// parts are the groups that take part, the subject's first. One part is decided in one step.
 	parts []part
 
@@ -34,6 +35,7 @@ type plan struct {
 // part is one group's share of a check.
 type part struct {
 	group  uint32
+	weight uint32 // of the request, but for Envoy's, where each limit has its own
 	limits []counter.Limit
 	at     []int // where its limits are among the plan's matches
 }
@@ -42,9 +44,13 @@ type part struct {
 const maxField = 512
 
 func checkText(name, value string) error {
+	return checkLongText(name, value, maxField)
+}
+
+func checkLongText(name, value string, most int) error {
 	switch {
-	case len(value) > maxField:
-		return invalidf("%s has %d bytes, at most %d are allowed", name, len(value), maxField)
+	case len(value) > most:
+		return invalidf("%s has %d bytes, at most %d are allowed", name, len(value), most)
 	case !utf8.ValidString(value):
 		return invalidf("%s is not UTF-8", name)
 	case strings.IndexByte(value, 0) >= 0:
@@ -91,7 +97,7 @@ func (l *limits) plan(q *pb.CheckRequest) (*plan, error) {
 		return nil, invalidf("client_id %q stands for every client; give a client's own", catalog.Everyone)
 	}
 	var err error
-	if p.matches, err = l.resolver.Resolve(p.room.matches[:0], &request, fsm.Time(l.now().UnixMilli())); err != nil {
+	if p.matches, err = l.resolver.Resolve(p.room.matches[:0], &request, l.node.Now(0)); err != nil {
 		return nil, err
 	}
 	if len(p.matches) == 0 {
@@ -109,7 +115,7 @@ func (l *limits) route(p *plan, q *policy.Request) error {
 	if !ok {
 		return fsm.ErrNotLeader
 	}
-	p.parts = append(p.room.parts[:0], part{group: home, limits: p.room.limits[:0], at: p.room.at[:0]})
+	p.parts = append(p.room.parts[:0], part{group: home, weight: p.weight, limits: p.room.limits[:0], at: p.room.at[:0]})
 	if err := l.assign(p); err != nil {
 		return err
 	}
@@ -119,20 +125,28 @@ func (l *limits) route(p *plan, q *policy.Request) error {
 	return nil
 }
 
-// assign adds each limit to the part of its group.
+// assign adds each limit to the part of its group. All that becomes a command goes through here: one that a state machine
+// cannot decode would stop it on every replica.
 func (l *limits) assign(p *plan) error {
 	for i := range p.matches {
 		m := &p.matches[i]
+		if err := m.Limit.Validate(); err != nil {
+			return invalidf("a limit cannot be counted: %v", err)
+		}
+		weight := p.weight
+		if p.weights != nil {
+			weight = p.weights[i]
+		}
 		group, ok := l.node.ShardOf(m.RoutingKey)
 		if !ok {
 			return fsm.ErrNotLeader
 		}
 		at := 0
-		for at < len(p.parts) && p.parts[at].group != group {
+		for at < len(p.parts) && (p.parts[at].group != group || p.parts[at].weight != weight) {
 			at++
 		}
 		if at == len(p.parts) {
-			p.parts = append(p.parts, part{group: group})
+			p.parts = append(p.parts, part{group: group, weight: weight})
 		}
 		p.parts[at].limits = append(p.parts[at].limits, m.Limit)
 		p.parts[at].at = append(p.parts[at].at, i)
@@ -162,7 +176,7 @@ func (p *plan) take() fsm.Call {
 
 // appendTake is take with a buffer to build the call in.
 func (p *plan) appendTake(buf []byte) (fsm.Call, []byte) {
-	q := counter.TakeRequest{Weight: p.weight, Limits: p.parts[0].limits}
+	q := counter.TakeRequest{Weight: p.parts[0].weight, Limits: p.parts[0].limits}
 	begin := len(buf)
 	buf = q.Append(buf)
 	return fsm.Call{Type: counter.TypeID, Op: counter.OpTake, Body: buf[begin:len(buf):len(buf)]}, buf
@@ -224,7 +238,8 @@ func (l *limits) answerIn(room *answerRoom, p *plan, allowed bool, results []cou
 
 // fill describes one limit. The policy may have changed or gone since a repeated request was decided.
 func (l *limits) fill(s *pb.LimitState, reset *timestamppb.Timestamp, p *plan, r *counter.LimitResult, now fsm.Time) {
-	*reset = timestamppb.Timestamp{Seconds: int64(now+fsm.Time(r.ResetIn)) / 1000, Nanos: int32(int64(now+fsm.Time(r.ResetIn))%1000) * 1e6}
+	at := min(int64(now+fsm.Time(r.ResetIn)), lastMoment)
+	*reset = timestamppb.Timestamp{Seconds: at / 1000, Nanos: int32(at%1000) * 1e6}
 	s.PolicyId = catalog.PolicyID(r.Policy)
 	s.RemainingQuota, s.CurrentUsage, s.Denied, s.Shadow, s.ResetTime = r.Remaining, r.Used, r.Denied, r.Shadow, reset
 	if r.Denied {
@@ -245,6 +260,9 @@ func (l *limits) fill(s *pb.LimitState, reset *timestamppb.Timestamp, p *plan, r
 	}
 	s.PolicyName, s.Scope = found.Name, found.Scope
 }
+
+// lastMoment is the last millisecond of the year 9999, beyond which there are no timestamps.
+const lastMoment = 253_402_300_799_999
 
 // never stands for a request that no waiting helps: it asks for more than the limit ever gives.
 const never = -1

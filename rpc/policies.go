@@ -3,10 +3,12 @@ package rpc
 import (
 	"context"
 	"math"
+	"slices"
 	"strings"
 
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/holdfastdb/holdfast/fsm"
 	"github.com/holdfastdb/holdfast/fsm/catalog"
@@ -81,11 +83,8 @@ func checkPolicy(p *catalog.Policy) error {
 	if _, isID := catalog.ParsePolicyID(p.Name); isID {
 		return invalidf("name %q looks like a policy id", p.Name)
 	}
-	if err := checkText("description", p.Description[:min(len(p.Description), maxField)]); err != nil {
+	if err := checkLongText("description", p.Description, maxDescription); err != nil {
 		return err
-	}
-	if len(p.Description) > maxDescription {
-		return invalidf("description has %d bytes, at most %d are allowed", len(p.Description), maxDescription)
 	}
 	if p.Scope == "" {
 		p.Scope = "client"
@@ -225,27 +224,39 @@ func (s *policies) ListPolicies(ctx context.Context, q *pb.ListPoliciesRequest) 
 }
 
 // UpdatePolicy implements the service. The state checks the revision that the change was made from, so of two callers
-// who change different fields at once neither undoes the other's work.
+// who change different fields at once neither undoes the other's work: the later one merges again, unless it named the
+// revision itself.
 func (s *policies) UpdatePolicy(ctx context.Context, q *pb.UpdatePolicyRequest) (*pb.Policy, error) {
 	p, err := s.get(ctx, q.PolicyId)
-	if err != nil {
-		return nil, statusOf(err)
+	for err == nil {
+		var updated catalog.Policy
+		if updated, err = s.update(ctx, p, q); err == nil {
+			return policyMessage(&updated), nil
+		}
+		if codeOf(err) != fsm.Conflict || q.ExpectedRevision != 0 {
+			break
+		}
+		newer, getErr := s.get(ctx, p.ID())
+		if getErr != nil || newer.Revision == p.Revision {
+			break // the conflict is another one
+		}
+		p, err = newer, nil
 	}
+	return nil, statusOf(err)
+}
+
+func (s *policies) update(ctx context.Context, p catalog.Policy, q *pb.UpdatePolicyRequest) (catalog.Policy, error) {
 	from := p.Revision
 	if q.ExpectedRevision != 0 {
 		from = q.ExpectedRevision
 	}
 	if err := merge(&p, q); err != nil {
-		return nil, statusOf(err)
+		return p, err
 	}
 	if err := checkPolicy(&p); err != nil {
-		return nil, statusOf(err)
+		return p, err
 	}
-	p, err = change[catalog.Policy](ctx, s.node, catalog.Call(catalog.OpUpdatePolicy, catalog.PolicyEdit{Policy: p, Expected: from, Actor: actor(ctx)}))
-	if err != nil {
-		return nil, statusOf(err)
-	}
-	return policyMessage(&p), nil
+	return change[catalog.Policy](ctx, s.node, catalog.Call(catalog.OpUpdatePolicy, catalog.PolicyEdit{Policy: p, Expected: from, Actor: actor(ctx)}))
 }
 
 // merge applies the fields that are present.
@@ -311,6 +322,17 @@ func checkClients(policyID string, clients []string) error {
 	return nil
 }
 
+// fromTimestamp converts a time of a request, 0 if there is none.
+func fromTimestamp(name string, t *timestamppb.Timestamp) (fsm.Time, error) {
+	if t == nil {
+		return 0, nil
+	}
+	if err := t.CheckValid(); err != nil {
+		return 0, invalidf("%s: %v", name, err)
+	}
+	return fsm.Time(t.AsTime().UnixMilli()), nil
+}
+
 // AssignClients implements the service.
 func (s *policies) AssignClients(ctx context.Context, q *pb.AssignClientsRequest) (*pb.AssignClientsResponse, error) {
 	if err := checkClients(q.PolicyId, q.ClientIds); err != nil {
@@ -327,14 +349,15 @@ func (s *policies) AssignClients(ctx context.Context, q *pb.AssignClientsRequest
 			return nil, statusOf(invalidf("override_rate_limit: %v", err))
 		}
 	}
-	if q.EffectiveFrom != nil {
-		a.From = fsm.Time(q.EffectiveFrom.AsTime().UnixMilli())
+	var err error
+	if a.From, err = fromTimestamp("effective_from", q.EffectiveFrom); err != nil {
+		return nil, statusOf(err)
 	}
-	if q.EffectiveTo != nil {
-		a.To = fsm.Time(q.EffectiveTo.AsTime().UnixMilli())
-		if a.To <= a.From {
-			return nil, statusOf(invalidf("effective_to must be after effective_from"))
-		}
+	if a.To, err = fromTimestamp("effective_to", q.EffectiveTo); err != nil {
+		return nil, statusOf(err)
+	}
+	if q.EffectiveTo != nil && a.To <= a.From {
+		return nil, statusOf(invalidf("effective_to must be after effective_from"))
 	}
 	n, err := change[uint32](ctx, s.node, catalog.Call(catalog.OpAssign, a))
 	if err != nil {
@@ -402,10 +425,60 @@ func (s *policies) ImportEnvoy(ctx context.Context, q *pb.ImportEnvoyRequest) (*
 		return nil, statusOf(err)
 	}
 	if !q.DryRun {
-		_, err := change[catalog.Nothing](ctx, s.node, catalog.Call(catalog.OpPutDomain, catalog.Domain{Name: d.Name, YAML: q.Yaml}))
+		known, err := s.domains()
 		if err != nil {
+			return nil, statusOf(err)
+		}
+		isNew := !slices.ContainsFunc(known, func(k catalog.Domain) bool { return k.Name == d.Name })
+		if isNew && len(known) >= maxDomains {
+			return nil, statusOf(fsm.Errorf(fsm.Exhausted, "there are %d domains already: delete one", len(known)))
+		}
+		if err := s.putDomain(ctx, catalog.Domain{Name: d.Name, YAML: q.Yaml, Actor: actor(ctx)}); err != nil {
 			return nil, statusOf(err)
 		}
 	}
 	return &pb.ImportEnvoyResponse{Domain: d.Name, Rules: uint32(d.Rules)}, nil
+}
+
+// maxDomains bounds what every node keeps compiled. It is checked where a domain comes in, so a few more are possible.
+const maxDomains = 1000
+
+// domains reads this node's copy of the catalog, which has what was acknowledged.
+func (s *policies) domains() ([]catalog.Domain, error) {
+	view := s.node.CatalogView()
+	defer view.Close()
+	return catalog.AllDomains(catalog.View(view))
+}
+
+func (s *policies) putDomain(ctx context.Context, d catalog.Domain) error {
+	_, err := change[catalog.Nothing](ctx, s.node, catalog.Call(catalog.OpPutDomain, d))
+	return err
+}
+
+// ListEnvoy implements the service.
+func (s *policies) ListEnvoy(context.Context, *pb.ListEnvoyRequest) (*pb.ListEnvoyResponse, error) {
+	list, err := s.domains()
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	r := &pb.ListEnvoyResponse{}
+	for _, d := range list {
+		r.Domains = append(r.Domains, &pb.EnvoyDomain{Domain: d.Name, Yaml: d.YAML, Actor: d.Actor, UpdatedAt: timestamp(d.Updated)})
+	}
+	return r, nil
+}
+
+// DeleteEnvoy implements the service.
+func (s *policies) DeleteEnvoy(ctx context.Context, q *pb.DeleteEnvoyRequest) (*pb.DeleteEnvoyResponse, error) {
+	known, err := s.domains()
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	if !slices.ContainsFunc(known, func(d catalog.Domain) bool { return d.Name == q.Domain }) {
+		return nil, statusOf(fsm.Errorf(fsm.NotFound, "no domain %q", q.Domain))
+	}
+	if err := s.putDomain(ctx, catalog.Domain{Name: q.Domain}); err != nil { // one without content is deleted
+		return nil, statusOf(err)
+	}
+	return &pb.DeleteEnvoyResponse{}, nil
 }

@@ -53,8 +53,8 @@ func newREST(s *services, envoy *envoyrls.Service, n Node, m *Metrics, mux *http
 			return nil, fmt.Errorf("build the REST interface: %w", err)
 		}
 	}
-	mux.Handle("/", withHTTPStatus(gateway))
-	mux.HandleFunc("POST /json", func(w http.ResponseWriter, r *http.Request) { envoyJSON(envoy, w, r) })
+	mux.Handle("/", boundedHTTP(withHTTPStatus(gateway)))
+	mux.Handle("POST /json", boundedHTTP(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { envoyJSON(envoy, w, r) })))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ok\n")) })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		if err := n.Ready(); err != nil {
@@ -127,7 +127,7 @@ func withHTTPStatus(h http.Handler) http.Handler {
 // limitHeaders adds the RateLimit fields of draft-ietf-httpapi-ratelimit-headers to the answer of a check.
 func limitHeaders(ctx context.Context, w http.ResponseWriter, m proto.Message) error {
 	r, ok := m.(*pb.CheckResponse)
-	if !ok || len(r.Limits) == 0 {
+	if !ok {
 		return nil
 	}
 	var policies, limits []string

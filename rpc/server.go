@@ -39,6 +39,7 @@ type Server struct {
 	HTTP     http.Handler
 	resolver *policy.Resolver
 	limits   *limits
+	data     *data
 	envoy    *envoyrls.Service
 }
 
@@ -51,7 +52,7 @@ func New(o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &limits{node: o.Node, resolver: resolver, now: time.Now}
+	l := &limits{node: o.Node, resolver: resolver}
 	l.leases = newLeaser(l)
 	s := &Server{resolver: resolver, limits: l}
 	if s.envoy, err = envoyrls.New(o.Node, l.decideAll); err != nil {
@@ -63,7 +64,8 @@ func New(o Options) (*Server, error) {
 		grpc.InitialWindowSize(1 << 20), grpc.InitialConnWindowSize(4 << 20),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
-		grpc.UnaryInterceptor(o.Metrics.unary),
+		grpc.WaitForHandlers(true),
+		grpc.ChainUnaryInterceptor(o.Metrics.unary, bounded),
 	}
 	if o.Creds != nil {
 		options = append(options, grpc.Creds(o.Creds))
@@ -71,8 +73,9 @@ func New(o Options) (*Server, error) {
 	s.GRPC = grpc.NewServer(options...)
 	services := services{
 		limits: l, policies: &policies{node: o.Node}, cluster: &cluster{node: o.Node},
-		data: &data{node: o.Node, limits: l, metrics: o.Metrics, now: time.Now},
+		data: &data{node: o.Node, limits: l, metrics: o.Metrics, closing: make(chan struct{})},
 	}
+	s.data = services.data
 	pb.RegisterLimitsServer(s.GRPC, services.limits)
 	pb.RegisterPoliciesServer(s.GRPC, services.policies)
 	pb.RegisterClusterServer(s.GRPC, services.cluster)
@@ -95,6 +98,25 @@ func New(o Options) (*Server, error) {
 	return s, nil
 }
 
+// callTimeout is how long a call may take, whatever its caller says: a group without a majority is waited for as long as
+// the call lasts. It is a little more than the deadline of what a call proposes, so that the outcome is known by then.
+const callTimeout = requestTimeout + 2*time.Second
+
+func bounded(ctx context.Context, q any, _ *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	return handle(ctx, q)
+}
+
+// boundedHTTP is bounded for the interfaces over HTTP.
+func boundedHTTP(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), callTimeout)
+		defer cancel()
+		h.ServeHTTP(w, r.WithContext(ctx))
+	})
+}
+
 type services struct {
 	limits   *limits
 	policies *policies
@@ -105,6 +127,7 @@ type services struct {
 // Close lets calls under way finish, as long as ctx lasts, and returns the leases that this node holds.
 func (s *Server) Close(ctx context.Context) {
 	s.limits.leases.close(ctx)
+	close(s.data.closing)
 	stopped := make(chan struct{})
 	go func() {
 		s.GRPC.GracefulStop()
@@ -116,6 +139,7 @@ func (s *Server) Close(ctx context.Context) {
 		s.GRPC.Stop()
 		<-stopped
 	}
+	s.data.readers.Wait()
 	s.envoy.Close()
 	s.resolver.Close()
 }
@@ -136,7 +160,8 @@ func (h healthService) state() *grpc_health_v1.HealthCheckResponse {
 // Check implements the service.
 func (h healthService) Check(_ context.Context, q *grpc_health_v1.HealthCheckRequest) (*grpc_health_v1.HealthCheckResponse, error) {
 	switch q.Service {
-	case "", pb.Limits_ServiceDesc.ServiceName, pb.Policies_ServiceDesc.ServiceName, pb.Cluster_ServiceDesc.ServiceName, pb.Data_ServiceDesc.ServiceName:
+	case "", pb.Limits_ServiceDesc.ServiceName, pb.Policies_ServiceDesc.ServiceName, pb.Cluster_ServiceDesc.ServiceName, pb.Data_ServiceDesc.ServiceName,
+		rls.RateLimitService_ServiceDesc.ServiceName:
 		return h.state(), nil
 	}
 	return nil, status.Errorf(codes.NotFound, "no service %q", q.Service)

@@ -23,6 +23,8 @@ const (
 	minTokenPart  = 10
 )
 
+var errToken = invalidf("the token is not one that a check or a reservation gave")
+
 func encodeToken(holds []held) string {
 	if len(holds) == 0 {
 		return ""
@@ -42,7 +44,7 @@ func encodeToken(holds []held) string {
 func decodeToken(token string) ([]held, error) {
 	b, err := base64.RawURLEncoding.DecodeString(token)
 	if err != nil || token == "" {
-		return nil, invalidf("the token is not one that a check or a reservation gave")
+		return nil, errToken
 	}
 	d := wire.NewDecoder(b)
 	version := d.Byte()
@@ -66,7 +68,7 @@ func decodeToken(token string) ([]held, error) {
 		}
 	}
 	if d.End("token") != nil {
-		return nil, invalidf("the token is not one that a check or a reservation gave")
+		return nil, errToken
 	}
 	return holds, nil
 }

@@ -27,7 +27,9 @@ type Options struct {
 	// FS is the file system; nil means the real one, watched for slow writes.
 	FS  vfs.FS
 	Dir string
-	// CacheBytes and MemTableBytes default to 64 MiB and 32 MiB.
+	// ReadOnly changes nothing on disk: for looking at what a node has left.
+	ReadOnly bool
+	// CacheBytes and MemTableBytes default to 160 MiB and 32 MiB.
 	CacheBytes    int64
 	MemTableBytes uint64
 	Logger        *slog.Logger
@@ -71,6 +73,7 @@ func Open(opts Options) (*Engine, error) {
 	defer cache.Unref()
 	options := &pebble.Options{
 		FS:                          opts.FS,
+		ReadOnly:                    opts.ReadOnly,
 		Cache:                       cache,
 		FormatMajorVersion:          pebble.FormatNewest,
 		MemTableSize:                opts.MemTableBytes,
@@ -96,6 +99,9 @@ func Open(opts Options) (*Engine, error) {
 		return nil, fmt.Errorf("open state database %s: %w", opts.Dir, err)
 	}
 	e.db = db
+	if opts.ReadOnly {
+		return e, nil
+	}
 	// A crash in the middle of a transfer leaves files that nobody refers to.
 	if err := e.fs().RemoveAll(e.spool()); err != nil {
 		return nil, errors.Join(fmt.Errorf("remove old spool files: %w", err), db.Close())

@@ -296,7 +296,11 @@ func (in *Install) Apply() error {
 	if err := in.s.e.Sync(); err != nil {
 		return err
 	}
-	return in.Discard()
+	// The new content is in place: what is left of its files is removed at the next start at the latest.
+	if err := in.Discard(); err != nil {
+		in.s.e.opts.Logger.Warn("could not remove the files of an installed state", "group", in.s.group, "error", err)
+	}
+	return nil
 }
 
 // Discard removes what was received. It may be called at any time, also after Apply.

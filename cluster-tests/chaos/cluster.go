@@ -5,11 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -35,81 +35,121 @@ var Binary = sync.OnceValues(func() (string, error) {
 	return path, nil
 })
 
-// Cluster is a set of processes on loopback.
+// Options say what cluster to start.
+type Options struct {
+	Nodes int
+	// Dir keeps what the nodes write; empty means one that goes with the test if that passes.
+	Dir string
+	// Disks gives each node a file system of its own, which can be full and can hang.
+	Disks bool
+	// Shards, default 4; each has a replica on every node.
+	Shards int
+	// Heartbeat and TrailingEntries are the nodes' settings; 0 means their defaults.
+	Heartbeat       time.Duration
+	TrailingEntries uint64
+}
+
+// Cluster is a set of processes on a network of their own.
 type Cluster struct {
 	t      testing.TB
+	opts   Options
 	binary string
+	net    network
 	Nodes  []*Node
 }
 
 // Node is one process and what outlives it.
 type Node struct {
-	c        *Cluster
-	Name     string
-	GRPC     string
-	HTTP     string
-	args     []string
-	log      string
+	c     *Cluster
+	Name  string
+	GRPC  string // where others reach it
+	place place
+	join  []string // nil once it has a data directory
+	data  string
+	log   string
+	disk  *disk // nil without one of its own
+
 	mu       sync.Mutex
 	cmd      *exec.Cmd
 	finished chan struct{} // closed when the process has ended
+	doomed   bool          // the process is meant to end
+	surprise []string      // how processes ended that were not
 }
 
-// Start starts a cluster of n nodes and waits until every shard has its voters. It ends with the test, which keeps the
-// logs if it fails.
-func Start(t testing.TB, n int) *Cluster {
+// Start starts a cluster and waits until every shard has its voters. It ends with the test.
+func Start(t testing.TB, opts Options) *Cluster {
 	t.Helper()
 	binary, err := Binary()
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &Cluster{t: t, binary: binary}
-	dir := t.TempDir()
-	addrs := freeAddrs(t, 4*n)
-	for i := range n {
-		a := addrs[4*i:]
-		name := "n" + strconv.Itoa(i+1)
-		node := &Node{c: c, Name: name, GRPC: a[0], HTTP: a[1], log: filepath.Join(dir, name+".log"), args: []string{
-			"start", "--name", name, "--data", filepath.Join(dir, name), "--grpc", a[0], "--http", a[1], "--peer", a[2], "--gossip", a[3],
-		}}
-		if i == 0 {
-			node.args = append(node.args, "--bootstrap")
-		} else {
-			node.args = append(node.args, "--join", addrs[3])
+	if opts.Dir == "" {
+		if opts.Dir, err = os.MkdirTemp("", "holdfast-chaos-*"); err != nil {
+			t.Fatal(err)
 		}
-		c.Nodes = append(c.Nodes, node)
+		t.Cleanup(func() {
+			if t.Failed() {
+				t.Logf("what the nodes wrote is in %s", opts.Dir)
+				return
+			}
+			_ = os.RemoveAll(opts.Dir) // the next clean-up of the machine's temporary files finds the rest
+		})
+	}
+	if opts.Shards == 0 {
+		opts.Shards = 4
+	}
+	c := &Cluster{t: t, opts: opts, binary: binary}
+	for i := range opts.Nodes { // before the network, which asks for their processes
+		c.Nodes = append(c.Nodes, &Node{c: c, Name: "n" + strconv.Itoa(i+1)})
+	}
+	if c.net, err = newNetwork(opts.Nodes, opts.Dir, func(i int) int { return c.Nodes[i].pid() }, t.Logf); err != nil {
+		t.Fatal(err)
 	}
 	t.Cleanup(c.stop)
-	for _, node := range c.Nodes {
-		node.Start()
-		node.WaitReady(30 * time.Second)
+	for i, n := range c.Nodes {
+		n.place = c.net.place(i)
+		n.GRPC, n.log, n.data = n.place.grpcAt, filepath.Join(opts.Dir, n.Name+".log"), filepath.Join(opts.Dir, n.Name)
+		n.join = []string{"--bootstrap", "--shards", strconv.Itoa(opts.Shards), "--replicas", strconv.Itoa(opts.Nodes)}
+		if i > 0 {
+			n.join = []string{"--join", c.net.place(0).gossipAt}
+		}
+		if opts.Disks {
+			if err := os.Mkdir(n.data, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if n.disk, err = newDisk(n.data); err != nil {
+				t.Fatal(err)
+			}
+			n.data = filepath.Join(n.disk.dir, "data")
+		}
+	}
+	for _, n := range c.Nodes {
+		n.Start()
+		n.WaitReady(30 * time.Second)
 	}
 	c.WaitHealthy(60 * time.Second)
 	return c
 }
 
-func freeAddrs(t testing.TB, n int) []string {
-	t.Helper()
-	var addrs []string
-	for range n {
-		l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer l.Close() // all at the end, so that no address comes twice
-		addrs = append(addrs, l.Addr().String())
-	}
-	return addrs
-}
-
 func (c *Cluster) stop() {
 	for _, n := range c.Nodes {
+		if n.disk != nil {
+			_ = n.disk.thaw() // a process that waits for its disk cannot even be killed
+		}
 		n.Kill()
-		if c.t.Failed() {
-			if text, err := os.ReadFile(n.log); err == nil {
-				c.t.Logf("log of %s:\n%s", n.Name, tail(string(text), 60))
+		if n.disk != nil {
+			if err := n.disk.close(); err != nil {
+				c.t.Logf("the disk of %s: %v", n.Name, err)
 			}
 		}
+		if c.t.Failed() {
+			if text, err := os.ReadFile(n.log); err == nil {
+				c.t.Logf("log of %s:\n%s", n.Name, tail(string(text), 30))
+			}
+		}
+	}
+	if err := c.net.close(); err != nil {
+		c.t.Logf("network: %v", err)
 	}
 }
 
@@ -140,9 +180,9 @@ func (c *Cluster) Dial() *client.Client {
 	return cl
 }
 
-// Command prepares the program as a client of the cluster.
-func (c *Cluster) Command(ctx context.Context, args ...string) *exec.Cmd {
-	return exec.CommandContext(ctx, c.binary, append(args, "--addr", strings.Join(c.Addrs(), ","))...)
+// command prepares the program as a client of the cluster.
+func (c *Cluster) command(args ...string) *exec.Cmd {
+	return exec.CommandContext(context.Background(), c.binary, append(args, "--addr", strings.Join(c.Addrs(), ","))...)
 }
 
 // Status asks any node that answers.
@@ -157,7 +197,7 @@ func (c *Cluster) Status(ctx context.Context) (*pb.ClusterStatusResponse, error)
 	return pb.NewClusterClient(cl.Conn()).Status(ctx, &pb.ClusterStatusRequest{})
 }
 
-// WaitHealthy waits until all nodes are up and every shard has its voters and a leader.
+// WaitHealthy waits until all nodes are there and every shard has its voters and a leader.
 func (c *Cluster) WaitHealthy(within time.Duration) {
 	c.t.Helper()
 	c.wait(within, "a healthy cluster", func() error {
@@ -174,30 +214,35 @@ func (c *Cluster) WaitHealthy(within time.Duration) {
 	})
 }
 
-// BusiestLeader is the node that leads the most shards.
-func (c *Cluster) BusiestLeader() *Node {
-	c.t.Helper()
-	s, err := c.Status(context.Background())
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	leads := make(map[string]int)
-	for _, shard := range s.Shards {
-		leads[shard.Info.Leader]++
-	}
-	var busiest *pb.NodeInfo
-	for _, n := range s.Nodes {
-		if busiest == nil || leads[n.NodeId] > leads[busiest.NodeId] {
-			busiest = n
-		}
-	}
+// at finds the node with a gRPC address.
+func (c *Cluster) at(grpc string) *Node {
 	for _, n := range c.Nodes {
-		if n.GRPC == busiest.GrpcAddr {
+		if n.GRPC == grpc {
 			return n
 		}
 	}
-	c.t.Fatalf("no node at %s", busiest.GrpcAddr)
 	return nil
+}
+
+// Leaders tells which shards each node leads, the catalog not counted.
+func (c *Cluster) Leaders(ctx context.Context) (map[*Node][]uint32, error) {
+	s, err := c.Status(ctx)
+	if err != nil {
+		return nil, err
+	}
+	nodes := make(map[string]*Node)
+	for _, info := range s.Nodes {
+		if info.State == "up" {
+			nodes[info.NodeId] = c.at(info.GrpcAddr)
+		}
+	}
+	leads := make(map[*Node][]uint32)
+	for _, shard := range s.Shards {
+		if n := nodes[shard.Info.Leader]; n != nil && shard.Info.Shard != 0 {
+			leads[n] = append(leads[n], shard.Info.Shard)
+		}
+	}
+	return leads, nil
 }
 
 // wait polls until try succeeds.
@@ -226,32 +271,123 @@ func (n *Node) Start() {
 	if err != nil {
 		n.c.t.Fatal(err)
 	}
-	cmd := exec.CommandContext(context.Background(), n.c.binary, n.args...)
+	cmd := n.command()
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Start(); err != nil {
 		n.c.t.Fatal(err)
 	}
 	finished := make(chan struct{})
 	n.mu.Lock()
-	n.cmd, n.finished = cmd, finished
+	n.cmd, n.finished, n.doomed = cmd, finished, false
 	n.mu.Unlock()
 	go func() {
-		_ = cmd.Wait() // it is killed, as a rule
+		err := cmd.Wait() // it is killed, as a rule
 		_ = log.Close()
+		n.mu.Lock()
+		if !n.doomed {
+			n.surprise = append(n.surprise, fmt.Sprintf("%s ended by itself: %v", n.Name, err))
+		}
+		n.mu.Unlock()
 		close(finished)
 	}()
 }
 
-// Kill ends the process as a power switch does, as far as the process can tell, and waits for its end.
-func (n *Node) Kill() {
-	n.mu.Lock()
-	cmd, finished := n.cmd, n.finished
-	n.mu.Unlock()
-	if cmd == nil {
-		return
+// command is the command line of the node.
+func (n *Node) command() *exec.Cmd {
+	p := n.place
+	args := slices.Concat(p.wrap, []string{
+		n.c.binary, "start", "--name", n.Name, "--data", n.data, "--log-format", "json",
+		"--grpc", p.grpc, "--http", p.http, "--peer", p.peer, "--gossip", p.gossip,
+	}, p.flags, n.join)
+	if n.c.opts.Heartbeat > 0 {
+		args = append(args, "--heartbeat", n.c.opts.Heartbeat.String())
 	}
-	_ = cmd.Process.Signal(syscall.SIGKILL) // it may have ended
-	<-finished
+	if n.c.opts.TrailingEntries > 0 {
+		args = append(args, "--trailing-entries", strconv.FormatUint(n.c.opts.TrailingEntries, 10))
+	}
+	return exec.CommandContext(context.Background(), args[0], args[1:]...)
+}
+
+// pid is the process of the node, 0 if it has none.
+func (n *Node) pid() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.cmd == nil {
+		return 0
+	}
+	return n.cmd.Process.Pid
+}
+
+// signal sends a signal to the process, if it runs.
+func (n *Node) signal(s syscall.Signal) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.cmd != nil {
+		_ = n.cmd.Process.Signal(s) // it may have ended
+	}
+}
+
+// Pause stops the process in its tracks until Resume.
+func (n *Node) Pause() { n.signal(syscall.SIGSTOP) }
+
+// Resume lets a paused process go on.
+func (n *Node) Resume() { n.signal(syscall.SIGCONT) }
+
+// doom says that the process is meant to end, and returns when that will be known.
+func (n *Node) doom() <-chan struct{} {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.doomed = true
+	if n.finished == nil { // never started
+		ended := make(chan struct{})
+		close(ended)
+		return ended
+	}
+	return n.finished
+}
+
+// Stop ends the process in peace.
+func (n *Node) Stop(within time.Duration) error {
+	ended := n.doom()
+	n.signal(syscall.SIGTERM)
+	select {
+	case <-ended:
+		return nil
+	case <-time.After(within):
+		return fmt.Errorf("%s did not stop within %v", n.Name, within)
+	}
+}
+
+// Running reports whether the process lives.
+func (n *Node) Running() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.cmd == nil {
+		return false
+	}
+	select {
+	case <-n.finished:
+		return false
+	default:
+		return true
+	}
+}
+
+// Surprises tells how the processes of the node ended that nobody ended.
+func (n *Node) Surprises() []string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.Clone(n.surprise)
+}
+
+// Kill ends the process as a power switch does, as far as the process can tell, and waits for its end.
+func (n *Node) Kill() { <-n.killNow() }
+
+// killNow is Kill without the wait.
+func (n *Node) killNow() (ended <-chan struct{}) {
+	ended = n.doom()
+	n.signal(syscall.SIGKILL)
+	return ended
 }
 
 // WaitReady waits until the node says that it serves.
@@ -260,7 +396,7 @@ func (n *Node) WaitReady(within time.Duration) {
 	n.c.wait(within, n.Name+" that is ready", func() error {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
-		q, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+n.HTTP+"/readyz", nil)
+		q, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+n.place.http+"/readyz", nil)
 		if err != nil {
 			return err
 		}

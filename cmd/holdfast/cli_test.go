@@ -87,6 +87,11 @@ func TestExitCodes(t *testing.T) {
 		{"limit replay /dev/null --rate 1 --algorithm magic", exitUsage, "token_bucket"},
 		{"start --shards 0", exitUsage, "--shards"},
 		{"dev --grpc 0.0.0.0:1", exitUsage, "--insecure"},
+		{"start --gossip 0.0.0.0:1 --insecure", exitUsage, "--gossip-key-file"},
+		{"limit status ann --policy a,b", exitUsage, "name one policy"},
+		{"limit reset ann --policy a,b", exitUsage, "name one policy"},
+		{"cluster transfer 99 n1", exitRefused, "no shard 99"},
+		{"cluster transfer 1 nope", exitUsage, "nope"},
 		{"bench nothing", exitUsage, "limit-check"},
 	} {
 		out, errs, code := holdfast(t, strings.Fields(tt.line)...)
@@ -240,6 +245,27 @@ func TestReplayLive(t *testing.T) {
 	}
 }
 
+func TestReplayLiveUnderAPolicyThatCountsAddresses(t *testing.T) {
+	path, list := accessLog(t, 60)
+	addresses := make(map[string]int)
+	for _, q := range list {
+		addresses[q.client]++
+	}
+	allowed := 0
+	for _, n := range addresses {
+		allowed += min(n, 2)
+	}
+	must(t, "policy", "create", "--name", "by-address", "--scope", "ip", "--algorithm", "fixed_window", "--rate", "2", "--calendar", "year")
+	var got verdict
+	out := must(t, "limit", "replay", path, "--live", "--policy", "by-address", "-o", "json")
+	if err := json.Unmarshal([]byte(out), &got); err != nil {
+		t.Fatal(err)
+	}
+	if got.Requests != len(list) || got.Allowed != allowed || got.Errors != 0 {
+		t.Errorf("got %+v, want %d of %d allowed", got, allowed, len(list))
+	}
+}
+
 func TestPolicyImport(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "edge.yaml")
 	const good = "domain: edge\ndescriptors: [{key: path, rate_limit: {unit: minute, requests_per_unit: 5}}]\n"
@@ -259,5 +285,15 @@ func TestPolicyImport(t *testing.T) {
 		if code != tt.code || !strings.Contains(out+errs, tt.says) {
 			t.Errorf("%s: exit code %d, want %d and %q\n%s%s", tt.flag, code, tt.code, tt.says, out, errs)
 		}
+	}
+	if out := must(t, "policy", "domains"); !strings.Contains(out, "edge") {
+		t.Errorf("domains: %s", out)
+	}
+	must(t, "policy", "delete-domain", "edge")
+	if out := must(t, "policy", "domains"); strings.Contains(out, "edge") {
+		t.Errorf("after it was deleted: %s", out)
+	}
+	if _, errs, code := holdfast(t, "policy", "delete-domain", "edge"); code != exitRefused || !strings.Contains(errs, "no domain") {
+		t.Errorf("deleted twice: exit code %d, %s", code, errs)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -19,6 +20,9 @@ import (
 
 // envPrefix starts the environment variable of every flag: --raft-log is HOLDFAST_RAFT_LOG.
 const envPrefix = "HOLDFAST_"
+
+// Below, scheduling and disks alone look like dead leaders; above, an election takes longer than clients wait.
+const minHeartbeat, maxHeartbeat = 50 * time.Millisecond, 30 * time.Second
 
 // serverConfig is what one node is told. Each field is a flag, a YAML key and an environment variable; the flag wins
 // over the environment, and that over the file.
@@ -31,6 +35,8 @@ type serverConfig struct {
 	shards, replicas         int
 	zone                     string
 	raftLog                  string
+	trailingEntries          uint64
+	heartbeat                time.Duration
 	gossipKeyFile            string
 	insecure, pprof          bool
 	logLevel, logFormat      string
@@ -45,6 +51,7 @@ func (c *serverConfig) devFlags(f *pflag.FlagSet) {
 	f.IntVar(&c.shards, "shards", 8, "shards of a new cluster")
 	f.IntVar(&c.replicas, "replicas", 3, "voters of each shard of a new cluster, as far as there are nodes")
 	f.StringVar(&c.raftLog, "raft-log", "pebble", "raft log of the shards: pebble (one for all) or boltdb (a file for each)")
+	f.Uint64Var(&c.trailingEntries, "trailing-entries", 4096, "applied entries that each raft log keeps, so that a node that comes back needs no whole state")
 	f.BoolVar(&c.insecure, "insecure", false, "serve in plain text on an address that is not loopback")
 	f.BoolVar(&c.pprof, "pprof", false, "serve profiles at /debug/pprof/ of the HTTP address")
 	f.StringVar(&c.logLevel, "log-level", "warn", "debug, info, warn or error")
@@ -62,6 +69,7 @@ func (c *serverConfig) flags(f *pflag.FlagSet) {
 	f.StringVar(&c.advertise, "advertise", "", "host that others reach this node at, if not the one it listens on")
 	f.BoolVar(&c.bootstrap, "bootstrap", false, "make a new cluster of this one node")
 	f.StringSliceVar(&c.join, "join", nil, "gossip addresses of nodes of the cluster to join")
+	f.DurationVar(&c.heartbeat, "heartbeat", time.Second, "how long a follower waits for its leader before it looks for another one")
 	f.StringVar(&c.zone, "zone", "", "failure domain of the node")
 	f.StringVar(&c.gossipKeyFile, "gossip-key-file", "", "file with the gossip key: 32 bytes as 64 hex digits")
 }
@@ -110,7 +118,7 @@ func setFromYAML(flags *pflag.FlagSet, text []byte) error {
 			errs = append(errs, fmt.Errorf("unknown key %q", key))
 			continue
 		}
-		if f.Changed {
+		if f.Changed || value == nil { // a key without a value says nothing
 			continue
 		}
 		if list, ok := value.([]any); ok {
@@ -155,19 +163,23 @@ func (c *serverConfig) check() error {
 		return usageErrorf("--replicas must be 1 to 9")
 	case c.raftLog != "pebble" && c.raftLog != "boltdb":
 		return usageErrorf("--raft-log %q: use pebble or boltdb", c.raftLog)
+	case c.trailingEntries < 1:
+		return usageErrorf("--trailing-entries must be at least 1")
+	case c.heartbeat != 0 && (c.heartbeat < minHeartbeat || c.heartbeat > maxHeartbeat):
+		return usageErrorf("--heartbeat must be %v to %v", minHeartbeat, maxHeartbeat)
 	}
 	for _, a := range [...]struct{ flag, addr string }{{"grpc", c.grpc}, {"http", c.http}, {"peer", c.peer}, {"gossip", c.gossip}} {
 		host, _, err := net.SplitHostPort(a.addr)
 		if err != nil {
 			return usageErrorf("--%s %q: use HOST:PORT", a.flag, a.addr)
 		}
-		if ip := net.ParseIP(host); host == "localhost" || ip != nil && ip.IsLoopback() || c.insecure {
+		if ip := net.ParseIP(host); host == "localhost" || ip != nil && ip.IsLoopback() {
 			continue
 		}
-		if a.flag == "gossip" {
-			if c.gossipKeyFile == "" {
-				return usageErrorf("--gossip %s is reachable from other machines: give every node the same --gossip-key-file, made with openssl rand -hex 32", a.addr)
-			}
+		switch { // who reaches gossip without a key takes part in the cluster: a private network is not enough
+		case a.flag == "gossip" && c.gossipKeyFile == "":
+			return usageErrorf("--gossip %s is reachable from other machines: give every node the same --gossip-key-file, made with openssl rand -hex 32", a.addr)
+		case a.flag == "gossip", c.insecure:
 			continue
 		}
 		return usageErrorf("--%s %s is reachable from other machines and speaks plain text: say --insecure if the network is private", a.flag, a.addr)

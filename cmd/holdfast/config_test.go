@@ -1,10 +1,12 @@
 package main
 
 import (
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/spf13/cobra"
 )
@@ -51,11 +53,34 @@ func TestConfigErrorsNameTheSetting(t *testing.T) {
 		"bad variable":   {env: map[string]string{"HOLDFAST_REPLICAS": "x"}, want: "--replicas"},
 		"nested config":  {file: "config: other.yaml\n", want: `unknown key "config"`},
 		"not a mapping":  {file: "- a\n- b\n", want: "cannot"},
+		"a bad duration": {file: "heartbeat: fast\n", want: `key "heartbeat"`},
 		"list for a key": {file: "join: [a:1, 'b:2']\nshards: [1, 2]\n", want: `key "shards"`},
 	} {
 		_, err := loadConfig(t, nil, tt.env, tt.file)
 		if err == nil || !strings.Contains(err.Error(), tt.want) || exitCode(err) != exitUsage {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestAKeyWithoutAValueSaysNothing(t *testing.T) {
+	c, err := loadConfig(t, nil, nil, "zone:\nshards: ~\nname: n2\n")
+	if err != nil || c.zone != "" || c.shards != 8 || c.name != "n2" {
+		t.Errorf("%+v, %v", c, err)
+	}
+}
+
+func TestLogAndTimingSettings(t *testing.T) {
+	c, err := loadConfig(t, []string{"--heartbeat", "300ms"}, map[string]string{"HOLDFAST_TRAILING_ENTRIES": "64"}, "heartbeat: 2s\n")
+	if err != nil || c.check() != nil {
+		t.Fatal(err, c.check())
+	}
+	if p := c.process(slog.New(slog.DiscardHandler)); p.Node.Timing.Heartbeat != 300*time.Millisecond || p.Node.TrailingEntries != 64 {
+		t.Errorf("the node is told %v and %d", p.Node.Timing, p.Node.TrailingEntries)
+	}
+	for _, flag := range []string{"--heartbeat=1ms", "--heartbeat=2m", "--trailing-entries=0"} {
+		if c, err := loadConfig(t, []string{flag}, nil, ""); err != nil || exitCode(c.check()) != exitUsage {
+			t.Errorf("%s: %v, %v", flag, err, c.check())
 		}
 	}
 }

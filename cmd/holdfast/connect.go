@@ -43,7 +43,7 @@ func plain(err error) error {
 	if err == nil || errors.As(err, &exit) {
 		return err
 	}
-	if errors.Is(err, client.ErrUnavailable) {
+	if errors.Is(err, client.ErrUnavailable) || errors.Is(err, client.ErrOutcomeUnknown) {
 		return &exitError{code: exitUnreachable, err: err}
 	}
 	// Not status.FromError, which puts the words back for an error that is wrapped.

@@ -4,9 +4,11 @@ import (
 	"context"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/holdfastdb/holdfast/client"
 	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
@@ -33,6 +35,17 @@ func requestFlags(cmd *cobra.Command, q *client.Request) {
 	f.StringVar(&q.IP, "ip", "", "IP address of the caller")
 	f.StringVar(&q.Region, "region", "", "region of the caller")
 	f.StringSliceVar(&q.Policies, "policy", nil, "policies to apply, by id or name, instead of those that match")
+}
+
+// policyArg is the one policy that a verb may be about.
+func policyArg(q *client.Request) (string, error) {
+	switch len(q.Policies) {
+	case 0:
+		return "", nil
+	case 1:
+		return q.Policies[0], nil
+	}
+	return "", usageErrorf("--policy %s: name one policy", strings.Join(q.Policies, ","))
 }
 
 func clientArg(q *client.Request, args []string) error {
@@ -97,7 +110,7 @@ func (c *cli) printDecision(r *pb.CheckResponse) error {
 	}
 	for _, l := range r.Limits {
 		t.add(word(l.Denied, l.Shadow), l.PolicyName, l.Scope, strconv.Itoa(int(l.RemainingQuota)), limitText(l),
-			untilText(l.ResetTime.AsTime()), secondsText(l.RetryAfter))
+			untilText(l.ResetTime), secondsText(l.RetryAfter))
 	}
 	if len(r.Limits) == 0 {
 		remaining := "unlimited"
@@ -136,8 +149,11 @@ func shortDuration(d time.Duration) string {
 	return d.String()
 }
 
-func untilText(t time.Time) string {
-	return max(time.Until(t), 0).Round(time.Millisecond).String()
+func untilText(t *timestamppb.Timestamp) string {
+	if t == nil {
+		return ""
+	}
+	return max(time.Until(t.AsTime()), 0).Round(time.Millisecond).String()
 }
 
 func secondsText(s float64) string {
@@ -161,10 +177,11 @@ func newLimitStatus(c *cli) *cobra.Command {
 			if err := clientArg(&q, args); err != nil {
 				return err
 			}
-			m := &pb.LimitStatusRequest{ClientId: q.Client, ApiKey: q.APIKey, Resource: q.Resource, Ip: q.IP, Region: q.Region}
-			if len(q.Policies) > 0 {
-				m.PolicyId = q.Policies[0]
+			policy, err := policyArg(&q)
+			if err != nil {
+				return err
 			}
+			m := &pb.LimitStatusRequest{ClientId: q.Client, ApiKey: q.APIKey, Resource: q.Resource, Ip: q.IP, Region: q.Region, PolicyId: policy}
 			return c.with(cmd.Context(), func(ctx context.Context, cl *client.Client) error {
 				r, err := pb.NewLimitsClient(cl.Conn()).Status(ctx, m)
 				if err != nil {
@@ -173,7 +190,7 @@ func newLimitStatus(c *cli) *cobra.Command {
 				t := &table{header: []string{"policy", "id", "scope", "used", "remaining", "limit", "reset in"}}
 				for _, l := range r.Policies {
 					t.add(l.PolicyName, l.PolicyId, l.Scope, strconv.Itoa(int(l.CurrentUsage)), strconv.Itoa(int(l.RemainingQuota)),
-						limitText(l), untilText(l.ResetTime.AsTime()))
+						limitText(l), untilText(l.ResetTime))
 				}
 				return c.printer().message(r, t)
 			})
@@ -194,10 +211,11 @@ func newLimitReset(c *cli) *cobra.Command {
 			if err := clientArg(&q, args); err != nil {
 				return err
 			}
-			m := &pb.LimitResetRequest{ClientId: q.Client, ApiKey: q.APIKey, Resource: q.Resource, Ip: q.IP, Region: q.Region}
-			if len(q.Policies) > 0 {
-				m.PolicyId = q.Policies[0]
+			policy, err := policyArg(&q)
+			if err != nil {
+				return err
 			}
+			m := &pb.LimitResetRequest{ClientId: q.Client, ApiKey: q.APIKey, Resource: q.Resource, Ip: q.IP, Region: q.Region, PolicyId: policy}
 			return c.with(cmd.Context(), func(ctx context.Context, cl *client.Client) error {
 				r, err := pb.NewLimitsClient(cl.Conn()).Reset(ctx, m)
 				if err != nil {

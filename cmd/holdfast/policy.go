@@ -25,7 +25,7 @@ func newPolicy(c *cli) *cobra.Command {
   holdfast policy history api`,
 	}
 	cmd.AddCommand(newPolicyCreate(c), newPolicyGet(c), newPolicyList(c), newPolicyUpdate(c), newPolicyDelete(c),
-		newPolicyAssign(c), newPolicyUnassign(c), newPolicyClients(c), newPolicyHistory(c), newPolicyImport(c))
+		newPolicyAssign(c), newPolicyUnassign(c), newPolicyClients(c), newPolicyHistory(c), newPolicyImport(c), newPolicyDomains(c), newPolicyDeleteDomain(c))
 	return cmd
 }
 

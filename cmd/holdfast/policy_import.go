@@ -52,3 +52,39 @@ for that domain. Envoy's rate_limit filter then asks any node at its gRPC addres
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "only check the file")
 	return cmd
 }
+
+func newPolicyDomains(c *cli) *cobra.Command {
+	return &cobra.Command{
+		Use: "domains", Short: "List what was imported for Envoy", Example: "  holdfast policy domains\n  holdfast policy domains -o yaml", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return c.policies(cmd, func(ctx context.Context, s pb.PoliciesClient) error {
+				r, err := s.ListEnvoy(ctx, &pb.ListEnvoyRequest{})
+				if err != nil {
+					return err
+				}
+				t := &table{header: []string{"domain", "size", "imported", "by"}}
+				for _, d := range r.Domains {
+					t.add(d.Domain, bytesText(float64(len(d.Yaml))), timeText(d.UpdatedAt), d.Actor)
+				}
+				return c.printer().message(r, t)
+			})
+		},
+	}
+}
+
+func newPolicyDeleteDomain(c *cli) *cobra.Command {
+	return &cobra.Command{
+		Use: "delete-domain DOMAIN", Short: "Forget what was imported for Envoy", Example: "  holdfast policy delete-domain edge", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return c.policies(cmd, func(ctx context.Context, s pb.PoliciesClient) error {
+				r, err := s.DeleteEnvoy(ctx, &pb.DeleteEnvoyRequest{Domain: args[0]})
+				if err != nil {
+					return err
+				}
+				t := &table{}
+				t.add("deleted " + args[0])
+				return c.printer().message(r, t)
+			})
+		},
+	}
+}

@@ -238,9 +238,21 @@ func (c *cli) replayLive(ctx context.Context, r *replay, requests []request, v *
 		return err
 	}
 	defer func() { err = plain(errors.Join(err, cl.Close())) }()
+	policies := pb.NewPoliciesClient(cl.Conn())
 	name := r.policy
-	if name == "" {
-		policies := pb.NewPoliciesClient(cl.Conn())
+	about := func(q request) client.Request { return client.Request{Client: q.client} }
+	if name != "" {
+		p, err := policies.GetPolicy(ctx, &pb.GetPolicyRequest{PolicyId: name})
+		if err != nil {
+			return err
+		}
+		switch {
+		case p.Scope == "ip" && r.key == "ip":
+			about = func(q request) client.Request { return client.Request{IP: q.client} }
+		case p.Scope == "resource" && r.key == "path":
+			about = func(q request) client.Request { return client.Request{Resource: q.client} }
+		}
+	} else {
 		p, err := policies.CreatePolicy(ctx, &pb.CreatePolicyRequest{
 			Name: "replay-" + strconv.FormatInt(time.Now().UnixNano(), 36), Algorithm: r.algorithm, RateLimit: r.rate,
 			TimeWindow: r.window, BurstCapacity: r.burst, Calendar: r.calendar, Description: "made by holdfast limit replay --live",
@@ -264,7 +276,9 @@ func (c *cli) replayLive(ctx context.Context, r *replay, requests []request, v *
 	for range max(r.callers, 1) {
 		callers.Go(func() {
 			for q := range next {
-				d, err := cl.Limits().Check(ctx, client.Request{Client: q.client, Policies: []string{name}})
+				m := about(q)
+				m.Policies = []string{name}
+				d, err := cl.Limits().Check(ctx, m)
 				mu.Lock()
 				if err != nil {
 					v.Errors++

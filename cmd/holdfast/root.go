@@ -50,7 +50,7 @@ Start here:
 	})
 	root.PersistentFlags().StringSliceVar(&c.addrs, "addr", defaultAddrs(), "gRPC addresses of the cluster; $HOLDFAST_ADDR")
 	root.PersistentFlags().StringVarP(&c.format, "output", "o", "table", "table, json or yaml")
-	root.AddCommand(newDev(c), newStart(c), newCluster(c), newPolicy(c), newLimit(c), newBench(c))
+	root.AddCommand(newDev(c), newStart(c), newCluster(c), newPolicy(c), newLimit(c), newBench(c), newDebug(c))
 	usageOnBadArgs(root)
 	return root
 }

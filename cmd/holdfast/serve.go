@@ -40,6 +40,7 @@ The data stays in the data directory and is there again at the next start. Ctrl-
   holdfast dev --http 127.0.0.1:0 --grpc 127.0.0.1:0     any free ports, told in the ready line`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			relaxTimers()
 			if err := cfg.load(cmd, os.LookupEnv); err != nil {
 				return err
 			}
@@ -151,6 +152,7 @@ Each flag is also a key of the YAML file and an environment variable: --raft-log
       --peer 127.0.0.1:7411 --gossip 127.0.0.1:7412 --join 127.0.0.1:7402`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			relaxTimers()
 			if err := cfg.load(cmd, os.LookupEnv); err != nil {
 				return err
 			}
@@ -211,7 +213,8 @@ func (c *serverConfig) process(logger *slog.Logger) process.Config {
 		GRPC: c.grpc, HTTP: c.http, Peer: c.peer, Advertise: c.advertise, Profiles: c.pprof,
 		Node: node.Config{
 			Name: c.name, Zone: c.zone, Dir: c.data, Gossip: c.gossip, Bootstrap: c.bootstrap, Join: c.join,
-			Shards: uint32(c.shards), Replicas: c.replicas, BoltLog: c.raftLog == "boltdb", Logger: logger,
+			Shards: uint32(c.shards), Replicas: c.replicas, BoltLog: c.raftLog == "boltdb",
+			TrailingEntries: c.trailingEntries, Timing: shard.Timing{Heartbeat: c.heartbeat}, Logger: logger,
 		},
 	}
 }

@@ -256,8 +256,10 @@ func deletePolicy(tx *fsm.Tx, q *Body[PolicyRef]) (Body[Nothing], error) {
 
 // Domain is the configuration of one domain of Envoy's rate limit service, in its YAML dialect. An empty one is deleted.
 type Domain struct {
-	Name string
-	YAML string
+	Name    string
+	YAML    string
+	Actor   string   `json:",omitempty"` // who imported it
+	Updated fsm.Time `json:",omitempty"` // given by the state
 }
 
 func putDomain(tx *fsm.Tx, q *Body[Domain]) (Body[Nothing], error) {
@@ -268,6 +270,7 @@ func putDomain(tx *fsm.Tx, q *Body[Domain]) (Body[Nothing], error) {
 	if q.V.YAML == "" {
 		tx.Delete([]byte(prefixDomain + q.V.Name))
 	} else {
+		q.V.Updated = tx.Now()
 		set(tx, []byte(prefixDomain+q.V.Name), q.V)
 	}
 	e.changed(Change{Domain: q.V.Name})

@@ -66,6 +66,7 @@ type Gossip struct {
 	known   []string // gossip addresses of nodes that should be here, see SetKnown
 
 	changed chan struct{}
+	learned chan struct{} // wakes rejoin: known has new addresses
 	stop    context.CancelFunc
 	done    sync.WaitGroup
 	close   func() error
@@ -98,6 +99,7 @@ func Start(cfg Config) (*Gossip, error) {
 	g := &Gossip{
 		cfg: cfg, meta: cfg.Meta,
 		members: make(map[string]Member), leads: make(map[uint32]Lead), changed: make(chan struct{}, 1),
+		learned: make(chan struct{}, 1),
 	}
 	mc := memberlist.DefaultLANConfig()
 	mc.Name, mc.BindAddr, mc.BindPort, mc.AdvertisePort = cfg.NodeID, host, port, port
@@ -133,11 +135,19 @@ func (g *Gossip) Join(addrs []string) error {
 	return nil
 }
 
-// SetKnown tells the gossip addresses of all nodes of the cluster, for calling those that are not seen.
+// SetKnown tells the gossip addresses of all nodes of the cluster, for calling those that are not seen. New addresses are
+// called at once: a node that has just started would think for a while that it is alone.
 func (g *Gossip) SetKnown(addrs []string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	old := g.known
 	g.known = slices.Clone(addrs)
+	if slices.ContainsFunc(addrs, func(addr string) bool { return !slices.Contains(old, addr) }) {
+		select {
+		case g.learned <- struct{}{}:
+		default:
+		}
+	}
 }
 
 // SetMeta changes what the node says of itself.
@@ -245,11 +255,12 @@ func (g *Gossip) rejoin(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
+		case <-g.learned:
 		case <-ticker.C:
-			if missing := g.missing(); len(missing) > 0 {
-				if err := g.Join(missing); err != nil {
-					g.cfg.Logger.DebugContext(ctx, "known nodes do not answer", "error", err)
-				}
+		}
+		if missing := g.missing(); len(missing) > 0 {
+			if err := g.Join(missing); err != nil {
+				g.cfg.Logger.DebugContext(ctx, "known nodes do not answer", "error", err)
 			}
 		}
 	}

@@ -1,6 +1,7 @@
 package gossip
 
 import (
+	"encoding/json"
 	"log/slog"
 	"testing"
 	"time"
@@ -65,6 +66,19 @@ func TestNodesSeeEachOtherTheirDataAndTheirLeads(t *testing.T) {
 	await(t, "a sees b leave", changed, func() bool { m, _ := a.Member("b"); return !m.Alive })
 }
 
+// A node that starts again calls the nodes that it knows at once. Waiting for the next turn, it took them for dead for ten
+// seconds.
+func TestKnownNodesAreCalledAtOnce(t *testing.T) {
+	changed := make(chan string, 100)
+	a, b := start(t, "a", "c1", changed), start(t, "b", "c1", changed)
+	begin := time.Now()
+	b.SetKnown([]string{a.Addr()})
+	await(t, "b sees a", changed, func() bool { m, ok := b.Member("a"); return ok && m.Alive })
+	if took := time.Since(begin); took > rejoinInterval/2 {
+		t.Errorf("it took %v", took)
+	}
+}
+
 func TestNodesOfAnotherClusterAreNotAccepted(t *testing.T) {
 	changed := make(chan string, 100)
 	a, b := start(t, "a", "c1", changed), start(t, "b", "c2", changed)
@@ -83,11 +97,25 @@ func TestPlainTextIsRefusedOffLoopback(t *testing.T) {
 	}
 }
 
+// Nodes of two versions hear each other.
+func TestWhatNodesTellEachOtherIsPinned(t *testing.T) {
+	for want, v := range map[string]any{
+		`{"g":3,"t":7,"n":"a"}`: Lead{Group: 3, Term: 7, NodeID: "a"},
+		`{"c":"c1","n":"a","g":"g:1","h":"h:1","p":"p:1","z":"z"}`: Meta{ClusterID: "c1", Name: "a", GRPC: "g:1", HTTP: "h:1", Peer: "p:1", Zone: "z"},
+	} {
+		if got, err := json.Marshal(v); err != nil || string(got) != want {
+			t.Errorf("%T is told as %s, %v; want %s", v, got, err, want)
+		}
+	}
+}
+
 // Whatever arrives, a lead's term never goes back.
 func FuzzMessages(f *testing.F) {
-	f.Add([]byte(`{"Group":3,"Term":7,"NodeID":"a"}`))
-	f.Add([]byte(`[{"Group":3,"Term":9},{"Group":3,"Term":8}]`))
-	f.Add([]byte(`{"Group":-1}`))
+	f.Add([]byte(`{"g":3,"t":7,"n":"b"}`))
+	f.Add([]byte(`{"g":3,"t":4,"n":"b"}`))
+	f.Add([]byte(`[{"g":3,"t":9,"n":"a"},{"g":3,"t":8,"n":"b"}]`))
+	f.Add([]byte(`[{"g":3,"t":4,"n":"b"}]`))
+	f.Add([]byte(`{"g":-1}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		g := &Gossip{leads: map[uint32]Lead{3: {Group: 3, Term: 5, NodeID: "a"}}}
 		for range 2 {

@@ -89,6 +89,7 @@ type link struct {
 	held chan struct{} // if set, answers to appends wait for a receive from it
 	seen int           // answers that wait
 	cut  bool
+	late map[raft.ServerID]chan struct{} // by target: appends with entries are delivered when it is closed
 }
 
 var errCut = errors.New("the link is cut")
@@ -119,6 +120,12 @@ func (l *link) AppendEntriesPipeline(raft.ServerID, raft.ServerAddress) (raft.Ap
 func (l *link) AppendEntries(id raft.ServerID, a raft.ServerAddress, q *raft.AppendEntriesRequest, r *raft.AppendEntriesResponse) error {
 	if l.closed(id) {
 		return errCut
+	}
+	l.mu.Lock()
+	late := l.late[id]
+	l.mu.Unlock()
+	if late != nil && len(q.Entries) > 0 {
+		<-late
 	}
 	if err := l.InmemTransport.AppendEntries(id, a, q, r); err != nil {
 		return err
@@ -181,6 +188,9 @@ type replica struct {
 	engine *storage.Engine
 	logs   *raftlog.Store
 	log    raftlog.Log
+	skew   atomic.Int64 // of its clock, in nanoseconds; the node's verdict is that a skewed clock is wrong
+
+	delay atomic.Int64 // of each write to the log, in nanoseconds
 
 	attached atomic.Int32 // Raft instances so far
 }
@@ -248,10 +258,12 @@ func (r *replica) start() {
 	}
 	r.c.net.mu.Unlock()
 	r.Group, err = Open(Config{
-		Group: 1, ReplicaID: string(r.id), Registry: registry, State: r.engine.Shard(1), Sync: r.engine.Sync, Log: r.log,
+		Group: 1, ReplicaID: string(r.id), Registry: registry, State: r.engine.Shard(1), Sync: r.engine.Sync, Log: slowLog{r.log, r},
 		Transport: r.link, Timing: r.timing, Bootstrap: r.id == "r1", Logger: slog.New(slog.DiscardHandler), OnFatal: fatal,
-		Attach:  func(*raft.Raft) { r.attached.Add(1) },
-		AskSums: func(_ context.Context, ids []string) map[string]fsm.Sum { return r.c.askSums(ids) },
+		Attach:     func(*raft.Raft) { r.attached.Add(1) },
+		Clock:      func() time.Time { return time.Now().Add(time.Duration(r.skew.Load())) },
+		ClockWrong: func() bool { return r.skew.Load() != 0 },
+		AskSums:    func(_ context.Context, ids []string) map[string]fsm.Sum { return r.c.askSums(ids) },
 		Confirm: func(ctx context.Context, check TermCheck) error {
 			if r.c.confirm != nil {
 				return r.c.confirm(r, ctx, check)
@@ -261,6 +273,19 @@ func (r *replica) start() {
 	})
 	must(err)
 }
+
+// slowLog is a replica's log on a disk that takes its time.
+type slowLog struct {
+	raftlog.Log
+	r *replica
+}
+
+func (l slowLog) StoreLogs(logs []*raft.Log) error {
+	time.Sleep(time.Duration(l.r.delay.Load()))
+	return l.Log.StoreLogs(logs)
+}
+
+func (l slowLog) StoreLog(entry *raft.Log) error { return l.StoreLogs([]*raft.Log{entry}) }
 
 // askTerms asks the other replicas for their terms. It goes where the Raft messages of a cut replica do not: the tests
 // are about what is answered, not about whether.

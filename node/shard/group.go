@@ -67,14 +67,28 @@ type Config struct {
 	// AskSums asks other replicas of the group for the sums of their states, see agreement.go. Who does not answer is missing.
 	AskSums func(ctx context.Context, replicaIDs []string) map[string]fsm.Sum
 	Timing  Timing
+	// TrailingEntries is how many entries the log keeps that the state includes already, so that a replica that comes
+	// back needs entries instead of the whole state. Default 4096.
+	TrailingEntries uint64
 	// Bootstrap makes a new group with this replica as its only voter, if there is no state yet.
 	Bootstrap bool
 	Logger    *slog.Logger
+	// Clock is the node's wall clock; nil means time.Now.
+	Clock func() time.Time
+	// ClockWrong tells that most other nodes say that this node's clock is wrong; nil means never. Such a replica does not
+	// begin to lead if another can: shard time would jump, or stand still.
+	ClockWrong func() bool
+	// Fit tells that another replica could lead: its node is alive, its clock right and its log caught up. Nil means
+	// that any could.
+	Fit func(ctx context.Context, replicaID string) bool
 	// OnLead is told, from a goroutine of the group, when this replica can serve as leader of a term, and when it
 	// cannot any more. It must not block.
 	OnLead func(leading bool, term uint64)
 	// OnApplied is told after each change of the state, from the goroutine that applies. It must not block.
 	OnApplied func(fsm.Applied)
+	// OnCommit is told, from the goroutine that applies, of entries that it is about to apply, after a restart again. It
+	// must neither block nor change them.
+	OnCommit func(entries []*raft.Log)
 	// OnFatal is called when the replica cannot go on, such as for a corrupt entry. The node must stop.
 	OnFatal func(error)
 }
@@ -87,6 +101,7 @@ type Group struct {
 	snaps     *snapshotStore
 	clock     clock
 	proposer  *proposer
+	nudges    nudges
 	agreement *agreement
 
 	current atomic.Pointer[instance]
@@ -96,17 +111,17 @@ type Group struct {
 	stop context.CancelFunc
 	work sync.WaitGroup
 	poke chan struct{}
+	// refused is since when this replica looks for another leader in a term; owned by watch.
+	refused struct {
+		term  uint64
+		since time.Time
+	}
 	redo chan string // asks for a restart of the Raft instance, with the reason
 
-	members   sync.Mutex // one membership change or transfer at a time
+	members   chan struct{} // has room for one: who sends changes the membership or transfers leadership
+	tried     attempts
 	closeOnce sync.Once
 	closeErr  error
-}
-
-// instance is one life of a Raft instance.
-type instance struct {
-	raft     *raft.Raft
-	observer *raft.Observer
 }
 
 // Open starts the replica from what its state and log hold.
@@ -120,16 +135,22 @@ func Open(cfg Config) (*Group, error) {
 	if cfg.Timing.Checksum == 0 {
 		cfg.Timing.Checksum = checksumEvery
 	}
+	if cfg.TrailingEntries == 0 {
+		cfg.TrailingEntries = 4096
+	}
+	if cfg.Clock == nil {
+		cfg.Clock = time.Now
+	}
 	m, err := openMachine(cfg)
 	if err != nil {
 		return nil, fmt.Errorf("open group %d: %w", cfg.Group, err)
 	}
 	g := &Group{
-		cfg: cfg, log: cfg.Logger.With("group", cfg.Group), machine: m,
-		poke: make(chan struct{}, 1), redo: make(chan string, 1),
+		cfg: cfg, log: cfg.Logger.With("group", cfg.Group), machine: m, clock: clock{wall: cfg.Clock},
+		poke: make(chan struct{}, 1), redo: make(chan string, 1), members: make(chan struct{}, 1),
 	}
 	g.ctx, g.stop = context.WithCancel(context.Background())
-	m.askRestart = g.askRestart
+	m.restored = g.restored
 	g.agreement = &agreement{g: g}
 	m.OnChecksum(g.agreement.at)
 	g.snaps = &snapshotStore{group: g}
@@ -148,19 +169,6 @@ func Open(cfg Config) (*Group, error) {
 	g.work.Go(g.proposer.run)
 	g.work.Go(g.proposer.complete)
 	return g, nil
-}
-
-// checkLog refuses a state that the log does not connect to: entries between the two would be missing for good.
-func (g *Group) checkLog() error {
-	first, err := g.cfg.Log.FirstIndex()
-	if err != nil {
-		return fmt.Errorf("open group %d: %w", g.cfg.Group, err)
-	}
-	if applied := g.machine.Applied().Index; first > applied+1 {
-		return fmt.Errorf("group %d: the state ends at entry %d but the log begins at %d: restore the data directory, or start this node with an empty one",
-			g.cfg.Group, applied, first)
-	}
-	return nil
 }
 
 func (g *Group) bootstrap() error {
@@ -194,75 +202,19 @@ func (g *Group) raftConfig() *raft.Config {
 	c.MaxAppendEntries = 128
 	c.BatchApplyCh = true
 	c.SnapshotInterval = 20 * time.Second
-	c.SnapshotThreshold = 4096
-	c.TrailingLogs = 4096
+	c.SnapshotThreshold = min(4096, g.cfg.TrailingEntries) // a log that shall be short is cut often
+	c.TrailingLogs = g.cfg.TrailingEntries
 	c.ShutdownOnRemove = false
 	c.NoLegacyTelemetry = true
 	c.NoSnapshotRestoreOnStart = true // the state is there already, see snapshot.go
 	return c
 }
 
-func (g *Group) startRaft() error {
-	r, err := raft.NewRaft(g.raftConfig(), g.machine, g.cfg.Log, g.cfg.Log, g.snaps, g.cfg.Transport)
-	if err != nil {
-		return fmt.Errorf("start Raft of group %d: %w", g.cfg.Group, err)
-	}
-	in := &instance{raft: r}
-	// The channel is never used: the filter runs on Raft's goroutine and only wakes the watcher.
-	in.observer = raft.NewObserver(nil, false, func(*raft.Observation) bool {
-		g.wake()
-		return false
-	})
-	r.RegisterObserver(in.observer)
-	g.current.Store(in)
-	g.cfg.Attach(r)
-	g.wake()
-	return nil
-}
-
-func (g *Group) raft() *raft.Raft { return g.current.Load().raft }
-
 func (g *Group) wake() {
 	select {
 	case g.poke <- struct{}{}:
 	default:
 	}
-}
-
-// restart replaces the Raft instance: what it has in memory has become useless.
-func (g *Group) restart(reason string, clearLog bool) {
-	g.log.Warn("restarting the Raft instance", "reason", reason)
-	in := g.current.Load()
-	in.raft.DeregisterObserver(in.observer)
-	if err := in.raft.Shutdown().Error(); err != nil {
-		g.fatal(fmt.Errorf("stop Raft of group %d: %w", g.cfg.Group, err))
-		return
-	}
-	if clearLog {
-		if err := g.clearLog(); err != nil {
-			g.fatal(err)
-			return
-		}
-	}
-	if err := g.startRaft(); err != nil {
-		g.fatal(err)
-	}
-}
-
-// clearLog removes all entries. Only right after a snapshot was installed, which stands for what it removes.
-func (g *Group) clearLog() error {
-	first, err1 := g.cfg.Log.FirstIndex()
-	last, err2 := g.cfg.Log.LastIndex()
-	if err := errors.Join(err1, err2); err != nil {
-		return fmt.Errorf("clear the log of group %d: %w", g.cfg.Group, err)
-	}
-	if last == 0 {
-		return nil
-	}
-	if err := g.cfg.Log.DeleteRange(first, last); err != nil {
-		return fmt.Errorf("clear the log of group %d: %w", g.cfg.Group, err)
-	}
-	return nil
 }
 
 func (g *Group) fatal(err error) {
@@ -287,21 +239,33 @@ func (g *Group) WaitApplied(ctx context.Context, index uint64) error {
 
 // Close hands leadership over if it can, then stops the replica.
 func (g *Group) Close() error {
-	g.closeOnce.Do(func() {
-		g.HandOver()
-		g.ready.Store(0)
-		g.stop()
-		g.proposer.close()
-		in := g.current.Load()
-		in.raft.DeregisterObserver(in.observer)
-		if err := in.raft.Shutdown().Error(); err != nil {
-			g.closeErr = fmt.Errorf("stop Raft of group %d: %w", g.cfg.Group, err)
-		}
-		g.work.Wait()
-		g.snaps.discard()
-		if err := g.machine.close(); err != nil {
-			g.closeErr = errors.Join(g.closeErr, fmt.Errorf("close the state of group %d: %w", g.cfg.Group, err))
-		}
-	})
+	g.closeOnce.Do(func() { g.closeErr = g.close() })
 	return g.closeErr
+}
+
+func (g *Group) close() error {
+	g.HandOver(context.Background())
+	g.ready.Store(0)
+	g.stop()
+	g.agreement.close()
+	g.proposer.close()
+	ended := make(chan struct{})
+	go func() { // ends with those it waits for
+		g.work.Wait()
+		close(ended)
+	}()
+	// First who works here, as long as Raft can answer them; the watcher may be about to replace the instance.
+	within(stopTimeout, ended)
+	var errs []error
+	if err := g.current.Load().stop(); err != nil {
+		errs = append(errs, fmt.Errorf("stop Raft of group %d: %w", g.cfg.Group, err))
+	}
+	if !within(time.Second, ended) {
+		errs = append(errs, fmt.Errorf("stop group %d: %w", g.cfg.Group, errAbandoned))
+	}
+	g.snaps.discard()
+	if err := g.machine.close(); err != nil {
+		errs = append(errs, fmt.Errorf("close the state of group %d: %w", g.cfg.Group, err))
+	}
+	return errors.Join(errs...)
 }

@@ -2,7 +2,6 @@ package shard
 
 import (
 	"errors"
-	"fmt"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -28,23 +27,22 @@ func untilTick() time.Duration {
 func (g *Group) watch() {
 	tick := time.NewTimer(untilTick())
 	defer tick.Stop()
-	var stuckSince time.Time
 	for {
 		select {
 		case <-g.ctx.Done():
 			return
 		case reason := <-g.redo:
-			// The received state is in place and stands for all that the log held.
 			g.follow(0)
-			g.restart(reason, true)
+			g.restart(reason)
 		case <-g.poke:
 			g.followState()
 		case <-tick.C:
 			tick.Reset(untilTick())
 			g.followState()
+			g.endStuckTransfer()
 			for end := time.Now().Add(sweepEvery); g.IsLeader() && time.Now().Before(end); {
 				begin := time.Now()
-				if !g.sweep(&stuckSince) {
+				if !g.sweep() {
 					break
 				}
 				g.yield(time.Since(begin))
@@ -65,10 +63,18 @@ func (g *Group) followState() {
 	r := g.raft()
 	term := r.CurrentTerm()
 	if r.State() != raft.Leader {
+		g.current.Load().stuck.Store(nil) // the next term begins anew
 		g.follow(0)
 		return
 	}
+	wrong := g.cfg.ClockWrong != nil && g.cfg.ClockWrong()
 	if g.ready.Load() == term {
+		if wrong {
+			g.HandOver(g.ctx)
+		}
+		return
+	}
+	if wrong && g.refuseToLead(term) {
 		return
 	}
 	g.clock.start(g.machine.Applied().Time)
@@ -81,6 +87,27 @@ func (g *Group) followState() {
 		g.log.Warn("could not begin the term", "term", term, "error", err)
 	}
 }
+
+// refuseToLead hands leadership over instead of beginning the term, because this node's clock is wrong. It reports false
+// when that has taken so long that a leader with a wrong clock is better than none, and where there is nobody else.
+func (g *Group) refuseToLead(term uint64) bool {
+	if len(g.voters(g.raft())) < 2 {
+		return false
+	}
+	if g.refused.term != term {
+		g.refused.term, g.refused.since = term, time.Now()
+		g.log.Warn("elected, but this node's clock is wrong: looking for another leader", "term", term)
+	}
+	if time.Since(g.refused.since) > refuseBeats*g.cfg.Timing.Heartbeat {
+		g.log.Error("leading with a wrong clock, as nobody else could: shard time may jump; set the clock right", "term", term)
+		return false
+	}
+	g.HandOver(g.ctx)
+	return true
+}
+
+// refuseBeats is how many heartbeats a replica looks for a leader with a better clock.
+const refuseBeats = 10
 
 // follow records the term that this replica serves as leader, 0 for none, and tells the node of a change.
 func (g *Group) follow(term uint64) {
@@ -96,24 +123,32 @@ func (g *Group) follow(term uint64) {
 	}
 }
 
+// stuckBeats is how many heartbeats a transfer may take. Raft gives it up after two.
+const stuckBeats = 5
+
+// endStuckTransfer replaces a Raft instance that leads but refuses all entries because a leadership transfer never ended,
+// maybe one of an earlier term (hashicorp/raft #696).
+func (g *Group) endStuckTransfer() {
+	in := g.current.Load()
+	if in.stuck.Load() == nil || in.raft.State() != raft.Leader {
+		return
+	}
+	if g.IsLeader() { // otherwise followState has just tried
+		_ = g.append(&fsm.Entry{Kind: fsm.Nudge}, 16).Error()
+	}
+	if since := in.stuck.Load(); since != nil && time.Since(*since) > stuckBeats*g.cfg.Timing.Heartbeat {
+		g.follow(0)
+		g.restart("a leadership transfer did not end")
+	}
+}
+
 // sweep proposes the removal of what is due, and reports whether there is more: a sweep is bounded, so that commands
-// come in between. It also notices a Raft instance that leads but refuses all entries
-// because a leadership transfer never ended (hashicorp/raft #696).
-func (g *Group) sweep(stuckSince *time.Time) (more bool) {
-	if !g.due() && stuckSince.IsZero() {
+// come in between.
+func (g *Group) sweep() (more bool) {
+	if !g.due() {
 		return false
 	}
 	err := g.append(&fsm.Entry{Kind: fsm.Sweep}, 16).Error()
-	switch {
-	case !errors.Is(err, raft.ErrLeadershipTransferInProgress):
-		*stuckSince = time.Time{}
-	case stuckSince.IsZero():
-		*stuckSince = time.Now()
-	case time.Since(*stuckSince) > 5*g.cfg.Timing.Heartbeat:
-		*stuckSince = time.Time{}
-		g.follow(0)
-		g.restart("a leadership transfer did not end", false)
-	}
 	return err == nil && g.due()
 }
 
@@ -194,17 +229,4 @@ func (g *Group) Status() Status {
 
 var stateNames = map[raft.RaftState]string{
 	raft.Leader: "leader", raft.Follower: "follower", raft.Candidate: "candidate", raft.Shutdown: "shutdown",
-}
-
-// HandOver gives leadership to another voter, if there is one, and returns when that has succeeded or failed.
-func (g *Group) HandOver() {
-	r := g.raft()
-	if r.State() != raft.Leader || len(g.voters(r)) < 2 {
-		return
-	}
-	g.members.Lock()
-	defer g.members.Unlock()
-	if err := r.LeadershipTransfer().Error(); err != nil {
-		g.log.Info("leadership was not handed over", "error", fmt.Errorf("transfer: %w", err))
-	}
 }

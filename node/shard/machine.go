@@ -19,23 +19,17 @@ type machine struct {
 	state     *storage.Shard
 	sync      func() error
 	onApplied func(fsm.Applied)
+	onCommit  func([]*raft.Log)
 	onFatal   func(error)
-	// askRestart asks for a new Raft instance with an empty log.
-	askRestart func(reason string)
-	entries    []fsm.LogEntry
+	// restored is called after a received state has replaced the old one.
+	restored func() error
+	entries  []fsm.LogEntry
 
 	turn sync.Mutex // who uses Apply, Flush or Reload
 
 	mu       sync.Mutex
-	advanced chan struct{} // closed, and replaced, when the position moves; nil while nobody waits
-	received received
-}
-
-// received is a complete state that waits for Restore.
-type received struct {
-	install *storage.Install
-	// conflict is set if the log has another entry at the state's index, see sink.conflict.
-	conflict bool
+	advanced chan struct{}    // closed, and replaced, when the position moves; nil while nobody waits
+	received *storage.Install // a complete state that waits for Restore
 }
 
 func openMachine(cfg Config) (*machine, error) {
@@ -43,11 +37,14 @@ func openMachine(cfg Config) (*machine, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &machine{Machine: m, state: cfg.State, sync: cfg.Sync, onApplied: cfg.OnApplied, onFatal: cfg.OnFatal}, nil
+	return &machine{Machine: m, state: cfg.State, sync: cfg.Sync, onApplied: cfg.OnApplied, onCommit: cfg.OnCommit, onFatal: cfg.OnFatal}, nil
 }
 
 // ApplyBatch implements raft.BatchingFSM. The answers are *fsm.Outcome.
 func (m *machine) ApplyBatch(logs []*raft.Log) []any {
+	if m.onCommit != nil {
+		m.onCommit(logs)
+	}
 	m.entries = m.entries[:0]
 	for _, l := range logs {
 		e := fsm.LogEntry{Index: l.Index, Term: l.Term}
@@ -153,18 +150,19 @@ func (m *machine) Restore(r io.ReadCloser) error {
 	defer r.Close()
 	m.mu.Lock()
 	in := m.received
-	m.received = received{}
+	m.received = nil
 	m.mu.Unlock()
-	if in.install == nil {
+	if in == nil {
 		return fmt.Errorf("restore: no state was received")
 	}
-	if err := m.replace(in.install); err != nil {
+	if err := m.replace(in); err != nil {
 		return fmt.Errorf("restore: %w", err)
 	}
-	m.moved()
-	if in.conflict {
-		m.askRestart("a received state replaced conflicting entries")
+	if err := m.restored(); err != nil {
+		m.onFatal(fmt.Errorf("restore: %w", err))
+		return err
 	}
+	m.moved()
 	return nil
 }
 
@@ -188,9 +186,9 @@ func (m *machine) replace(in *storage.Install) error {
 }
 
 // keep holds a complete received state for Restore.
-func (m *machine) keep(in received) error {
+func (m *machine) keep(in *storage.Install) error {
 	m.mu.Lock()
-	old := m.received.install
+	old := m.received
 	m.received = in
 	m.mu.Unlock()
 	if old != nil {

@@ -53,41 +53,33 @@ func (g *Group) Remove(ctx context.Context, replicaID string) error {
 	})
 }
 
+// lockMembers waits for the turn to change the group; the turn may last for a transfer.
+func (g *Group) lockMembers(ctx context.Context) error {
+	select {
+	case g.members <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (g *Group) unlockMembers() { <-g.members }
+
 func (g *Group) change(ctx context.Context, what string, start func(*raft.Raft) raft.IndexFuture) error {
-	g.members.Lock()
-	defer g.members.Unlock()
+	if err := g.lockMembers(ctx); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	defer g.unlockMembers()
 	if !g.IsLeader() {
 		return fmt.Errorf("%s: %w", what, fsm.ErrNotLeader)
 	}
-	if err := wait(ctx, g, start(g.raft())); err != nil {
+	in := g.current.Load()
+	if !in.enter() {
+		return fmt.Errorf("%s: %w", what, fsm.ErrNotLeader)
+	}
+	if err := in.wait(ctx, start(in.raft)); err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	g.log.Info("group changed", "change", what)
 	return nil
-}
-
-// TransferLeadership hands leadership to a voter, which the caller has made sure is caught up.
-func (g *Group) TransferLeadership(ctx context.Context, replicaID string) error {
-	g.members.Lock()
-	defer g.members.Unlock()
-	if !g.IsLeader() {
-		return fmt.Errorf("transfer leadership: %w", fsm.ErrNotLeader)
-	}
-	future := g.raft().LeadershipTransferToServer(raft.ServerID(replicaID), raft.ServerAddress(replicaID))
-	if err := wait(ctx, g, future); err != nil {
-		return fmt.Errorf("transfer leadership to %s: %w", replicaID, err)
-	}
-	return nil
-}
-
-// wait waits for a future or for ctx; the future goes on.
-func wait(ctx context.Context, g *Group, future raft.Future) error {
-	failed := make(chan error, 1)
-	g.work.Go(func() { failed <- future.Error() })
-	select {
-	case err := <-failed:
-		return err
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }

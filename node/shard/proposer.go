@@ -7,8 +7,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/hashicorp/raft"
-
 	"github.com/holdfastdb/holdfast/fsm"
 )
 
@@ -20,6 +18,7 @@ type proposer struct {
 	mu      sync.Mutex
 	waiting []proposal
 	ops     int // in waiting
+	bytes   int // in waiting
 	closed  bool
 
 	wake     chan struct{}
@@ -37,14 +36,15 @@ type proposal struct {
 
 type batch struct {
 	proposals []proposal
-	future    raft.ApplyFuture
+	entry     proposed
 }
 
 const (
 	// maxInflight entries keep the disk and the network busy; more would only be smaller.
 	maxInflight = 3
-	// maxWaitingOps bounds the queue: at full speed less than half a second of work.
-	maxWaitingOps = 32 * 1024
+	// maxWaitingOps and maxWaitingBytes bound the queue: at full speed less than half a second of work.
+	maxWaitingOps   = 32 * 1024
+	maxWaitingBytes = 32 << 20
 	// enqueueTimeout is how long Raft may take to accept an entry.
 	enqueueTimeout = 5 * time.Second
 )
@@ -63,16 +63,18 @@ func frameSize(f *fsm.Frame) int {
 }
 
 func (p *proposer) submit(f *fsm.Frame, done func(fsm.FrameOutcome, error)) error {
+	size := frameSize(f)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	switch {
 	case p.closed:
 		return fsm.ErrClosed
-	case p.ops+len(f.Calls) > maxWaitingOps && p.ops > 0:
+	case p.ops > 0 && (p.ops+len(f.Calls) > maxWaitingOps || p.bytes+size > maxWaitingBytes):
 		return fsm.ErrOverloaded
 	}
-	p.waiting = append(p.waiting, proposal{frame: f, size: frameSize(f), done: done})
+	p.waiting = append(p.waiting, proposal{frame: f, size: size, done: done})
 	p.ops += len(f.Calls)
+	p.bytes += size
 	select {
 	case p.wake <- struct{}{}:
 	default:
@@ -96,6 +98,7 @@ func (p *proposer) next() []proposal {
 	taken := p.waiting[:n:n]
 	p.waiting = p.waiting[n:]
 	p.ops -= ops
+	p.bytes -= size
 	return taken
 }
 
@@ -131,19 +134,13 @@ func (p *proposer) propose(proposals []proposal) batch {
 	return batch{proposals, p.g.append(&e, size)}
 }
 
-// append stamps an entry and hands it to Raft.
-func (g *Group) append(e *fsm.Entry, size int) raft.ApplyFuture {
-	e.Time = g.clock.now()
-	return g.raft().Apply(e.Append(make([]byte, 0, size)), enqueueTimeout)
-}
-
 // complete tells the callers, in the order of the log.
 func (p *proposer) complete() {
 	for b := range p.inflight {
-		err := fromRaft(b.future.Error())
+		err := fromRaft(b.entry.Error())
 		var out *fsm.Outcome
 		if err == nil {
-			out, _ = b.future.Response().(*fsm.Outcome)
+			out, _ = b.entry.Response().(*fsm.Outcome)
 			if out == nil || len(out.Frames) != len(b.proposals) {
 				err = fsm.ErrOutcomeUnknown // the replica is stopping after a failed apply
 			}
@@ -163,7 +160,7 @@ func (p *proposer) close() {
 	p.mu.Lock()
 	p.closed = true
 	waiting := p.waiting
-	p.waiting, p.ops = nil, 0
+	p.waiting, p.ops, p.bytes = nil, 0, 0
 	p.mu.Unlock()
 	for i := range waiting {
 		waiting[i].done(fsm.FrameOutcome{}, fsm.ErrClosed)

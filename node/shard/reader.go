@@ -3,6 +3,7 @@ package shard
 import (
 	"context"
 	"fmt"
+	"sync"
 
 	"github.com/hashicorp/raft"
 
@@ -66,16 +67,53 @@ func (g *Group) sync(ctx context.Context) error {
 	return g.machine.wait(ctx, index)
 }
 
+// nudges moves shard time for reads that wait for it. A read needs an entry that was proposed after it began, so those that
+// come while one is under way share the next.
+type nudges struct {
+	mu      sync.Mutex
+	running bool
+	next    *nudge // nil if nobody waits for it
+}
+
+type nudge struct {
+	done chan struct{}
+	err  error // once done
+}
+
 // tick moves shard time to the leader's clock.
 func (g *Group) tick(ctx context.Context) error {
-	future := g.append(&fsm.Entry{Kind: fsm.Nudge}, 16)
-	failed := make(chan error, 1)
-	g.work.Go(func() { failed <- fromRaft(future.Error()) })
+	n := &g.nudges
+	n.mu.Lock()
+	if n.next == nil {
+		n.next = &nudge{done: make(chan struct{})}
+	}
+	mine := n.next
+	if !n.running {
+		n.running = true
+		go g.nudge() // ends when nobody waits; Raft answers each entry, or refuses it
+	}
+	n.mu.Unlock()
 	select {
-	case err := <-failed:
-		return err
+	case <-mine.done:
+		return mine.err
 	case <-ctx.Done():
 		return fmt.Errorf("read group %d: %w", g.cfg.Group, ctx.Err())
+	}
+}
+
+func (g *Group) nudge() {
+	n := &g.nudges
+	for {
+		n.mu.Lock()
+		now := n.next
+		n.next = nil
+		n.running = now != nil
+		n.mu.Unlock()
+		if now == nil {
+			return
+		}
+		now.err = fromRaft(g.append(&fsm.Entry{Kind: fsm.Nudge}, 16).Error())
+		close(now.done)
 	}
 }
 

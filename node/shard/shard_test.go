@@ -196,13 +196,13 @@ func TestAReceivedStateReplacesAConflictingLog(t *testing.T) {
 		const many = 9000
 		for range many + 200 {
 			e := fsm.Entry{Kind: fsm.Nudge}
-			old.append(&e, 16)
+			old.Group.raft().Apply(e.Append(nil), 0)
 		}
 		successor := c.leader(c.others(old)...)
 		var futures []raft.ApplyFuture
 		for range many {
 			e := fsm.Entry{Kind: fsm.Nudge}
-			futures = append(futures, successor.append(&e, 16))
+			futures = append(futures, successor.Group.raft().Apply(e.Append(nil), 0))
 		}
 		if err := futures[many-1].Error(); err != nil {
 			t.Fatal(err)

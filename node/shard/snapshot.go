@@ -85,7 +85,7 @@ func (s *snapshotStore) Create(_ raft.SnapshotVersion, index, term uint64, _ raf
 
 // discard removes what was received and not installed.
 func (s *snapshotStore) discard() {
-	if err := s.group.machine.keep(received{}); err != nil {
+	if err := s.group.machine.keep(nil); err != nil {
 		s.group.log.Warn("could not remove a received snapshot", "error", err)
 	}
 }
@@ -123,26 +123,7 @@ func (s *sink) Close() error {
 	if err := s.install.Finish(); err != nil {
 		return errors.Join(err, s.install.Discard())
 	}
-	conflict, err := s.conflict()
-	if err != nil {
-		return errors.Join(err, s.install.Discard())
-	}
-	return s.group.machine.keep(received{s.install, conflict})
-}
-
-// conflict tells whether the log has another entry at the state's index. Raft compacts the log only up to there, keeps
-// comparing with what comes after, and would be sent the same state for ever (hashicorp/raft #697): it needs a new
-// instance without that log.
-func (s *sink) conflict() (bool, error) {
-	var entry raft.Log
-	err := s.group.cfg.Log.GetLog(s.index, &entry)
-	if errors.Is(err, raft.ErrLogNotFound) {
-		return false, nil
-	}
-	if err != nil {
-		return false, err
-	}
-	return entry.Term != s.term, nil
+	return s.group.machine.keep(s.install)
 }
 
 func (s *sink) Cancel() error {

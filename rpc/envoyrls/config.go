@@ -174,8 +174,11 @@ func compileRule(y *yamlDescriptor, where string) (*rule, error) {
 		return nil, fmt.Errorf("%s: unlimited takes no unit", where)
 	case !r.unlimited && !known:
 		return nil, fmt.Errorf("%s: unit %q: use second, minute, hour, day, week, month or year", where, y.RateLimit.Unit)
-	case r.perUnit > counter.MaxRate:
-		return nil, fmt.Errorf("%s: requests_per_unit must be at most %d", where, counter.MaxRate)
+	case !r.unlimited:
+		params := r.params()
+		if err := params.Validate(); err != nil {
+			return nil, fmt.Errorf("%s: requests_per_unit %d in a %s: %w", where, r.perUnit, r.unit, err)
+		}
 	}
 	for _, other := range y.RateLimit.Replaces {
 		if other.Name == "" || other.Name == r.name {
@@ -184,6 +187,11 @@ func compileRule(y *yamlDescriptor, where string) (*rule, error) {
 		r.replaces = append(r.replaces, other.Name)
 	}
 	return r, nil
+}
+
+// params are the rules as counters know them: fixed windows, aligned to the epoch.
+func (r *rule) params() counter.Params {
+	return counter.Params{Algorithm: counter.FixedWindow, Rate: max(r.perUnit, 1), Window: windows[r.unit]}
 }
 
 // entry is one part of a request's descriptor.

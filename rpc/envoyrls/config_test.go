@@ -1,14 +1,20 @@
 package envoyrls
 
 import (
+	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	ratelimit "github.com/envoyproxy/go-control-plane/envoy/extensions/common/ratelimit/v3"
 	rls "github.com/envoyproxy/go-control-plane/envoy/service/ratelimit/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/holdfastdb/holdfast/fsm/counter"
+	"github.com/holdfastdb/holdfast/rpc/policy"
 )
 
 // The examples of the reference's README, in our words: nested keys, wildcards, and what comes first.
@@ -116,6 +122,98 @@ func TestHitsAreBounded(t *testing.T) {
 	}
 }
 
+// A limit that a request brings is as large as a counter can hold, or it is none.
+func TestALimitOfTheRequestIsBounded(t *testing.T) {
+	const year = typev3.RateLimitUnit_YEAR
+	for perUnit, counts := range map[uint32]bool{0: false, 1: true, 146_235_604: true, 146_235_605: false, 1<<32 - 1: false} {
+		s := &Service{}
+		domains := map[string]*Domain{"shop": parse(t, example)}
+		s.domains.Store(&domains)
+		rules := s.match(&rls.RateLimitRequest{Domain: "shop", Descriptors: []*ratelimit.RateLimitDescriptor{{
+			Entries: []*ratelimit.RateLimitDescriptor_Entry{{Key: "user", Value: "alice"}},
+			Limit:   &ratelimit.RateLimitDescriptor_RateLimitOverride{RequestsPerUnit: perUnit, Unit: year},
+		}}})
+		if got := rules[0].counted(); got != counts {
+			t.Errorf("%d in a year is counted: %v", perUnit, got)
+		}
+		if err := rules[0].match.Limit.Validate(); counts && err != nil {
+			t.Errorf("%d in a year: %v", perUnit, err)
+		}
+	}
+}
+
+// request asks for descriptors, each of one entry with its own number of hits.
+func request(domain string, descriptors ...*ratelimit.RateLimitDescriptor) *rls.RateLimitRequest {
+	return &rls.RateLimitRequest{Domain: domain, Descriptors: descriptors}
+}
+
+func hits(key string, n uint64) *ratelimit.RateLimitDescriptor {
+	return &ratelimit.RateLimitDescriptor{
+		Entries:    []*ratelimit.RateLimitDescriptor_Entry{{Key: key, Value: "x"}},
+		HitsAddend: wrapperspb.UInt64(n),
+	}
+}
+
+const quotas = `
+domain: shop
+descriptors:
+  - {key: bronze, quota_mode: true, rate_limit: {unit: year, requests_per_unit: 1}}
+  - {key: silver, quota_mode: true, rate_limit: {unit: year, requests_per_unit: 3}}
+  - {key: path, rate_limit: {unit: year, requests_per_unit: 5}}
+`
+
+// counting decides like a shard, if all weights are the same.
+func counting(t *testing.T) *Service {
+	sim := counter.NewSimulator()
+	s := &Service{now: time.Now, decide: func(_ context.Context, weights []uint32, limits []policy.Match) ([]counter.LimitResult, error) {
+		list := make([]counter.Limit, len(limits))
+		for i := range limits {
+			list[i] = limits[i].Limit
+			if weights[i] != weights[0] {
+				t.Errorf("weights %v", weights)
+			}
+		}
+		return sim.Take(1_700_000_000_000, list, weights[0]).Limits, nil
+	}}
+	domains := map[string]*Domain{"shop": parse(t, quotas)}
+	s.domains.Store(&domains)
+	return s
+}
+
+// A rule in quota mode denies nothing by itself: the request passes as long as one quota has some left, and takes from
+// those that have.
+func TestARequestPassesAsLongAsOneQuotaHasSomeLeft(t *testing.T) {
+	s := counting(t)
+	const ok, over = rls.RateLimitResponse_OK, rls.RateLimitResponse_OVER_LIMIT
+	for i, want := range []struct{ all, bronze, silver rls.RateLimitResponse_Code }{
+		{ok, ok, ok}, {ok, over, ok}, {ok, over, ok}, {over, over, over}, {over, over, over},
+	} {
+		r, err := s.ShouldRateLimit(t.Context(), request("shop", hits("bronze", 1), hits("silver", 1)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r.OverallCode != want.all || r.Statuses[0].Code != want.bronze || r.Statuses[1].Code != want.silver {
+			t.Errorf("request %d: %v, %v and %v; want %v", i, r.OverallCode, r.Statuses[0].Code, r.Statuses[1].Code, want)
+		}
+	}
+}
+
+func TestAllLimitsOfARequestAreAskedAtOnceEachForItsHits(t *testing.T) {
+	var got []uint32
+	s := &Service{now: time.Now, decide: func(_ context.Context, weights []uint32, limits []policy.Match) ([]counter.LimitResult, error) {
+		got = append(got, weights...)
+		return make([]counter.LimitResult, len(limits)), nil
+	}}
+	domains := map[string]*Domain{"shop": parse(t, quotas)}
+	s.domains.Store(&domains)
+	if _, err := s.ShouldRateLimit(t.Context(), request("shop", hits("bronze", 3), hits("path", 1), hits("path", 2), hits("none", 9))); err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(got, []uint32{3, 2}) {
+		t.Errorf("weights %v", got)
+	}
+}
+
 func TestMistakesAreNamed(t *testing.T) {
 	limit := "rate_limit: {unit: second, requests_per_unit: 1}"
 	deep := "domain: a\ndescriptors:\n"
@@ -134,7 +232,8 @@ func TestMistakesAreNamed(t *testing.T) {
 		"unit":                {"domain: a\ndescriptors: [{key: k, rate_limit: {unit: fortnight, requests_per_unit: 1}}]", "fortnight"},
 		"no unit":             {"domain: a\ndescriptors: [{key: k, rate_limit: {requests_per_unit: 1}}]", "unit"},
 		"unlimited and limit": {"domain: a\ndescriptors: [{key: k, rate_limit: {unlimited: true, unit: second}}]", "unlimited"},
-		"too many":            {"domain: a\ndescriptors: [{key: k, rate_limit: {unit: second, requests_per_unit: 4000000000}}]", "at most"},
+		"too many":            {"domain: a\ndescriptors: [{key: k, rate_limit: {unit: second, requests_per_unit: 4000000000}}]", "1 to 1000000000"},
+		"too many in a year":  {"domain: a\ndescriptors: [{key: k, rate_limit: {unit: year, requests_per_unit: 146235605}}]", "use a shorter window"},
 		"negative":            {"domain: a\ndescriptors: [{key: k, rate_limit: {unit: second, requests_per_unit: -1}}]", "not in the dialect"},
 		"star inside":         {"domain: a\ndescriptors: [{key: k, value: 'a*b', " + limit + "}]", "at the end"},
 		"share without star":  {"domain: a\ndescriptors: [{key: k, value: a, share_threshold: true, " + limit + "}]", "share_threshold"},
@@ -152,6 +251,7 @@ func TestMistakesAreNamed(t *testing.T) {
 func FuzzParse(f *testing.F) {
 	f.Add(example, "user", "alice", "below", "x")
 	f.Add("domain: a\ndescriptors: [{key: k, value: '*', rate_limit: {unit: second, requests_per_unit: 1}}]", "k", "", "", "")
+	f.Add("domain: a\ndescriptors: [{key: k, rate_limit: {unit: year, requests_per_unit: 146235605}}]", "k", "", "", "")
 	f.Fuzz(func(t *testing.T, text, k1, v1, k2, v2 string) {
 		d, err := Parse(text)
 		if err != nil {

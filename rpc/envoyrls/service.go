@@ -21,8 +21,8 @@ import (
 	"github.com/holdfastdb/holdfast/rpc/policy"
 )
 
-// Decide takes weight tokens from all limits or from none and tells what each said, in their order.
-type Decide func(ctx context.Context, weight uint32, limits []policy.Match) ([]counter.LimitResult, error)
+// Decide takes from each limit its weight, or from none, and tells what each said, in their order.
+type Decide func(ctx context.Context, weights []uint32, limits []policy.Match) ([]counter.LimitResult, error)
 
 // Service implements envoy.service.ratelimit.v3.RateLimitService.
 type Service struct {
@@ -145,20 +145,20 @@ func (s *Service) match(q *rls.RateLimitRequest) []found {
 	return rules
 }
 
-// override is a limit that the request itself brings.
+// override is a limit that the request itself brings; nil if no counter can hold it.
 func override(l *ratelimit.RateLimitDescriptor_RateLimitOverride, entries []entry) (*rule, []string) {
-	unit := strings.ToLower(l.Unit.String())
-	if _, ok := windows[unit]; !ok || l.RequestsPerUnit > counter.MaxRate {
+	r := &rule{perUnit: l.RequestsPerUnit, unit: strings.ToLower(l.Unit.String())}
+	if params := r.params(); params.Validate() != nil {
 		return nil, nil
 	}
 	var name []string
 	for _, e := range entries {
 		name = append(name, e.key, e.value)
 	}
-	return &rule{perUnit: l.RequestsPerUnit, unit: unit}, name
+	return r, name
 }
 
-// limitOf builds the counter of a rule: fixed windows, aligned to the epoch.
+// limitOf builds the counter of a rule. One in quota mode only counts: whether the request passes depends on the others.
 func limitOf(domain string, r *rule, name []string) policy.Match {
 	b := []byte("envoy")
 	for _, part := range append([]string{domain, r.unit}, name...) {
@@ -167,10 +167,7 @@ func limitOf(domain string, r *rule, name []string) policy.Match {
 	sum := sha256.Sum256(b)
 	m := policy.Match{
 		RoutingKey: string(b),
-		Limit: counter.Limit{
-			Shadow: r.shadow,
-			Params: counter.Params{Algorithm: counter.FixedWindow, Rate: max(r.perUnit, 1), Window: max(windows[r.unit], 1)},
-		},
+		Limit:      counter.Limit{Shadow: r.shadow || r.quota, Params: r.params()},
 	}
 	copy(m.Limit.Key[:], sum[:])
 	return m
@@ -179,45 +176,42 @@ func limitOf(domain string, r *rule, name []string) policy.Match {
 // counted tells whether a rule needs a counter: none for rules that always or never let pass.
 func (f *found) counted() bool { return f.rule != nil && !f.rule.unlimited && f.rule.perUnit > 0 }
 
-// take asks the counters: those of one weight together. A request that a rule without a counter denies takes nothing.
+// take asks the counters, all in one step. A request that a rule without a counter denies takes nothing.
 func (s *Service) take(ctx context.Context, rules []found) ([]counter.LimitResult, error) {
-	results := make([]counter.LimitResult, len(rules))
-	done := make([]bool, len(rules))
 	barred := slices.ContainsFunc(rules, func(f found) bool {
 		return f.rule != nil && !f.rule.unlimited && f.rule.perUnit == 0 && !f.rule.shadow && !f.rule.quota
 	})
+	var limits []policy.Match
+	var weights []uint32
+	places := make([]int, len(rules))
 	for i := range rules {
-		if done[i] || !rules[i].counted() {
+		f := &rules[i]
+		if !f.counted() {
 			continue
 		}
-		weight := rules[i].weight
-		var limits []policy.Match
-		var places []int
-		for j := i; j < len(rules); j++ {
-			if !done[j] && rules[j].counted() && rules[j].weight == weight {
-				done[j] = true
-				same := slices.IndexFunc(limits, func(m policy.Match) bool { return m.Limit.Key == rules[j].match.Limit.Key })
-				if same >= 0 { // named twice: counted once
-					places = append(places, same)
-					continue
-				}
-				places = append(places, len(limits))
-				limits = append(limits, rules[j].match)
-			}
-		}
+		weight := f.weight
 		if barred {
 			weight = 0
 		}
-		got, err := s.decide(ctx, weight, limits)
-		if err != nil {
-			return nil, err
+		places[i] = slices.IndexFunc(limits, func(m policy.Match) bool { return m.Limit.Key == f.match.Limit.Key })
+		if places[i] < 0 {
+			places[i] = len(limits)
+			limits, weights = append(limits, f.match), append(weights, weight)
+		} else { // named twice: counted once
+			weights[places[i]] = max(weights[places[i]], weight)
 		}
-		at := 0
-		for j := i; j < len(rules); j++ {
-			if rules[j].counted() && rules[j].weight == rules[i].weight && at < len(places) {
-				results[j] = got[places[at]]
-				at++
-			}
+	}
+	results := make([]counter.LimitResult, len(rules))
+	if len(limits) == 0 {
+		return results, nil
+	}
+	got, err := s.decide(ctx, weights, limits)
+	if err != nil {
+		return nil, err
+	}
+	for i := range rules {
+		if rules[i].counted() {
+			results[i] = got[places[i]]
 		}
 	}
 	return results, nil

@@ -27,8 +27,6 @@ const (
 	FrameError_REASON_UNSPECIFIED FrameError_Reason = 0
 	// Not the leader: hint names it if known. Nothing happened.
 	FrameError_REASON_NOT_LEADER FrameError_Reason = 1
-	// The slot moved: fetch the map. Nothing happened.
-	FrameError_REASON_WRONG_SHARD FrameError_Reason = 2
 	// Queue full: wait retry_after_ms. Nothing happened.
 	FrameError_REASON_OVERLOADED FrameError_Reason = 3
 	// The outcome is unknown: repeat the same frame.
@@ -50,7 +48,6 @@ var (
 	FrameError_Reason_name = map[int32]string{
 		0: "REASON_UNSPECIFIED",
 		1: "REASON_NOT_LEADER",
-		2: "REASON_WRONG_SHARD",
 		3: "REASON_OVERLOADED",
 		4: "REASON_UNKNOWN_OUTCOME",
 		5: "REASON_EXPIRED",
@@ -62,7 +59,6 @@ var (
 	FrameError_Reason_value = map[string]int32{
 		"REASON_UNSPECIFIED":     0,
 		"REASON_NOT_LEADER":      1,
-		"REASON_WRONG_SHARD":     2,
 		"REASON_OVERLOADED":      3,
 		"REASON_UNKNOWN_OUTCOME": 4,
 		"REASON_EXPIRED":         5,
@@ -866,25 +862,24 @@ const file_holdfast_v1_data_proto_rawDesc = "" +
 	"\bOpResult\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\rR\x04code\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x1a\n" +
-	"\bresponse\x18\x03 \x01(\fR\bresponse\"\x94\x03\n" +
+	"\bresponse\x18\x03 \x01(\fR\bresponse\"\x82\x03\n" +
 	"\n" +
 	"FrameError\x126\n" +
 	"\x06reason\x18\x01 \x01(\x0e2\x1e.holdfast.v1.FrameError.ReasonR\x06reason\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12$\n" +
 	"\x0eretry_after_ms\x18\x03 \x01(\rR\fretryAfterMs\x12\x1f\n" +
 	"\vleader_hint\x18\x04 \x01(\tR\n" +
-	"leaderHint\"\xec\x01\n" +
+	"leaderHint\"\xda\x01\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x15\n" +
-	"\x11REASON_NOT_LEADER\x10\x01\x12\x16\n" +
-	"\x12REASON_WRONG_SHARD\x10\x02\x12\x15\n" +
+	"\x11REASON_NOT_LEADER\x10\x01\x12\x15\n" +
 	"\x11REASON_OVERLOADED\x10\x03\x12\x1a\n" +
 	"\x16REASON_UNKNOWN_OUTCOME\x10\x04\x12\x12\n" +
 	"\x0eREASON_EXPIRED\x10\x05\x12\x12\n" +
 	"\x0eREASON_INVALID\x10\x06\x12\x16\n" +
 	"\x12REASON_WINDOW_FULL\x10\a\x12\x10\n" +
 	"\fREASON_STALE\x10\b\x12\x16\n" +
-	"\x12REASON_UNAVAILABLE\x10\t\"\x13\n" +
+	"\x12REASON_UNAVAILABLE\x10\t\"\x04\b\x02\x10\x02\"\x13\n" +
 	"\x11ClusterMapRequest\"\xa6\x01\n" +
 	"\x12ClusterMapResponse\x12\x1d\n" +
 	"\n" +

@@ -1454,6 +1454,235 @@ func (x *ImportEnvoyResponse) GetRules() uint32 {
 	return 0
 }
 
+type ListEnvoyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListEnvoyRequest) Reset() {
+	*x = ListEnvoyRequest{}
+	mi := &file_holdfast_v1_policy_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListEnvoyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListEnvoyRequest) ProtoMessage() {}
+
+func (x *ListEnvoyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_policy_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListEnvoyRequest.ProtoReflect.Descriptor instead.
+func (*ListEnvoyRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_policy_proto_rawDescGZIP(), []int{20}
+}
+
+type ListEnvoyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Domains       []*EnvoyDomain         `protobuf:"bytes,1,rep,name=domains,proto3" json:"domains,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListEnvoyResponse) Reset() {
+	*x = ListEnvoyResponse{}
+	mi := &file_holdfast_v1_policy_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListEnvoyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListEnvoyResponse) ProtoMessage() {}
+
+func (x *ListEnvoyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_policy_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListEnvoyResponse.ProtoReflect.Descriptor instead.
+func (*ListEnvoyResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_policy_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *ListEnvoyResponse) GetDomains() []*EnvoyDomain {
+	if x != nil {
+		return x.Domains
+	}
+	return nil
+}
+
+type EnvoyDomain struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Domain string                 `protobuf:"bytes,1,opt,name=domain,proto3" json:"domain,omitempty"`
+	Yaml   string                 `protobuf:"bytes,2,opt,name=yaml,proto3" json:"yaml,omitempty"`
+	// Who imported it, and when.
+	Actor         string                 `protobuf:"bytes,3,opt,name=actor,proto3" json:"actor,omitempty"`
+	UpdatedAt     *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EnvoyDomain) Reset() {
+	*x = EnvoyDomain{}
+	mi := &file_holdfast_v1_policy_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EnvoyDomain) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EnvoyDomain) ProtoMessage() {}
+
+func (x *EnvoyDomain) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_policy_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EnvoyDomain.ProtoReflect.Descriptor instead.
+func (*EnvoyDomain) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_policy_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *EnvoyDomain) GetDomain() string {
+	if x != nil {
+		return x.Domain
+	}
+	return ""
+}
+
+func (x *EnvoyDomain) GetYaml() string {
+	if x != nil {
+		return x.Yaml
+	}
+	return ""
+}
+
+func (x *EnvoyDomain) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+func (x *EnvoyDomain) GetUpdatedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.UpdatedAt
+	}
+	return nil
+}
+
+type DeleteEnvoyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Domain        string                 `protobuf:"bytes,1,opt,name=domain,proto3" json:"domain,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteEnvoyRequest) Reset() {
+	*x = DeleteEnvoyRequest{}
+	mi := &file_holdfast_v1_policy_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteEnvoyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteEnvoyRequest) ProtoMessage() {}
+
+func (x *DeleteEnvoyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_policy_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteEnvoyRequest.ProtoReflect.Descriptor instead.
+func (*DeleteEnvoyRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_policy_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *DeleteEnvoyRequest) GetDomain() string {
+	if x != nil {
+		return x.Domain
+	}
+	return ""
+}
+
+type DeleteEnvoyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteEnvoyResponse) Reset() {
+	*x = DeleteEnvoyResponse{}
+	mi := &file_holdfast_v1_policy_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteEnvoyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteEnvoyResponse) ProtoMessage() {}
+
+func (x *DeleteEnvoyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_policy_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteEnvoyResponse.ProtoReflect.Descriptor instead.
+func (*DeleteEnvoyResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_policy_proto_rawDescGZIP(), []int{24}
+}
+
 var File_holdfast_v1_policy_proto protoreflect.FileDescriptor
 
 const file_holdfast_v1_policy_proto_rawDesc = "" +
@@ -1604,7 +1833,19 @@ const file_holdfast_v1_policy_proto_rawDesc = "" +
 	"\adry_run\x18\x02 \x01(\bR\x06dryRun\"C\n" +
 	"\x13ImportEnvoyResponse\x12\x16\n" +
 	"\x06domain\x18\x01 \x01(\tR\x06domain\x12\x14\n" +
-	"\x05rules\x18\x02 \x01(\rR\x05rules2\xd4\t\n" +
+	"\x05rules\x18\x02 \x01(\rR\x05rules\"\x12\n" +
+	"\x10ListEnvoyRequest\"G\n" +
+	"\x11ListEnvoyResponse\x122\n" +
+	"\adomains\x18\x01 \x03(\v2\x18.holdfast.v1.EnvoyDomainR\adomains\"\x8a\x01\n" +
+	"\vEnvoyDomain\x12\x16\n" +
+	"\x06domain\x18\x01 \x01(\tR\x06domain\x12\x12\n" +
+	"\x04yaml\x18\x02 \x01(\tR\x04yaml\x12\x14\n" +
+	"\x05actor\x18\x03 \x01(\tR\x05actor\x129\n" +
+	"\n" +
+	"updated_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tupdatedAt\",\n" +
+	"\x12DeleteEnvoyRequest\x12\x16\n" +
+	"\x06domain\x18\x01 \x01(\tR\x06domain\"\x15\n" +
+	"\x13DeleteEnvoyResponse2\xb9\v\n" +
 	"\bPolicies\x12b\n" +
 	"\fCreatePolicy\x12 .holdfast.v1.CreatePolicyRequest\x1a\x13.holdfast.v1.Policy\"\x1b\x82\xd3\xe4\x93\x02\x15:\x01*\"\x10/api/v1/policies\x12e\n" +
 	"\tGetPolicy\x12\x1d.holdfast.v1.GetPolicyRequest\x1a\x13.holdfast.v1.Policy\"$\x82\xd3\xe4\x93\x02\x1e\x12\x1c/api/v1/policies/{policy_id}\x12m\n" +
@@ -1615,7 +1856,9 @@ const file_holdfast_v1_policy_proto_rawDesc = "" +
 	"\x0fUnassignClients\x12#.holdfast.v1.UnassignClientsRequest\x1a$.holdfast.v1.UnassignClientsResponse\"8\x82\xd3\xe4\x93\x022:\x01*\"-/api/v1/policies/{policy_id}/clients:unassign\x12~\n" +
 	"\vListClients\x12\x1f.holdfast.v1.ListClientsRequest\x1a .holdfast.v1.ListClientsResponse\",\x82\xd3\xe4\x93\x02&\x12$/api/v1/policies/{policy_id}/clients\x12\x84\x01\n" +
 	"\rPolicyHistory\x12!.holdfast.v1.PolicyHistoryRequest\x1a\".holdfast.v1.PolicyHistoryResponse\",\x82\xd3\xe4\x93\x02&\x12$/api/v1/policies/{policy_id}/history\x12y\n" +
-	"\vImportEnvoy\x12\x1f.holdfast.v1.ImportEnvoyRequest\x1a .holdfast.v1.ImportEnvoyResponse\"'\x82\xd3\xe4\x93\x02!:\x01*\"\x1c/api/v1/policies:importEnvoyB:Z8github.com/holdfastdb/holdfast/rpc/holdfastpb;holdfastpbb\x06proto3"
+	"\vImportEnvoy\x12\x1f.holdfast.v1.ImportEnvoyRequest\x1a .holdfast.v1.ImportEnvoyResponse\"'\x82\xd3\xe4\x93\x02!:\x01*\"\x1c/api/v1/policies:importEnvoy\x12i\n" +
+	"\tListEnvoy\x12\x1d.holdfast.v1.ListEnvoyRequest\x1a\x1e.holdfast.v1.ListEnvoyResponse\"\x1d\x82\xd3\xe4\x93\x02\x17\x12\x15/api/v1/envoy/domains\x12x\n" +
+	"\vDeleteEnvoy\x12\x1f.holdfast.v1.DeleteEnvoyRequest\x1a .holdfast.v1.DeleteEnvoyResponse\"&\x82\xd3\xe4\x93\x02 *\x1e/api/v1/envoy/domains/{domain}B:Z8github.com/holdfastdb/holdfast/rpc/holdfastpb;holdfastpbb\x06proto3"
 
 var (
 	file_holdfast_v1_policy_proto_rawDescOnce sync.Once
@@ -1629,7 +1872,7 @@ func file_holdfast_v1_policy_proto_rawDescGZIP() []byte {
 	return file_holdfast_v1_policy_proto_rawDescData
 }
 
-var file_holdfast_v1_policy_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_holdfast_v1_policy_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_holdfast_v1_policy_proto_goTypes = []any{
 	(*Policy)(nil),                  // 0: holdfast.v1.Policy
 	(*CreatePolicyRequest)(nil),     // 1: holdfast.v1.CreatePolicyRequest
@@ -1651,45 +1894,56 @@ var file_holdfast_v1_policy_proto_goTypes = []any{
 	(*PolicyHistoryResponse)(nil),   // 17: holdfast.v1.PolicyHistoryResponse
 	(*ImportEnvoyRequest)(nil),      // 18: holdfast.v1.ImportEnvoyRequest
 	(*ImportEnvoyResponse)(nil),     // 19: holdfast.v1.ImportEnvoyResponse
-	(*timestamppb.Timestamp)(nil),   // 20: google.protobuf.Timestamp
+	(*ListEnvoyRequest)(nil),        // 20: holdfast.v1.ListEnvoyRequest
+	(*ListEnvoyResponse)(nil),       // 21: holdfast.v1.ListEnvoyResponse
+	(*EnvoyDomain)(nil),             // 22: holdfast.v1.EnvoyDomain
+	(*DeleteEnvoyRequest)(nil),      // 23: holdfast.v1.DeleteEnvoyRequest
+	(*DeleteEnvoyResponse)(nil),     // 24: holdfast.v1.DeleteEnvoyResponse
+	(*timestamppb.Timestamp)(nil),   // 25: google.protobuf.Timestamp
 }
 var file_holdfast_v1_policy_proto_depIdxs = []int32{
-	20, // 0: holdfast.v1.Policy.created_at:type_name -> google.protobuf.Timestamp
-	20, // 1: holdfast.v1.Policy.updated_at:type_name -> google.protobuf.Timestamp
+	25, // 0: holdfast.v1.Policy.created_at:type_name -> google.protobuf.Timestamp
+	25, // 1: holdfast.v1.Policy.updated_at:type_name -> google.protobuf.Timestamp
 	0,  // 2: holdfast.v1.ListPoliciesResponse.policies:type_name -> holdfast.v1.Policy
-	20, // 3: holdfast.v1.AssignClientsRequest.effective_from:type_name -> google.protobuf.Timestamp
-	20, // 4: holdfast.v1.AssignClientsRequest.effective_to:type_name -> google.protobuf.Timestamp
-	20, // 5: holdfast.v1.Assignment.effective_from:type_name -> google.protobuf.Timestamp
-	20, // 6: holdfast.v1.Assignment.effective_to:type_name -> google.protobuf.Timestamp
+	25, // 3: holdfast.v1.AssignClientsRequest.effective_from:type_name -> google.protobuf.Timestamp
+	25, // 4: holdfast.v1.AssignClientsRequest.effective_to:type_name -> google.protobuf.Timestamp
+	25, // 5: holdfast.v1.Assignment.effective_from:type_name -> google.protobuf.Timestamp
+	25, // 6: holdfast.v1.Assignment.effective_to:type_name -> google.protobuf.Timestamp
 	13, // 7: holdfast.v1.ListClientsResponse.clients:type_name -> holdfast.v1.Assignment
-	20, // 8: holdfast.v1.PolicyChange.at:type_name -> google.protobuf.Timestamp
+	25, // 8: holdfast.v1.PolicyChange.at:type_name -> google.protobuf.Timestamp
 	0,  // 9: holdfast.v1.PolicyChange.policy:type_name -> holdfast.v1.Policy
 	16, // 10: holdfast.v1.PolicyHistoryResponse.changes:type_name -> holdfast.v1.PolicyChange
-	1,  // 11: holdfast.v1.Policies.CreatePolicy:input_type -> holdfast.v1.CreatePolicyRequest
-	2,  // 12: holdfast.v1.Policies.GetPolicy:input_type -> holdfast.v1.GetPolicyRequest
-	3,  // 13: holdfast.v1.Policies.ListPolicies:input_type -> holdfast.v1.ListPoliciesRequest
-	5,  // 14: holdfast.v1.Policies.UpdatePolicy:input_type -> holdfast.v1.UpdatePolicyRequest
-	6,  // 15: holdfast.v1.Policies.DeletePolicy:input_type -> holdfast.v1.DeletePolicyRequest
-	8,  // 16: holdfast.v1.Policies.AssignClients:input_type -> holdfast.v1.AssignClientsRequest
-	10, // 17: holdfast.v1.Policies.UnassignClients:input_type -> holdfast.v1.UnassignClientsRequest
-	12, // 18: holdfast.v1.Policies.ListClients:input_type -> holdfast.v1.ListClientsRequest
-	15, // 19: holdfast.v1.Policies.PolicyHistory:input_type -> holdfast.v1.PolicyHistoryRequest
-	18, // 20: holdfast.v1.Policies.ImportEnvoy:input_type -> holdfast.v1.ImportEnvoyRequest
-	0,  // 21: holdfast.v1.Policies.CreatePolicy:output_type -> holdfast.v1.Policy
-	0,  // 22: holdfast.v1.Policies.GetPolicy:output_type -> holdfast.v1.Policy
-	4,  // 23: holdfast.v1.Policies.ListPolicies:output_type -> holdfast.v1.ListPoliciesResponse
-	0,  // 24: holdfast.v1.Policies.UpdatePolicy:output_type -> holdfast.v1.Policy
-	7,  // 25: holdfast.v1.Policies.DeletePolicy:output_type -> holdfast.v1.DeletePolicyResponse
-	9,  // 26: holdfast.v1.Policies.AssignClients:output_type -> holdfast.v1.AssignClientsResponse
-	11, // 27: holdfast.v1.Policies.UnassignClients:output_type -> holdfast.v1.UnassignClientsResponse
-	14, // 28: holdfast.v1.Policies.ListClients:output_type -> holdfast.v1.ListClientsResponse
-	17, // 29: holdfast.v1.Policies.PolicyHistory:output_type -> holdfast.v1.PolicyHistoryResponse
-	19, // 30: holdfast.v1.Policies.ImportEnvoy:output_type -> holdfast.v1.ImportEnvoyResponse
-	21, // [21:31] is the sub-list for method output_type
-	11, // [11:21] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	22, // 11: holdfast.v1.ListEnvoyResponse.domains:type_name -> holdfast.v1.EnvoyDomain
+	25, // 12: holdfast.v1.EnvoyDomain.updated_at:type_name -> google.protobuf.Timestamp
+	1,  // 13: holdfast.v1.Policies.CreatePolicy:input_type -> holdfast.v1.CreatePolicyRequest
+	2,  // 14: holdfast.v1.Policies.GetPolicy:input_type -> holdfast.v1.GetPolicyRequest
+	3,  // 15: holdfast.v1.Policies.ListPolicies:input_type -> holdfast.v1.ListPoliciesRequest
+	5,  // 16: holdfast.v1.Policies.UpdatePolicy:input_type -> holdfast.v1.UpdatePolicyRequest
+	6,  // 17: holdfast.v1.Policies.DeletePolicy:input_type -> holdfast.v1.DeletePolicyRequest
+	8,  // 18: holdfast.v1.Policies.AssignClients:input_type -> holdfast.v1.AssignClientsRequest
+	10, // 19: holdfast.v1.Policies.UnassignClients:input_type -> holdfast.v1.UnassignClientsRequest
+	12, // 20: holdfast.v1.Policies.ListClients:input_type -> holdfast.v1.ListClientsRequest
+	15, // 21: holdfast.v1.Policies.PolicyHistory:input_type -> holdfast.v1.PolicyHistoryRequest
+	18, // 22: holdfast.v1.Policies.ImportEnvoy:input_type -> holdfast.v1.ImportEnvoyRequest
+	20, // 23: holdfast.v1.Policies.ListEnvoy:input_type -> holdfast.v1.ListEnvoyRequest
+	23, // 24: holdfast.v1.Policies.DeleteEnvoy:input_type -> holdfast.v1.DeleteEnvoyRequest
+	0,  // 25: holdfast.v1.Policies.CreatePolicy:output_type -> holdfast.v1.Policy
+	0,  // 26: holdfast.v1.Policies.GetPolicy:output_type -> holdfast.v1.Policy
+	4,  // 27: holdfast.v1.Policies.ListPolicies:output_type -> holdfast.v1.ListPoliciesResponse
+	0,  // 28: holdfast.v1.Policies.UpdatePolicy:output_type -> holdfast.v1.Policy
+	7,  // 29: holdfast.v1.Policies.DeletePolicy:output_type -> holdfast.v1.DeletePolicyResponse
+	9,  // 30: holdfast.v1.Policies.AssignClients:output_type -> holdfast.v1.AssignClientsResponse
+	11, // 31: holdfast.v1.Policies.UnassignClients:output_type -> holdfast.v1.UnassignClientsResponse
+	14, // 32: holdfast.v1.Policies.ListClients:output_type -> holdfast.v1.ListClientsResponse
+	17, // 33: holdfast.v1.Policies.PolicyHistory:output_type -> holdfast.v1.PolicyHistoryResponse
+	19, // 34: holdfast.v1.Policies.ImportEnvoy:output_type -> holdfast.v1.ImportEnvoyResponse
+	21, // 35: holdfast.v1.Policies.ListEnvoy:output_type -> holdfast.v1.ListEnvoyResponse
+	24, // 36: holdfast.v1.Policies.DeleteEnvoy:output_type -> holdfast.v1.DeleteEnvoyResponse
+	25, // [25:37] is the sub-list for method output_type
+	13, // [13:25] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_v1_policy_proto_init() }
@@ -1707,7 +1961,7 @@ func file_holdfast_v1_policy_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_v1_policy_proto_rawDesc), len(file_holdfast_v1_policy_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   20,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

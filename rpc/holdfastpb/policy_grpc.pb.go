@@ -29,6 +29,8 @@ const (
 	Policies_ListClients_FullMethodName     = "/holdfast.v1.Policies/ListClients"
 	Policies_PolicyHistory_FullMethodName   = "/holdfast.v1.Policies/PolicyHistory"
 	Policies_ImportEnvoy_FullMethodName     = "/holdfast.v1.Policies/ImportEnvoy"
+	Policies_ListEnvoy_FullMethodName       = "/holdfast.v1.Policies/ListEnvoy"
+	Policies_DeleteEnvoy_FullMethodName     = "/holdfast.v1.Policies/DeleteEnvoy"
 )
 
 // PoliciesClient is the client API for Policies service.
@@ -51,6 +53,10 @@ type PoliciesClient interface {
 	PolicyHistory(ctx context.Context, in *PolicyHistoryRequest, opts ...grpc.CallOption) (*PolicyHistoryResponse, error)
 	// ImportEnvoy replaces the policies of one domain by a file in the YAML dialect of Envoy's rate limit service.
 	ImportEnvoy(ctx context.Context, in *ImportEnvoyRequest, opts ...grpc.CallOption) (*ImportEnvoyResponse, error)
+	// ListEnvoy lists what was imported, by domain.
+	ListEnvoy(ctx context.Context, in *ListEnvoyRequest, opts ...grpc.CallOption) (*ListEnvoyResponse, error)
+	// DeleteEnvoy forgets a domain: its requests are not limited any more.
+	DeleteEnvoy(ctx context.Context, in *DeleteEnvoyRequest, opts ...grpc.CallOption) (*DeleteEnvoyResponse, error)
 }
 
 type policiesClient struct {
@@ -161,6 +167,26 @@ func (c *policiesClient) ImportEnvoy(ctx context.Context, in *ImportEnvoyRequest
 	return out, nil
 }
 
+func (c *policiesClient) ListEnvoy(ctx context.Context, in *ListEnvoyRequest, opts ...grpc.CallOption) (*ListEnvoyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListEnvoyResponse)
+	err := c.cc.Invoke(ctx, Policies_ListEnvoy_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *policiesClient) DeleteEnvoy(ctx context.Context, in *DeleteEnvoyRequest, opts ...grpc.CallOption) (*DeleteEnvoyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DeleteEnvoyResponse)
+	err := c.cc.Invoke(ctx, Policies_DeleteEnvoy_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // PoliciesServer is the server API for Policies service.
 // All implementations must embed UnimplementedPoliciesServer
 // for forward compatibility.
@@ -181,6 +207,10 @@ type PoliciesServer interface {
 	PolicyHistory(context.Context, *PolicyHistoryRequest) (*PolicyHistoryResponse, error)
 	// ImportEnvoy replaces the policies of one domain by a file in the YAML dialect of Envoy's rate limit service.
 	ImportEnvoy(context.Context, *ImportEnvoyRequest) (*ImportEnvoyResponse, error)
+	// ListEnvoy lists what was imported, by domain.
+	ListEnvoy(context.Context, *ListEnvoyRequest) (*ListEnvoyResponse, error)
+	// DeleteEnvoy forgets a domain: its requests are not limited any more.
+	DeleteEnvoy(context.Context, *DeleteEnvoyRequest) (*DeleteEnvoyResponse, error)
 	mustEmbedUnimplementedPoliciesServer()
 }
 
@@ -220,6 +250,12 @@ func (UnimplementedPoliciesServer) PolicyHistory(context.Context, *PolicyHistory
 }
 func (UnimplementedPoliciesServer) ImportEnvoy(context.Context, *ImportEnvoyRequest) (*ImportEnvoyResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ImportEnvoy not implemented")
+}
+func (UnimplementedPoliciesServer) ListEnvoy(context.Context, *ListEnvoyRequest) (*ListEnvoyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListEnvoy not implemented")
+}
+func (UnimplementedPoliciesServer) DeleteEnvoy(context.Context, *DeleteEnvoyRequest) (*DeleteEnvoyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DeleteEnvoy not implemented")
 }
 func (UnimplementedPoliciesServer) mustEmbedUnimplementedPoliciesServer() {}
 func (UnimplementedPoliciesServer) testEmbeddedByValue()                  {}
@@ -422,6 +458,42 @@ func _Policies_ImportEnvoy_Handler(srv interface{}, ctx context.Context, dec fun
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Policies_ListEnvoy_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListEnvoyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PoliciesServer).ListEnvoy(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Policies_ListEnvoy_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PoliciesServer).ListEnvoy(ctx, req.(*ListEnvoyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Policies_DeleteEnvoy_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DeleteEnvoyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PoliciesServer).DeleteEnvoy(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Policies_DeleteEnvoy_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PoliciesServer).DeleteEnvoy(ctx, req.(*DeleteEnvoyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Policies_ServiceDesc is the grpc.ServiceDesc for Policies service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -468,6 +540,14 @@ var Policies_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ImportEnvoy",
 			Handler:    _Policies_ImportEnvoy_Handler,
+		},
+		{
+			MethodName: "ListEnvoy",
+			Handler:    _Policies_ListEnvoy_Handler,
+		},
+		{
+			MethodName: "DeleteEnvoy",
+			Handler:    _Policies_DeleteEnvoy_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

@@ -195,6 +195,20 @@ func (t *Table[K]) Now(key K, weight uint32) (d Decision, ok bool) {
 	return d, done && err == nil
 }
 
+// Unreachable decides for a key that cannot be leased while the cluster cannot be reached, as its policy said when it was
+// asked last; false if that is not known.
+func (t *Table[K]) Unreachable(key K, weight uint32) (Decision, bool) {
+	s := &t.shards[t.hash(key)%shards]
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b := s.buckets[key]
+	if b == nil || b.fallback.Mode == Unknown {
+		return Decision{}, false
+	}
+	d, _ := b.unreachable(time.Now(), weight)
+	return d, true
+}
+
 // bucket is a key's. Called with the shard's mutex held.
 func (t *Table[K]) bucket(s *shard[K], key K, now time.Time) *bucket {
 	b := s.buckets[key]
@@ -308,7 +322,8 @@ func (b *bucket) answered(g Grant, err error, sent time.Time, weight uint32) {
 	if g.Granted > 0 {
 		b.add(grant{id: g.ID, left: g.Granted, until: sent.Add(g.Valid - margin)})
 	}
-	if b.left(now) < weight {
+	// The shard grants half of what is free: about as much is left there as it granted. If that helps, ask again.
+	if uint64(b.left(now))+uint64(g.Granted) < uint64(weight) {
 		b.retryAt = now.Add(g.Retry)
 		b.deniedTill = now.Add(min(max(g.Retry, time.Millisecond), maxDenied))
 	}

@@ -26,6 +26,8 @@ type Config struct {
 	// this node at, if not the one it listens on.
 	GRPC, HTTP, Peer string
 	Advertise        string
+	// Listen opens a listener; nil means TCP.
+	Listen func(ctx context.Context, addr string) (net.Listener, error)
 	// Profiles serves net/http/pprof.
 	Profiles bool
 }
@@ -53,8 +55,13 @@ func Start(ctx context.Context, cfg Config) (_ *Process, err error) {
 			}
 		}
 	}()
+	if cfg.Listen == nil {
+		cfg.Listen = func(ctx context.Context, addr string) (net.Listener, error) {
+			return (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
+		}
+	}
 	listen := func(addr string) (net.Listener, error) {
-		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
+		l, err := cfg.Listen(ctx, addr)
 		if err != nil {
 			return nil, fmt.Errorf("listen: %w", err)
 		}

@@ -13,13 +13,16 @@ import (
 
 	ratelimit "github.com/envoyproxy/go-control-plane/envoy/extensions/common/ratelimit/v3"
 	rls "github.com/envoyproxy/go-control-plane/envoy/service/ratelimit/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 
+	"github.com/holdfastdb/holdfast/client"
 	"github.com/holdfastdb/holdfast/client/holdfasttest"
 	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
 )
@@ -256,6 +259,52 @@ func TestAHierarchyTakesAllOrNone(t *testing.T) {
 	}
 }
 
+// A key names a check of several shards too: its repetition takes nothing, is not denied for what it took itself, and ends
+// what the first try left.
+func TestIdempotencyKeyOverSeveralShards(t *testing.T) {
+	c := holdfasttest.Start(t, 1)
+	r := rest{t, c.URL(0)}
+	for _, name := range []string{"ip", "region", "resource"} {
+		r.ok("POST", "/api/v1/policies", fmt.Sprintf(`{"name":"by-%s","algorithm":"fixed_window","rate_limit":4,"calendar":"year","scope":"%s"}`, name, name))
+		r.ok("PUT", "/api/v1/policies/by-"+name+"/clients", `{"client_ids":["*"]}`)
+	}
+	const subject = `"client_id":"c","ip":"10.0.0.1","region":"eu","resource":"/r"`
+	used := func() (list []any) {
+		st := r.ok("GET", "/api/v1/ratelimit/status?client_id=c&ip=10.0.0.1&region=eu&resource=/r", "")
+		for _, row := range st["policies"].([]any) {
+			list = append(list, row.(map[string]any)["current_usage"])
+		}
+		return list
+	}
+	check := `{` + subject + `,"weight":3}`
+	for range 3 {
+		if got := r.ok("POST", "/api/v1/ratelimit/check", check, "Idempotency-Key", "once"); got["allowed"] != true {
+			t.Fatalf("check: %v", got)
+		}
+		if got := r.ok("POST", "/api/v1/ratelimit/check", check, "Idempotency-Key", "denied"); got["allowed"] != false {
+			t.Fatalf("a second check: %v", got)
+		}
+	}
+	if got := fmt.Sprint(used()); got != "[3 3 3]" {
+		t.Fatalf("in use %v", got)
+	}
+	reserve := `{"check":{` + subject + `}}`
+	first := r.ok("POST", "/api/v1/ratelimit/reserve", reserve, "Idempotency-Key", "reserved")
+	again := r.ok("POST", "/api/v1/ratelimit/reserve", reserve, "Idempotency-Key", "reserved")
+	if first["reservation_id"] == "" || first["reservation_id"] != again["reservation_id"] || fmt.Sprint(used()) != "[4 4 4]" {
+		t.Fatalf("reserved %v, then %v; in use %v", first, again, used())
+	}
+	for range 2 {
+		r.ok("POST", "/api/v1/ratelimit/refund", fmt.Sprintf(`{"reservation_id":%q}`, first["reservation_id"]), "Idempotency-Key", "back")
+	}
+	if got := fmt.Sprint(used()); got != "[3 3 3]" {
+		t.Fatalf("after the refund %v are in use", got)
+	}
+	if code, _, p := r.do("POST", "/api/v1/ratelimit/check", `{`+subject+`}`, "Idempotency-Key", "once"); code != 409 {
+		t.Fatalf("a key for another request: %v", p)
+	}
+}
+
 func TestReservationsAndSlotsOverREST(t *testing.T) {
 	c := holdfasttest.Start(t, 1)
 	r := rest{t, c.URL(0)}
@@ -372,11 +421,32 @@ func TestEnvoyRateLimitService(t *testing.T) {
 	if r := ask("shop", descriptor("tenant", "t")); r.OverallCode != ok || r.Statuses[0].CurrentLimit != nil {
 		t.Fatalf("a descriptor less deep than the rule: %v", r)
 	}
+	// So it is if the limits are on different shards or asked for different numbers of hits.
+	many := func(n uint64, d *ratelimit.RateLimitDescriptor) *ratelimit.RateLimitDescriptor {
+		d.HitsAddend = wrapperspb.UInt64(n)
+		return d
+	}
+	if r := ask("shop", many(2, descriptor("user", "bob")), many(1, descriptor("path", "/api/z"))); r.OverallCode != over || r.Statuses[0].LimitRemaining != 2 {
+		t.Fatalf("one of two over, with hits of their own: %v", r)
+	}
+	if r := ask("shop", many(2, descriptor("user", "bob")), many(1, descriptor("tenant", "u", "op", "write"))); r.OverallCode != ok || r.Statuses[0].LimitRemaining != 0 {
+		t.Fatalf("hits of their own: %v", r)
+	}
+	if r := ask("shop", descriptor("user", "carol"), descriptor("watched", "x")); r.OverallCode != ok || r.Statuses[0].LimitRemaining != 1 {
+		t.Fatalf("beside a shadow rule that is over: %v", r)
+	}
 	if r := ask("elsewhere", descriptor("user", "alice")); r.OverallCode != ok || r.Statuses[0].CurrentLimit != nil {
 		t.Fatalf("unknown domain: %v", r)
 	}
 	if _, err := envoy.ShouldRateLimit(t.Context(), &rls.RateLimitRequest{Domain: "shop"}); status.Code(err) != codes.InvalidArgument {
 		t.Fatalf("no descriptors: %v", err)
+	}
+	tooMany := &ratelimit.RateLimitDescriptor{
+		Entries: descriptor("user", "dave").Entries,
+		Limit:   &ratelimit.RateLimitDescriptor_RateLimitOverride{RequestsPerUnit: 1e9, Unit: typev3.RateLimitUnit_YEAR},
+	}
+	if r := ask("shop", tooMany); r.OverallCode != ok || r.Statuses[0].CurrentLimit != nil {
+		t.Fatalf("a limit that no counter can hold: %v", r)
 	}
 	code, _, body := rest{t, c.URL(0)}.do("POST", "/json", `{"domain":"shop","descriptors":[{"entries":[{"key":"user","value":"alice"}]}]}`)
 	if code != http.StatusTooManyRequests || body["overallCode"] != "OVER_LIMIT" {
@@ -391,7 +461,23 @@ func TestHealthOverGRPC(t *testing.T) {
 	if err != nil || r.Status != grpc_health_v1.HealthCheckResponse_SERVING {
 		t.Fatalf("%v, %v", r, err)
 	}
+	if _, err := health.Check(context.Background(), &grpc_health_v1.HealthCheckRequest{Service: "envoy.service.ratelimit.v3.RateLimitService"}); err != nil {
+		t.Fatalf("Envoy's service: %v", err)
+	}
 	if _, err := health.Check(context.Background(), &grpc_health_v1.HealthCheckRequest{Service: "nope"}); status.Code(err) != codes.NotFound {
 		t.Fatalf("an unknown service: %v", err)
+	}
+}
+
+// SDKs keep their streams open. A node that stops does not wait for them until its time is over.
+func TestAnOpenStreamDoesNotHoldAStopUp(t *testing.T) {
+	c := holdfasttest.Start(t, 1)
+	if _, err := c.Client().Limits().Check(t.Context(), client.Request{Client: "a"}); err != nil {
+		t.Fatal(err)
+	}
+	begin := time.Now()
+	c.StopNode(0)
+	if took := time.Since(begin); took > 1900*time.Millisecond {
+		t.Errorf("it took %v", took)
 	}
 }

@@ -37,13 +37,18 @@ type Config struct {
 	Dial func(ctx context.Context, addr string) (net.Conn, error)
 	// Creds secures connections; nil means plain text.
 	Creds credentials.TransportCredentials
-	// DiskStalled tells that the Raft log does not get synced: then no heartbeats are sent, so that a node whose
-	// disk hangs does not go on leading (hashicorp/raft #503). Nil means never.
+	// DiskStalled tells that the Raft log does not get synced: then no appends are sent, heartbeats or others, as each is
+	// a sign of life, and a node whose disk hangs must not go on leading (hashicorp/raft #503). Nil means never.
 	DiskStalled func() bool
 	Logger      *slog.Logger
+	// Clock is the node's wall clock, which nodes compare; nil means time.Now.
+	Clock func() time.Time
 	// Heartbeat and Election are the groups' timeouts, which bound how long the answer to a heartbeat and to a request
 	// for a vote is waited for. Default 1 s, and Heartbeat.
 	Heartbeat, Election time.Duration
+	// Tamper is for simulations: it gets the sending of each frame and may do it later, more than once or never. Nil
+	// sends.
+	Tamper func(to string, send func())
 }
 
 // Handler answers another node's call. An error is told to the caller as text.
@@ -74,7 +79,7 @@ var (
 	ErrNoMethod = errors.New("raftnet: no such method")
 
 	errNoReplica   = errors.New("raftnet: no such replica here")
-	errDiskStalled = errors.New("raftnet: the disk does not answer, no heartbeat is sent")
+	errDiskStalled = errors.New("raftnet: the disk does not answer, nothing is sent that shows a live leader")
 	errTimeout     = errors.New("raftnet: no answer in time")
 	errBusy        = errors.New("raftnet: the replica is behind with its requests")
 	errTooLarge    = errors.New("raftnet: too large for one message")
@@ -94,6 +99,9 @@ func New(cfg Config) *Net {
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Clock == nil {
+		cfg.Clock = time.Now
 	}
 	if cfg.ClusterID == nil {
 		cfg.ClusterID = func() string { return "" }
@@ -137,6 +145,15 @@ func (n *Net) Handle(method string, h Handler) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.handlers[method] = h
+}
+
+// push sends a frame by way of Tamper. What gets lost on its way, nobody tells.
+func (n *Net) push(to string, f *frame, push func(*frame) error) error {
+	if n.cfg.Tamper == nil {
+		return push(f)
+	}
+	n.cfg.Tamper(to, func() { _ = push(f) })
+	return nil
 }
 
 func (n *Net) handler(method string) (Handler, bool) {

@@ -142,7 +142,7 @@ func (p *peer) open(which int) (*stream, error) {
 	if s := p.streams[which]; s != nil && s.conn == conn && s.ctx.Err() == nil {
 		return s, nil
 	}
-	s := &stream{conn: conn, queue: newQueue(p.n.cfg.Heartbeat * 3 / 10), calls: make(map[uint64]*call)}
+	s := &stream{n: p.n, to: p.id, conn: conn, queue: newQueue(p.n.cfg.Heartbeat * 3 / 10), calls: make(map[uint64]*call)}
 	s.ctx, s.end = context.WithCancel(p.n.outgoing(p.n.ctx, p.id))
 	addr := p.addr
 	if !p.n.spawn(func() { s.run(p.n.log.With("node", p.id, "address", addr)) }) {
@@ -155,6 +155,8 @@ func (p *peer) open(which int) (*stream, error) {
 
 // stream is one life of the stream to a node.
 type stream struct {
+	n     *Net
+	to    string // node id
 	conn  *grpc.ClientConn
 	ctx   context.Context // ends with the stream
 	end   context.CancelFunc
@@ -227,7 +229,7 @@ func (s *stream) send(f *frame) (*call, error) {
 	if f.patient {
 		push = s.queue.pushPatient
 	}
-	if err := push(f); err != nil {
+	if err := s.n.push(s.to, f, push); err != nil {
 		s.forget(c.id)
 		return nil, err
 	}

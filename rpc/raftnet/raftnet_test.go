@@ -43,6 +43,7 @@ type node struct {
 	served sync.WaitGroup
 	raft   *raft.Raft
 	fsm    *words
+	disk   *disk // nil if it never hangs
 	logs   *raft.InmemStore
 	snaps  *raft.InmemSnapshotStore
 }
@@ -136,7 +137,11 @@ func (n *node) startRaft(t *testing.T, bootstrap ...string) {
 			t.Fatal(err)
 		}
 	}
-	r, err := raft.NewRaft(c, n.fsm, n.logs, n.logs, n.snaps, tr)
+	logs := raft.LogStore(n.logs)
+	if n.disk != nil {
+		logs = slowLogs{n.logs, n.disk}
+	}
+	r, err := raft.NewRaft(c, n.fsm, logs, n.logs, n.snaps, tr)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -321,14 +326,29 @@ func TestHeartbeatsAreAnsweredAtOnceOnlyIfRaftWillSeeThem(t *testing.T) {
 	}
 }
 
-func TestAStalledDiskSendsNoHeartbeat(t *testing.T) {
+func TestAStalledDiskSendsNoSignOfLife(t *testing.T) {
 	b := &book{addrs: map[string]string{}}
 	a := startNode(t, b, "a", Config{DiskStalled: func() bool { return true }})
 	defer a.close()
 	g := a.Group(group, "a/1")
-	err := g.AppendEntries("b/1", "b/1", &raft.AppendEntriesRequest{Term: 1}, &raft.AppendEntriesResponse{})
-	if !errors.Is(err, errDiskStalled) {
-		t.Fatalf("error %v", err)
+	for name, q := range map[string]*raft.AppendEntriesRequest{
+		"a heartbeat":      {Term: 1},
+		"the commit index": {Term: 1, PrevLogEntry: 4, PrevLogTerm: 1, LeaderCommitIndex: 4},
+		"entries":          appendOf(1, 10),
+	} {
+		if err := g.AppendEntries("b/1", "b/1", q, &raft.AppendEntriesResponse{}); !errors.Is(err, errDiskStalled) {
+			t.Errorf("%s: error %v", name, err)
+		}
+		p, err := g.AppendEntriesPipeline("b/1", "b/1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := p.AppendEntries(q, &raft.AppendEntriesResponse{}); !errors.Is(err, errDiskStalled) {
+			t.Errorf("%s in a pipeline: error %v", name, err)
+		}
+		if err := p.Close(); err != nil {
+			t.Error(err)
+		}
 	}
 }
 

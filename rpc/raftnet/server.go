@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"sync"
-	"time"
 
 	"github.com/hashicorp/raft"
 	"google.golang.org/grpc"
@@ -232,11 +231,11 @@ func (in *inbound) answer(id uint64, answer any) {
 		in.fail(id, err)
 		return
 	}
-	_ = in.answers.push(&frame{kind: kindAnswer, id: id, body: body}) // or the asker's deadline tells it
+	_ = in.n.push(in.from, &frame{kind: kindAnswer, id: id, body: body}, in.answers.push) // or the asker's deadline tells it
 }
 
 func (in *inbound) fail(id uint64, err error) {
-	_ = in.answers.push(&frame{kind: kindFailure, id: id, body: []byte(err.Error())})
+	_ = in.n.push(in.from, &frame{kind: kindFailure, id: id, body: []byte(err.Error())}, in.answers.push)
 }
 
 // local finds the replica that a request is for. One of another generation is not it.
@@ -312,5 +311,5 @@ func (n *Net) serveTerms(_ context.Context, _ string, request []byte) ([]byte, e
 			}
 		}
 	}
-	return appendTerms(nil, time.Now(), terms), nil
+	return appendTerms(nil, n.cfg.Clock(), terms), nil
 }

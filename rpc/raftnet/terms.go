@@ -26,12 +26,12 @@ func (n *Net) ConfirmTerms(ctx context.Context, nodeID string, queries []TermQue
 	if len(queries) > maxQueries {
 		return nil, fmt.Errorf("%w: %d questions", errTooLarge, len(queries))
 	}
-	sent := time.Now()
+	sent, clock := time.Now(), n.cfg.Clock()
 	answer, err := n.Call(ctx, nodeID, methodTerms, appendTermQueries(nil, queries))
 	if err != nil {
 		return nil, err
 	}
-	received := time.Now()
+	trip := time.Since(sent)
 	at, terms, err := decodeTerms(answer)
 	if err != nil {
 		return nil, err
@@ -40,9 +40,9 @@ func (n *Net) ConfirmTerms(ctx context.Context, nodeID string, queries []TermQue
 		return nil, fmt.Errorf("%w: %d terms for %d questions", wire.ErrCorrupt, len(terms), len(queries))
 	}
 	// Half of the round trip is what the measurement may be wrong by; a slow one says nothing.
-	if trip := received.Sub(sent); trip < 100*time.Millisecond {
+	if trip < 100*time.Millisecond {
 		n.mu.Lock()
-		n.clocks[nodeID] = at.Sub(sent.Add(trip / 2))
+		n.clocks[nodeID] = at.Sub(clock.Add(trip / 2))
 		n.mu.Unlock()
 	}
 	return terms, nil

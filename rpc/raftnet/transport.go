@@ -124,6 +124,9 @@ func (g *GroupTransport) start(target raft.ServerID, request any) (*call, error)
 	}
 	which, patient := beatConn, false
 	if q, ok := request.(*raft.AppendEntriesRequest); ok {
+		if g.n.cfg.DiskStalled != nil && g.n.cfg.DiskStalled() {
+			return nil, errDiskStalled
+		}
 		if patient = isHeartbeat(q); !patient {
 			which = entryConn
 		}
@@ -148,9 +151,6 @@ func (g *GroupTransport) ask(target raft.ServerID, request, answer any, timeout 
 func (g *GroupTransport) AppendEntries(id raft.ServerID, _ raft.ServerAddress, q *raft.AppendEntriesRequest, a *raft.AppendEntriesResponse) error {
 	if !isHeartbeat(q) {
 		return g.append(id, q, a)
-	}
-	if g.n.cfg.DiskStalled != nil && g.n.cfg.DiskStalled() {
-		return errDiskStalled
 	}
 	return g.ask(id, q, a, g.n.cfg.Heartbeat)
 }

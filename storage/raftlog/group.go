@@ -28,7 +28,10 @@ type group struct {
 	mu          sync.RWMutex
 	first, last uint64 // 0 when empty
 	cache       cache
-	votedTerm   []byte // set by SetUint64, not written before the candidate comes
+
+	// stable is held while a value is written, which may take as long as the disk likes: not by readers of entries.
+	stable    sync.Mutex
+	votedTerm []byte // set by SetUint64, not written before the candidate comes
 }
 
 // Open implements Provider.
@@ -168,8 +171,8 @@ func (g *group) DeleteRange(lowest, highest uint64) error {
 
 // Set implements raft.StableStore.
 func (g *group) Set(key, value []byte) error {
-	g.mu.Lock()
-	defer g.mu.Unlock()
+	g.stable.Lock()
+	defer g.stable.Unlock()
 	same, err := g.same(key, value)
 	if err != nil {
 		return err
@@ -222,9 +225,9 @@ func (g *group) read(key []byte) ([]byte, error) {
 func (g *group) SetUint64(key []byte, v uint64) error {
 	value := binary.BigEndian.AppendUint64(nil, v)
 	if string(key) == KeyVoteTerm {
-		g.mu.Lock()
+		g.stable.Lock()
 		g.votedTerm = value
-		g.mu.Unlock()
+		g.stable.Unlock()
 		return nil
 	}
 	return g.Set(key, value)
@@ -249,6 +252,8 @@ func (g *group) GetUint64(key []byte) (uint64, error) {
 func (g *group) Destroy() error {
 	b := g.s.db.NewBatch()
 	defer b.Close()
+	g.stable.Lock()
+	defer g.stable.Unlock()
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	err := b.DeleteRange(g.prefix(kindStable), g.prefix(kindEntry+1), nil)

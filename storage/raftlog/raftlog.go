@@ -52,9 +52,11 @@ var ErrCorrupt = errors.New("raftlog: corrupt entry")
 // Options says where and how to keep the logs.
 type Options struct {
 	// FS is the file system; nil means the real one, watched for slow writes.
-	FS     vfs.FS
-	Dir    string
-	Logger *slog.Logger
+	FS  vfs.FS
+	Dir string
+	// ReadOnly changes nothing on disk: for looking at what a node has left.
+	ReadOnly bool
+	Logger   *slog.Logger
 	// OnSync is told how long each synced write took.
 	OnSync func(time.Duration)
 	// OnDiskSlow is told when a write takes long.
@@ -64,13 +66,17 @@ type Options struct {
 	OnFatal func(error)
 	// CacheBytes bounds the newest entries kept in memory for each group; default 4 MiB.
 	CacheBytes int
+	// LogBytes is how much is written before a write-ahead log is closed and its entries, as far as they are still
+	// needed, go into tables; default 32 MiB.
+	LogBytes int
 }
 
 // Store keeps logs in Pebble. Its methods are safe for concurrent use.
 type Store struct {
-	opts Options
-	db   *pebble.DB
-	once sync.Once
+	opts      Options
+	db        *pebble.DB
+	prewriter *prewriter
+	once      sync.Once
 
 	group groupCommit
 
@@ -93,13 +99,17 @@ func Open(opts Options) (*Store, error) {
 	if opts.CacheBytes == 0 {
 		opts.CacheBytes = 4 << 20
 	}
+	if opts.LogBytes == 0 {
+		opts.LogBytes = 32 << 20
+	}
 	cache := pebble.NewCache(8 << 20)
 	defer cache.Unref()
 	options := &pebble.Options{
 		FS:                          opts.FS,
+		ReadOnly:                    opts.ReadOnly,
 		Cache:                       cache,
 		FormatMajorVersion:          pebble.FormatNewest,
-		MemTableSize:                64 << 20, // entries should die before they are flushed
+		MemTableSize:                uint64(opts.LogBytes),
 		MemTableStopWritesThreshold: 4,
 		L0CompactionThreshold:       4,
 		L0StopWritesThreshold:       24,
@@ -115,17 +125,28 @@ func Open(opts Options) (*Store, error) {
 	if opts.OnDiskSlow != nil {
 		options.EventListener.DiskSlow = func(info pebble.DiskSlowInfo) { opts.OnDiskSlow(info.Duration, info.Path) }
 	}
+	if options.FS == nil {
+		options.WithFSDefaults() // what Pebble does without a file system, which here it has
+	}
+	prewriter, err := newPrewriter(options.FS, opts.Dir, int64(opts.LogBytes))
+	if err != nil {
+		return nil, fmt.Errorf("open Raft log %s: %w", opts.Dir, err)
+	}
+	options.FS = prewriter
 	db, err := pebble.Open(opts.Dir, options)
 	if err != nil {
 		return nil, fmt.Errorf("open Raft log %s: %w", opts.Dir, err)
 	}
-	return &Store{opts: opts, db: db, pending: make(map[uint64]time.Time)}, nil
+	return &Store{opts: opts, db: db, prewriter: prewriter, pending: make(map[uint64]time.Time)}, nil
 }
 
 // Close closes the database. All logs must be out of use.
 func (s *Store) Close() error {
 	var err error
-	s.once.Do(func() { err = s.db.Close() })
+	s.once.Do(func() {
+		s.prewriter.close()
+		err = s.db.Close()
+	})
 	if err != nil {
 		return fmt.Errorf("close Raft log: %w", err)
 	}

@@ -22,8 +22,13 @@ import (
 // Options says where to keep the files.
 type Options struct {
 	Dir string
+	// ReadOnly changes nothing on disk: for looking at what a node has left.
+	ReadOnly bool
 	// OnSync is told how long each synced write took.
 	OnSync func(time.Duration)
+	// OnFatal is called when a write has failed: what is on the disk is not known then. Nil means that only the writer is
+	// told.
+	OnFatal func(error)
 }
 
 // Provider opens the files of groups. Its methods are safe for concurrent use.
@@ -37,10 +42,24 @@ type Provider struct {
 
 // Open makes the directory.
 func Open(opts Options) (*Provider, error) {
-	if err := os.MkdirAll(opts.Dir, 0o700); err != nil {
-		return nil, fmt.Errorf("open Raft logs: %w", err)
+	if !opts.ReadOnly {
+		if err := os.MkdirAll(opts.Dir, 0o700); err != nil {
+			return nil, fmt.Errorf("open Raft logs: %w", err)
+		}
+		if err := syncDir(filepath.Dir(opts.Dir)); err != nil {
+			return nil, fmt.Errorf("open Raft logs: %w", err)
+		}
 	}
 	return &Provider{opts: opts, pending: make(map[uint64]time.Time)}, nil
+}
+
+// syncDir makes the entries of a directory durable, which BoltDB does not: a power cut could take a new file away whole.
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
 }
 
 // SyncPending implements raftlog.Provider.
@@ -72,6 +91,9 @@ func (p *Provider) timed(write func() error) error {
 	if p.opts.OnSync != nil {
 		p.opts.OnSync(time.Since(start))
 	}
+	if err != nil && p.opts.OnFatal != nil {
+		p.opts.OnFatal(fmt.Errorf("write the Raft log: %w", err))
+	}
 	return err
 }
 
@@ -93,12 +115,17 @@ const keyVote = "Vote"
 func (p *Provider) Open(group uint32) (raftlog.Log, error) {
 	path := filepath.Join(p.opts.Dir, fmt.Sprintf("group-%d.db", group))
 	store, err := raftboltdb.New(raftboltdb.Options{
-		Path:                    path,
-		BoltOptions:             &bbolt.Options{NoFreelistSync: true, FreelistType: bbolt.FreelistMapType, Timeout: 5 * time.Second},
+		Path: path,
+		BoltOptions: &bbolt.Options{
+			NoFreelistSync: true, FreelistType: bbolt.FreelistMapType, Timeout: 5 * time.Second, ReadOnly: p.opts.ReadOnly,
+		},
 		MsgpackUseNewTimeFormat: true,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", path, err)
+	}
+	if err := syncDir(p.opts.Dir); err != nil {
+		return nil, errors.Join(fmt.Errorf("open %s: %w", path, err), store.Close())
 	}
 	return &log{BoltStore: store, p: p, path: path}, nil
 }
@@ -109,6 +136,11 @@ func (l *log) StoreLog(entry *raft.Log) error { return l.StoreLogs([]*raft.Log{e
 // StoreLogs implements raft.LogStore.
 func (l *log) StoreLogs(entries []*raft.Log) error {
 	return l.p.timed(func() error { return l.BoltStore.StoreLogs(entries) })
+}
+
+// DeleteRange implements raft.LogStore.
+func (l *log) DeleteRange(lowest, highest uint64) error {
+	return l.p.timed(func() error { return l.BoltStore.DeleteRange(lowest, highest) })
 }
 
 // IsMonotonic hides the library's answer: with true, Raft would delete the whole log after a snapshot was received,

@@ -1,0 +1,139 @@
+package chaos
+
+import (
+	"cmp"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// settings come from the environment, as make chaos sets it.
+type settings struct {
+	minutes float64
+	kinds   []string
+	nodes   int
+	seed    uint64
+	dir     string // keeps artefacts of every history
+	out     string // the page in which the figures are replaced
+}
+
+func readSettings(t *testing.T) settings {
+	t.Helper()
+	number := func(name string) float64 {
+		text := os.Getenv(name)
+		if text == "" {
+			return 0
+		}
+		n, err := strconv.ParseFloat(text, 64)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		return n
+	}
+	s := settings{
+		minutes: number("CHAOS_MINUTES"), nodes: int(number("CHAOS_NODES")), seed: uint64(number("CHAOS_SEED")),
+		dir: os.Getenv("CHAOS_DIR"), out: os.Getenv("CHAOS_OUT"),
+	}
+	if kinds := os.Getenv("CHAOS_KINDS"); kinds != "" {
+		s.kinds = strings.Split(kinds, ",")
+	}
+	if s.seed == 0 {
+		s.seed = uint64(time.Now().UnixNano()) % 1_000_000
+	}
+	return s
+}
+
+// The kinds of histories beside those of one kind of fault.
+const (
+	mixed = "mixed"
+	// lan kills and moves leaders under the timing for one data centre.
+	lan = "lan"
+)
+
+const historyLength = 45 * time.Second
+
+// plan turns a kind of history into a plan.
+func (s *settings) plan(kind string) Plan {
+	p := Plan{Name: kind, Kinds: []string{kind}, Length: historyLength}
+	switch kind {
+	case mixed:
+		p.Kinds = nil
+		for _, n := range nemeses {
+			if !n.once && (!n.disks || missingForDisks() == nil) {
+				p.Kinds = append(p.Kinds, n.name)
+			}
+		}
+	case lan:
+		p.Kinds, p.Heartbeat = []string{"kill-leader", "transfer"}, lanTiming
+	}
+	return p
+}
+
+// allKinds are one history of each kind of fault, and the others.
+func allKinds() []string {
+	var kinds []string
+	for _, n := range nemeses {
+		kinds = append(kinds, n.name)
+	}
+	return append(kinds, lan, mixed)
+}
+
+// Whatever happens to processes, networks and disks, nothing that was acknowledged is lost or doubled, no answer is older
+// than another that was given before it was asked for, and the cluster becomes well again by itself.
+func TestChaos(t *testing.T) {
+	s := readSettings(t)
+	if s.minutes == 0 {
+		t.Run("short", func(t *testing.T) {
+			Run(t, Plan{
+				Name: "short", Kinds: []string{"kill-leader", "partition-leader", "kill-all"}, Each: true, Bench: true,
+				Nodes: cmp.Or(s.nodes, 3), Seed: s.seed, Dir: artefacts(t, s.dir, "short"),
+			})
+		})
+		return
+	}
+	kinds := s.kinds
+	if len(kinds) == 0 {
+		kinds = allKinds()
+	}
+	deadline := time.Now().Add(time.Duration(s.minutes * float64(time.Minute)))
+	var results []*Result
+	for i := 0; time.Now().Before(deadline); i++ {
+		p := s.plan(kinds[i%len(kinds)])
+		p.Seed = s.seed + uint64(i)
+		// Every other round has five nodes.
+		p.Nodes = cmp.Or(s.nodes, []int{3, 5}[i/len(kinds)%2])
+		name := fmt.Sprintf("%03d-%s-%d", i, p.Name, p.Nodes)
+		t.Run(name, func(t *testing.T) {
+			p.Dir = artefacts(t, s.dir, name)
+			results = append(results, Run(t, p))
+		})
+	}
+	if s.out == "" {
+		return
+	}
+	results = slices.DeleteFunc(results, func(r *Result) bool { return r == nil })
+	if err := writeSection(s.out, "chaos", report(results)); err != nil {
+		t.Error(err)
+	}
+}
+
+// artefacts makes the directory of a history.
+func artefacts(t *testing.T, dir, name string) string {
+	t.Helper()
+	if dir == "" {
+		return ""
+	}
+	dir = filepath.Join(dir, name)
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}

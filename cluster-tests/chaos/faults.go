@@ -1,0 +1,308 @@
+package chaos
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
+)
+
+// nemesis is one kind of fault.
+type nemesis struct {
+	name string
+	// hold is how long the fault lasts, at least; up to as much again comes on top.
+	hold time.Duration
+	// serving: a majority of every shard stays up and connected, so that no operation may fail.
+	serving bool
+	// disks: nodes need file systems of their own.
+	disks bool
+	// once: another one would leave no majority.
+	once bool
+	// strike does it and returns what ends it.
+	strike func(r *run) (end func() error, err error)
+}
+
+// nemeses are all kinds of faults, by name.
+var nemeses = []nemesis{
+	{name: "kill-leader", hold: 2500 * time.Millisecond, serving: true, strike: func(r *run) (func() error, error) { return r.kill(r.leader()) }},
+	{name: "kill-follower", hold: time.Second, serving: true, strike: func(r *run) (func() error, error) { return r.kill(r.follower()) }},
+	{name: "kill-all", hold: time.Millisecond, strike: func(r *run) (func() error, error) { return r.kill(r.c.Nodes...) }},
+	{name: "pause-leader", hold: 3 * time.Second, serving: true, strike: func(r *run) (func() error, error) { return r.pause(r.leader()) }},
+	{name: "pause-follower", hold: 3 * time.Second, serving: true, strike: func(r *run) (func() error, error) { return r.pause(r.follower()) }},
+	{name: "partition-leader", hold: 4 * time.Second, serving: true, strike: (*run).isolateLeader},
+	{name: "partition-minority", hold: 4 * time.Second, serving: true, strike: (*run).splitMinority},
+	{name: "partition-one-way", hold: 4 * time.Second, serving: true, strike: (*run).cutOneWay},
+	{name: "partition-partial", hold: 4 * time.Second, serving: true, strike: (*run).cutPartially},
+	{name: "bad-network", hold: 4 * time.Second, strike: (*run).impairAll},
+	{name: "transfer", hold: 10 * time.Millisecond, serving: true, strike: (*run).transfer},
+	{name: "rolling-restart", hold: time.Millisecond, serving: true, strike: (*run).rollingRestart},
+	{name: "disk-full", hold: 2 * time.Second, serving: true, disks: true, strike: (*run).fillDisk},
+	{name: "disk-hang", hold: 5 * time.Second, serving: true, disks: true, strike: (*run).hangDisk},
+	{name: "wipe", hold: time.Second, serving: true, once: true, strike: (*run).wipe},
+}
+
+// nemesesOf finds kinds of faults and skips the test if this machine cannot do one of them.
+func nemesesOf(t testing.TB, kinds []string) (list []nemesis) {
+	t.Helper()
+	for _, kind := range kinds {
+		i := slices.IndexFunc(nemeses, func(n nemesis) bool { return n.name == kind })
+		if i < 0 {
+			t.Fatalf("no fault is named %q", kind)
+		}
+		if nemeses[i].disks {
+			if err := missingForDisks(); err != nil {
+				t.Skipf("%s: %v", kind, err)
+			}
+		}
+		list = append(list, nemeses[i])
+	}
+	return list
+}
+
+func names(nodes []*Node) string {
+	var list []string
+	for _, n := range nodes {
+		list = append(list, n.Name)
+	}
+	return strings.Join(list, " ")
+}
+
+// kill ends processes without a word; the end of the fault starts them again.
+func (r *run) kill(nodes ...*Node) (func() error, error) {
+	r.describe("kill -9 "+names(nodes), nodes...)
+	var ended []<-chan struct{}
+	for _, n := range nodes {
+		ended = append(ended, n.killNow())
+	}
+	for _, e := range ended {
+		<-e
+	}
+	return func() error {
+		for _, n := range nodes {
+			n.Start()
+		}
+		return nil
+	}, nil
+}
+
+func (r *run) pause(n *Node) (func() error, error) {
+	r.describe("SIGSTOP "+n.Name, n)
+	n.Pause()
+	return func() error { n.Resume(); return nil }, nil
+}
+
+// separate cuts all ways between two sides, in both directions.
+func (r *run) separate(a, b []int) error {
+	var errs []error
+	for _, i := range a {
+		for _, j := range b {
+			errs = append(errs, r.c.net.cut(i, j), r.c.net.cut(j, i))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// others are the numbers of all nodes but one.
+func (r *run) others(n int) (list []int) {
+	for i := range r.c.Nodes {
+		if i != n {
+			list = append(list, i)
+		}
+	}
+	return list
+}
+
+func (r *run) isolateLeader() (func() error, error) {
+	n := r.leader()
+	r.describe(n.Name+" is cut off from all others", n)
+	return r.c.net.heal, r.separate([]int{r.number(n)}, r.others(r.number(n)))
+}
+
+func (r *run) splitMinority() (func() error, error) {
+	order := r.rng.Perm(len(r.c.Nodes))
+	few := order[:(len(order)-1)/2]
+	var cut []*Node
+	for _, i := range few {
+		cut = append(cut, r.c.Nodes[i])
+	}
+	r.describe("a majority is cut off from "+names(cut), cut...)
+	return r.c.net.heal, r.separate(few, order[len(few):])
+}
+
+// cutOneWay makes a leader that nobody hears, or that hears nobody.
+func (r *run) cutOneWay() (func() error, error) {
+	n := r.leader()
+	me, mute := r.number(n), r.rng.IntN(2) == 0
+	text := " hears nobody"
+	if mute {
+		text = " is not heard"
+	}
+	r.describe(n.Name+text, n)
+	var errs []error
+	for _, i := range r.others(me) {
+		if mute {
+			errs = append(errs, r.c.net.cut(me, i))
+		} else {
+			errs = append(errs, r.c.net.cut(i, me))
+		}
+	}
+	return r.c.net.heal, errors.Join(errs...)
+}
+
+// cutPartially separates a leader from one follower; both reach all others.
+func (r *run) cutPartially() (func() error, error) {
+	n := r.leader()
+	others := r.others(r.number(n))
+	other := others[r.rng.IntN(len(others))]
+	r.describe(n.Name+" and "+r.c.Nodes[other].Name+" cannot reach each other", n)
+	return r.c.net.heal, r.separate([]int{r.number(n)}, []int{other})
+}
+
+func (r *run) impairAll() (func() error, error) {
+	r.describe("all links are bad")
+	var errs []error
+	for i := range r.c.Nodes {
+		for _, j := range r.others(i) {
+			errs = append(errs, r.c.net.impair(i, j))
+		}
+	}
+	return r.c.net.heal, errors.Join(errs...)
+}
+
+// transfer moves the leadership of one shard in peace.
+func (r *run) transfer() (func() error, error) {
+	leads, err := r.c.Leaders(context.Background())
+	if err != nil {
+		return nil, err
+	}
+	shard := uint32(1 + r.rng.IntN(r.c.opts.Shards))
+	var to []*Node
+	for _, n := range r.c.Nodes {
+		if !slices.Contains(leads[n], shard) && n.Running() {
+			to = append(to, n)
+		}
+	}
+	target := to[r.rng.IntN(len(to))]
+	r.describe(fmt.Sprintf("shard %d goes to %s", shard, target.Name))
+	r.planned(shard)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	_, err = pb.NewClusterClient(r.w.clients[0].Conn()).TransferLeader(ctx, &pb.TransferLeaderRequest{Shard: shard, Node: target.Name})
+	if err != nil {
+		r.note("a transfer was refused: " + err.Error()) // such as while the target is behind: it may be
+	}
+	return func() error { return nil }, nil
+}
+
+// rollingRestart stops one node after the other in peace and starts it again when the others are whole.
+func (r *run) rollingRestart() (func() error, error) {
+	r.describe("SIGTERM and start of every node, one after the other")
+	for _, i := range r.rng.Perm(len(r.c.Nodes)) {
+		n := r.c.Nodes[i]
+		leads, err := r.c.Leaders(context.Background())
+		if err != nil {
+			return nil, err
+		}
+		r.planned(leads[n]...)
+		if err := n.Stop(20 * time.Second); err != nil {
+			return nil, err
+		}
+		n.Start()
+		n.WaitReady(30 * time.Second)
+		r.c.WaitHealthy(30 * time.Second)
+	}
+	return func() error { return nil }, nil
+}
+
+// fillDisk leaves a leader without room. It may end its process, which no operator would call a surprise.
+func (r *run) fillDisk() (func() error, error) {
+	n := r.leader()
+	r.describe("the disk of "+n.Name+" is full", n)
+	n.doom()
+	return func() error {
+		if err := n.disk.free(); err != nil {
+			return err
+		}
+		return n.revive()
+	}, n.disk.fill()
+}
+
+// hangDisk lets no write of a leader end. The node may give up.
+func (r *run) hangDisk() (func() error, error) {
+	n := r.leader()
+	r.describe("the disk of "+n.Name+" hangs", n)
+	n.doom()
+	return func() error {
+		if err := n.disk.thaw(); err != nil {
+			return err
+		}
+		return n.revive()
+	}, n.disk.freeze()
+}
+
+// revive starts the process of a node again if it has ended, and expects it to live from now on.
+func (n *Node) revive() error {
+	select {
+	case <-n.doom():
+	case <-time.After(2 * time.Second): // it may be about to
+	}
+	if !n.Running() {
+		n.Start()
+		return nil
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.doomed = false
+	return nil
+}
+
+// wipe takes a node's data away. It comes back as a new node: the old one's id is never used again.
+func (r *run) wipe() (func() error, error) {
+	n := r.c.Nodes[1+r.rng.IntN(len(r.c.Nodes)-1)]
+	r.describe("kill -9 "+n.Name+" and remove its data", n)
+	n.Kill()
+	r.wiped = append(r.wiped, n)
+	return func() error { n.Start(); return nil }, os.RemoveAll(n.data)
+}
+
+// leader is a node that leads at least one shard, follower one that leads as few as possible.
+func (r *run) leader() *Node {
+	leads := r.leads()
+	var list []*Node
+	for _, n := range r.c.Nodes {
+		if len(leads[n]) > 0 && n.Running() {
+			list = append(list, n)
+		}
+	}
+	if len(list) == 0 {
+		return r.c.Nodes[0] // between elections
+	}
+	return list[r.rng.IntN(len(list))]
+}
+
+func (r *run) follower() *Node {
+	leads := r.leads()
+	return slices.MinFunc(r.c.Nodes, func(a, b *Node) int { return len(leads[a]) - len(leads[b]) })
+}
+
+func (r *run) leads() map[*Node][]uint32 {
+	leads, err := r.c.Leaders(context.Background())
+	if err != nil {
+		r.note("who leads is not known: " + err.Error())
+	}
+	return leads
+}
+
+func (r *run) number(n *Node) int { return slices.Index(r.c.Nodes, n) }
+
+// between is a random time from d to twice d.
+func between(rng *rand.Rand, d time.Duration) time.Duration {
+	return d + time.Duration(rng.Int64N(int64(d)+1))
+}

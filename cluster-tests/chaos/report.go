@@ -1,0 +1,124 @@
+package chaos
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+)
+
+// report is what many histories showed, for the page of figures.
+func report(results []*Result) string {
+	var b strings.Builder
+	row := func(cells ...any) {
+		for _, c := range cells {
+			fmt.Fprintf(&b, "| %v ", c)
+		}
+		b.WriteString("|\n")
+	}
+	row("histories of", "histories", "faults", "operations", "unknown outcome", "failed", "log entries compared", "well again, longest", "violations")
+	row("---", "---", "---", "---", "---", "---", "---", "---", "---")
+	var names []string
+	for _, r := range results {
+		if !slices.Contains(names, r.Name) {
+			names = append(names, r.Name)
+		}
+	}
+	slices.Sort(names)
+	var all tally
+	for _, name := range names {
+		var sum tally
+		for _, r := range results {
+			if r.Name == name {
+				sum.add(r)
+			}
+		}
+		row(name, sum.histories, sum.faults, sum.definite, sum.unknown, sum.failed, sum.entries, sum.healing.Round(10*time.Millisecond), sum.violations)
+	}
+	for _, r := range results {
+		all.add(r)
+	}
+	row("**all**", all.histories, all.faults, all.definite, all.unknown, all.failed, all.entries, all.healing.Round(10*time.Millisecond), all.violations)
+
+	b.WriteString("\n")
+	row("a shard takes no write", "times", "p50", "p99", "longest")
+	row("---", "---", "---", "---", "---")
+	for _, heartbeat := range []time.Duration{0, lanTiming} {
+		var killed, planned []time.Duration
+		for _, r := range results {
+			if r.Heartbeat == heartbeat {
+				killed, planned = append(killed, r.LeaderGaps...), append(planned, r.HandoverGaps...)
+			}
+		}
+		setting := "`--heartbeat 1s`"
+		if heartbeat != 0 {
+			setting = fmt.Sprintf("`--heartbeat %v`", heartbeat)
+		}
+		for _, g := range []struct {
+			what string
+			gaps []time.Duration
+		}{{"leader killed", killed}, {"leader changed on purpose", planned}} {
+			if len(g.gaps) > 0 {
+				row(g.what+", "+setting, len(g.gaps), quantile(g.gaps, 0.5).Round(time.Millisecond), quantile(g.gaps, 0.99).Round(time.Millisecond),
+					slices.Max(g.gaps).Round(time.Millisecond))
+			}
+		}
+	}
+	fmt.Fprintf(&b, "\n%d processes were killed with SIGKILL, %d of them while they led. %d CPUs, %s, %s; %s.\n",
+		all.kills, all.leaderKills, runtime.NumCPU(), runtime.Version(), time.Now().UTC().Format("2006-01-02"), results[0].Network)
+	return b.String()
+}
+
+// lanTiming is the heartbeat of the profile for one data centre.
+const lanTiming = 300 * time.Millisecond
+
+// tally sums histories up.
+type tally struct {
+	histories, faults, definite, unknown, failed, entries, violations, kills, leaderKills int
+	healing                                                                               time.Duration
+}
+
+func (y *tally) add(r *Result) {
+	y.histories++
+	y.faults += len(r.Faults)
+	y.definite += r.Definite
+	y.unknown += r.Unknown
+	y.failed += r.Failed
+	y.entries += r.Entries
+	y.violations += len(r.Violations)
+	for _, f := range r.Faults {
+		y.healing = max(y.healing, f.Healing())
+		switch f.Kind {
+		case "kill-all":
+			y.kills += r.Nodes
+		case "kill-leader", "kill-follower", "wipe":
+			y.kills++
+		default:
+			continue
+		}
+		if len(f.Led) > 0 {
+			y.leaderKills++
+		}
+	}
+}
+
+// writeSection replaces what stands between the marks of a section of a page, or appends it.
+func writeSection(path, name, text string) error {
+	begin, end := "<!-- measured: "+name+" -->\n", "<!-- end: "+name+" -->\n"
+	section := begin + text + end
+	old, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	doc := string(old)
+	i, j := strings.Index(doc, begin), strings.Index(doc, end)
+	if i < 0 || j < i {
+		doc += section
+	} else {
+		doc = doc[:i] + section + doc[j+len(end):]
+	}
+	return os.WriteFile(path, []byte(doc), 0o644)
+}

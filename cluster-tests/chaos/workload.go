@@ -1,0 +1,177 @@
+package chaos
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/zeebo/xxh3"
+
+	"github.com/holdfastdb/holdfast/client"
+	"github.com/holdfastdb/holdfast/cluster-tests/history"
+	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
+)
+
+// The clients of a shard: writers and a reader share keys, so that they compete; limited ones run into limits of every
+// algorithm, and a leased one decides from tokens taken in bulk.
+const (
+	keysPerShard  = 2
+	writersPerKey = 2
+	think         = 8 * time.Millisecond // between two operations of a client, on average
+)
+
+// counted is the resource whose limit is never reached, so that its counters count what was done.
+const counted = "counted"
+
+// limited are the other resources, each under a policy of its own.
+var limited = []*pb.CreatePolicyRequest{
+	{Name: "token_bucket", Algorithm: "token_bucket", RateLimit: 20, TimeWindow: 1, BurstCapacity: 10},
+	{Name: "sliding_window", Algorithm: "sliding_window", RateLimit: 20, TimeWindow: 2},
+	{Name: "sliding_log", Algorithm: "sliding_log", RateLimit: 20, TimeWindow: 2},
+	{Name: "leaky_bucket", Algorithm: "leaky_bucket", RateLimit: 20, TimeWindow: 1, BurstCapacity: 5},
+	{Name: "concurrency", Algorithm: "concurrency", RateLimit: 3, TimeWindow: 2},
+	{Name: "few", Algorithm: "fixed_window", RateLimit: 50, TimeWindow: neverEnds},
+}
+
+// leased is the resource for decisions from leases.
+var leased = &pb.CreatePolicyRequest{Name: "leased", Algorithm: "token_bucket", RateLimit: 200, TimeWindow: 1, BurstCapacity: 100, OnUnavailable: "deny"}
+
+// neverEnds is a fixed window so long that none ends during a test, in seconds.
+const neverEnds = 360 * 24 * 3600
+
+// makePolicy makes a policy for one resource, which has the policy's name, and for every client.
+func makePolicy(t testing.TB, cl *client.Client, q *pb.CreatePolicyRequest) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	q.Resource = q.Name
+	policies := pb.NewPoliciesClient(cl.Conn())
+	p, err := policies.CreatePolicy(ctx, q)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = policies.AssignClients(ctx, &pb.AssignClientsRequest{PolicyId: p.PolicyId, ClientIds: []string{"*"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// kind is what an operation was.
+type kind string
+
+const (
+	write  kind = "write"  // takes one from a counter
+	read   kind = "read"   // looks at a counter
+	take   kind = "take"   // takes from a limit that denies
+	unhold kind = "unhold" // gives a slot of a concurrency limit back
+	lease  kind = "lease"  // is decided by a lease
+)
+
+// input is what an operation asks, output what it was told.
+type (
+	input struct {
+		Kind  kind
+		Shard uint32
+		client.Request
+	}
+	output = client.Decision
+)
+
+// workload is what clients do during a history, and what they were told.
+type workload struct {
+	begin   time.Time
+	history *history.History
+	clients []*client.Client
+	keys    map[uint32][]string // by shard
+}
+
+// newWorkload makes the policies and finds keys for each shard.
+func newWorkload(t testing.TB, c *Cluster) *workload {
+	w := &workload{keys: make(map[uint32][]string)}
+	for range 3 {
+		w.clients = append(w.clients, c.Dial())
+	}
+	makePolicy(t, w.clients[0], &pb.CreatePolicyRequest{Name: counted, Algorithm: "fixed_window", RateLimit: 10_000_000, TimeWindow: neverEnds})
+	makePolicy(t, w.clients[0], &pb.CreatePolicyRequest{Name: benched, Algorithm: "fixed_window", RateLimit: 10_000_000, TimeWindow: neverEnds})
+	for _, q := range append([]*pb.CreatePolicyRequest{leased}, limited...) {
+		makePolicy(t, w.clients[0], q)
+	}
+	s, err := c.Status(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	missing := c.opts.Shards * keysPerShard
+	for i := 0; missing > 0; i++ {
+		key := fmt.Sprintf("key-%d", i)
+		slot := uint32(xxh3.HashString("client:"+key) >> 48)
+		for _, shard := range s.Shards {
+			if n := shard.Info.Shard; slot >= shard.Info.FirstSlot && slot <= shard.Info.LastSlot && n != 0 && len(w.keys[n]) < keysPerShard {
+				w.keys[n] = append(w.keys[n], key)
+				missing--
+			}
+		}
+	}
+	w.begin, w.history = time.Now(), history.New()
+	return w
+}
+
+// now is the time since the begin.
+func (w *workload) now() time.Duration { return time.Since(w.begin) }
+
+// run lets all clients work until ctx ends, and what has begun be seen through.
+func (w *workload) run(ctx context.Context, seed uint64) {
+	var working sync.WaitGroup
+	n := uint64(0)
+	start := func(step func(cl *client.Client, process string, rng *rand.Rand)) {
+		n++
+		rng, cl, process := rand.New(rand.NewPCG(seed, n)), w.clients[n%uint64(len(w.clients))], fmt.Sprint("p", n)
+		working.Go(func() {
+			for ctx.Err() == nil {
+				step(cl, process, rng)
+				time.Sleep(time.Duration(rng.ExpFloat64() * float64(think)))
+			}
+		})
+	}
+	for shard, keys := range w.keys {
+		for _, key := range keys {
+			q := client.Request{Client: key, Resource: counted}
+			for range writersPerKey {
+				start(func(cl *client.Client, process string, _ *rand.Rand) { w.do(cl, process, input{write, shard, q}) })
+			}
+			start(func(cl *client.Client, process string, _ *rand.Rand) { w.do(cl, process, input{read, shard, q}) })
+		}
+		start(func(cl *client.Client, process string, rng *rand.Rand) {
+			q := client.Request{Client: keys[rng.IntN(len(keys))], Resource: limited[rng.IntN(len(limited))].Name}
+			if d, err := w.do(cl, process, input{take, shard, q}); err == nil && d.ReleaseToken != "" {
+				p := w.history.Begin(process, input{unhold, shard, q})
+				var trace client.Trace
+				err := cl.Limits().Release(client.WithTrace(context.Background(), &trace), q, d.ReleaseToken)
+				p.End(output{}, trace, err)
+			}
+		})
+		start(func(cl *client.Client, process string, _ *rand.Rand) {
+			w.do(cl, process, input{lease, shard, client.Request{Client: keys[0], Resource: leased.Name}})
+		})
+	}
+	working.Wait()
+}
+
+// do makes one decision and records it. Its deadline is the SDK's.
+func (w *workload) do(cl *client.Client, process string, in input) (d client.Decision, err error) {
+	p := w.history.Begin(process, in)
+	var trace client.Trace
+	ctx := client.WithTrace(context.Background(), &trace)
+	switch in.Kind {
+	case read:
+		d, err = cl.Limits().Peek(ctx, in.Request)
+	case lease:
+		d, err = cl.Limits().Async(ctx, in.Request)
+	default:
+		d, err = cl.Limits().Check(ctx, in.Request)
+	}
+	p.End(d, trace, err)
+	return d, err
+}

@@ -1,0 +1,181 @@
+// Package sim runs whole clusters in virtual time: the SDK, the nodes with their real Raft, storage and services, on a
+// network and on disks in memory that fail as told. It runs inside testing/synctest, where an hour takes seconds.
+//
+// A seed decides what fails when, and what is asked. The order in which goroutines run it does not decide: a seed brings
+// about the same faults again, and mostly the same trouble.
+package sim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/holdfastdb/holdfast/client"
+	"github.com/holdfastdb/holdfast/cluster-tests/sim/disk"
+	"github.com/holdfastdb/holdfast/cluster-tests/sim/network"
+)
+
+// Options says what to simulate.
+type Options struct {
+	Seed   uint64
+	Nodes  int
+	Shards uint32
+	// Duration is how long there are faults and load.
+	Duration time.Duration
+	// Think is how long each caller waits between two operations, on average.
+	Think time.Duration
+	// TrailingEntries is how short the nodes keep their logs.
+	TrailingEntries uint64
+	Logger          *slog.Logger
+}
+
+// Cluster is a simulated cluster.
+type Cluster struct {
+	opts    Options
+	net     *network.Network
+	servers []*server
+	work    sync.WaitGroup
+	record  *record
+	frames  atomic.Pointer[Frames]
+	frame   frameStats
+
+	mu   sync.Mutex
+	rng  *rand.Rand
+	errs []error
+}
+
+// New makes a cluster of which nothing runs yet.
+func New(opts Options) *Cluster {
+	c := &Cluster{opts: opts, net: network.New(opts.Seed), rng: rand.New(rand.NewPCG(opts.Seed, 2)), record: newRecord()}
+	for range opts.Nodes {
+		c.addServer()
+	}
+	return c
+}
+
+// addServer adds a machine with an empty disk, which joins the cluster when it is started.
+func (c *Cluster) addServer() *server {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	number := len(c.servers) + 1
+	name := fmt.Sprintf("n%d", number)
+	s := &server{c: c, name: name, ip: fmt.Sprintf("10.0.0.%d", number), log: c.opts.Logger.With("server", name), disk: disk.New()}
+	c.servers = append(c.servers[:len(c.servers):len(c.servers)], s) // who has the old list keeps it
+	return s
+}
+
+// list is the servers of this moment.
+func (c *Cluster) list() []*server {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.servers
+}
+
+func (c *Cluster) fail(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.errs = append(c.errs, err)
+}
+
+// random is a source of its own for one purpose.
+func (c *Cluster) random() *rand.Rand {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return rand.New(rand.NewPCG(c.rng.Uint64(), 0))
+}
+
+// Start starts all servers and returns when the cluster is whole.
+func (c *Cluster) Start(ctx context.Context) error {
+	for _, s := range c.list() {
+		s.start()
+	}
+	return c.WaitHealthy(ctx)
+}
+
+// WaitHealthy returns when all servers run and serve, and every shard has its voters.
+func (c *Cluster) WaitHealthy(ctx context.Context) error {
+	for {
+		err := c.unhealthy()
+		if err == nil {
+			return nil
+		}
+		if stop := sleep(ctx, 100*time.Millisecond); stop != nil {
+			return fmt.Errorf("the cluster does not get healthy: %w", errors.Join(err, stop))
+		}
+	}
+}
+
+func (c *Cluster) unhealthy() error {
+	for _, s := range c.list() {
+		p := s.running()
+		if p == nil {
+			return fmt.Errorf("%s does not run", s.name)
+		}
+		if err := p.Node.Ready(); err != nil {
+			return fmt.Errorf("%s: %w", s.name, err)
+		}
+		t := p.Node.Topology()
+		if len(t.Nodes) != len(c.list()) {
+			return fmt.Errorf("%s knows %d nodes", s.name, len(t.Nodes))
+		}
+		for _, sh := range t.Shards {
+			voters := 0
+			for _, r := range sh.Replicas {
+				if r.Role == "voter" {
+					voters++
+				}
+			}
+			if voters != 3 {
+				return fmt.Errorf("shard %d has %d voters", sh.ID, voters)
+			}
+		}
+	}
+	return nil
+}
+
+// Dial connects an SDK from a machine of its own.
+func (c *Cluster) Dial(ctx context.Context, ip string) (*client.Client, error) {
+	cfg := client.Config{Dial: c.net.Host(ip).Dial}
+	for _, s := range c.list() {
+		cfg.Addrs = append(cfg.Addrs, fmt.Sprintf("%s:%d", s.ip, grpcPort))
+	}
+	return client.Dial(ctx, cfg)
+}
+
+// Stop stops all servers and waits for everything that was started.
+func (c *Cluster) Stop() error {
+	var mu sync.Mutex
+	var errs []error
+	var stopping sync.WaitGroup
+	for _, s := range c.list() {
+		stopping.Go(func() {
+			err := s.stop()
+			mu.Lock()
+			errs = append(errs, err)
+			mu.Unlock()
+		})
+	}
+	stopping.Wait()
+	c.work.Wait()
+	time.Sleep(time.Minute) // what Raft started for a transfer ends with a time-out of its own
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return errors.Join(append(errs, c.errs...)...)
+}
+
+// sleep waits for d or until ctx ends.
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}

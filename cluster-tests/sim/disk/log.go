@@ -1,0 +1,118 @@
+package disk
+
+import (
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/holdfastdb/holdfast/storage/raftlog"
+)
+
+// Slow makes every synced write of the Raft logs take so long; 0 ends it.
+func (d *Disk) Slow(latency time.Duration) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.slow = latency
+}
+
+// Stall holds all synced writes of the Raft logs up until the function that it returns is called.
+func (d *Disk) Stall() (end func()) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	stalled := make(chan struct{})
+	d.stalled = stalled
+	return func() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		if d.stalled == stalled {
+			d.stalled = nil
+			close(stalled)
+		}
+	}
+}
+
+// wait takes the time that a synced write takes. Above Pebble, not below: it syncs with mutexes held, and in virtual time
+// a goroutine that waits for a mutex stops the clock.
+func (d *Disk) wait() {
+	d.mu.Lock()
+	slow, stalled, released := d.slow, d.stalled, d.released
+	d.mu.Unlock()
+	if slow > 0 {
+		t := time.NewTimer(slow)
+		defer t.Stop()
+		select {
+		case <-t.C:
+		case <-released:
+		}
+	}
+	if stalled != nil {
+		select {
+		case <-stalled:
+		case <-released:
+		}
+	}
+}
+
+// Logs are Raft logs on the disk.
+func (d *Disk) Logs(p raftlog.Provider) raftlog.Provider {
+	return &logs{Provider: p, d: d, pending: make(map[*raftLog]time.Time)}
+}
+
+type logs struct {
+	raftlog.Provider
+	d       *Disk
+	pending map[*raftLog]time.Time // since when writes wait; guarded by the disk's mutex
+}
+
+// Open implements raftlog.Provider.
+func (l *logs) Open(group uint32) (raftlog.Log, error) {
+	inner, err := l.Provider.Open(group)
+	if err != nil {
+		return nil, err
+	}
+	return &raftLog{Log: inner, logs: l}, nil
+}
+
+// SyncPending implements raftlog.Provider.
+func (l *logs) SyncPending() time.Duration {
+	longest := l.Provider.SyncPending()
+	l.d.mu.Lock()
+	defer l.d.mu.Unlock()
+	for _, since := range l.pending {
+		longest = max(longest, time.Since(since))
+	}
+	return longest
+}
+
+// raftLog is one group's log, whose writes take the disk's time. Raft writes from one goroutine.
+type raftLog struct {
+	raftlog.Log
+	logs *logs
+}
+
+func (l *raftLog) wait() {
+	l.logs.d.mu.Lock()
+	l.logs.pending[l] = time.Now()
+	l.logs.d.mu.Unlock()
+	l.logs.d.wait()
+	l.logs.d.mu.Lock()
+	delete(l.logs.pending, l)
+	l.logs.d.mu.Unlock()
+}
+
+func (l *raftLog) StoreLog(e *raft.Log) error { return l.StoreLogs([]*raft.Log{e}) }
+
+func (l *raftLog) StoreLogs(entries []*raft.Log) error {
+	l.wait()
+	return l.Log.StoreLogs(entries)
+}
+
+func (l *raftLog) Set(key, value []byte) error {
+	l.wait()
+	return l.Log.Set(key, value)
+}
+
+func (l *raftLog) SetUint64(key []byte, value uint64) error {
+	l.wait()
+	return l.Log.SetUint64(key, value)
+}

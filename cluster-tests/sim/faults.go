@@ -1,0 +1,262 @@
+package sim
+
+import (
+	"context"
+	"time"
+
+	"github.com/holdfastdb/holdfast/cluster-tests/sim/disk"
+	"github.com/holdfastdb/holdfast/cluster-tests/sim/network"
+)
+
+// faults are all kinds of trouble, and how often they come.
+var faults = []fault{
+	{"kill", 6, func(n *nemesis) func(context.Context) bool {
+		return crash(n.server(), (*server).kill, n.between(200*time.Millisecond, 20*time.Second))
+	}},
+	{"power cut, unsynced data lost", 3, powerCut(0)},
+	{"power cut, unsynced data torn", 3, powerCut(50)},
+	{"power cut, unsynced data kept", 1, powerCut(100)},
+	{"kill all", 1, crashAll((*server).kill)},
+	{"power cut of all", 2, crashAll(func(s *server) bool { return s.powerCut(50) })},
+	{"long absence", 2, func(n *nemesis) func(context.Context) bool {
+		return crash(n.server(), (*server).kill, n.between(60*time.Second, 120*time.Second))
+	}},
+	{"rolling restart", 1, rollingRestart},
+	{"partition", 4, partition(true, true)},
+	{"partition, deaf", 2, partition(true, false)},
+	{"partition, mute", 2, partition(false, true)},
+	{"partition of two", 3, partitionOfTwo},
+	{"slow network", 2, slowNetwork},
+	{"lossy network", 5, lossyNetwork},
+	{"connections reset", 3, resets},
+	{"slow disk", 3, slowDisk},
+	{"stalled disk", 3, stalledDisk},
+	{"disk errors", 2, failingDisk(disk.EIO)},
+	{"disk full", 2, failingDisk(disk.ENOSPC)},
+	{"leadership transfers", 3, transfers},
+}
+
+func crash(s *server, end func(*server) bool, absence time.Duration) func(context.Context) bool {
+	return func(ctx context.Context) bool {
+		done := end(s)
+		hold(ctx, absence)
+		s.start()
+		return done
+	}
+}
+
+func powerCut(survives int) func(*nemesis) func(context.Context) bool {
+	return func(n *nemesis) func(context.Context) bool {
+		return crash(n.server(), func(s *server) bool { return s.powerCut(survives) }, n.between(time.Second, 20*time.Second))
+	}
+}
+
+func crashAll(end func(*server) bool) func(*nemesis) func(context.Context) bool {
+	return func(n *nemesis) func(context.Context) bool {
+		order, absence := n.shuffled(), n.between(time.Second, 5*time.Second)
+		return func(ctx context.Context) bool {
+			all := true
+			for _, s := range order {
+				all = end(s) && all
+			}
+			for _, s := range order {
+				hold(ctx, absence)
+				s.start()
+			}
+			return all
+		}
+	}
+}
+
+func rollingRestart(n *nemesis) func(context.Context) bool {
+	order, pause := n.shuffled(), n.between(time.Second, 10*time.Second)
+	return func(ctx context.Context) bool {
+		for _, s := range order {
+			if err := s.stop(); err != nil {
+				n.c.fail(err)
+			}
+			s.start()
+			hold(ctx, pause)
+		}
+		return true
+	}
+}
+
+// cut cuts links and heals them after a while.
+func cut(n *nemesis, links []network.Link, d time.Duration) func(context.Context) bool {
+	return func(ctx context.Context) bool {
+		for _, l := range links {
+			n.c.net.Cut(l)
+		}
+		hold(ctx, d)
+		for _, l := range links {
+			n.c.net.Heal(l)
+		}
+		return true
+	}
+}
+
+// partition separates a server from the others, and sometimes from the clients.
+func partition(incoming, outgoing bool) func(*nemesis) func(context.Context) bool {
+	return func(n *nemesis) func(context.Context) bool {
+		s := n.server()
+		var others []string
+		for _, o := range n.c.list() {
+			if o != s {
+				others = append(others, o.ip)
+			}
+		}
+		if n.rng.IntN(2) == 0 {
+			others = append(others, clientIPs...)
+		}
+		var links []network.Link
+		for _, ip := range others {
+			if incoming {
+				links = append(links, network.Link{From: ip, To: s.ip})
+			}
+			if outgoing {
+				links = append(links, network.Link{From: s.ip, To: ip})
+			}
+		}
+		return cut(n, links, n.between(time.Second, 25*time.Second))
+	}
+}
+
+func partitionOfTwo(n *nemesis) func(context.Context) bool {
+	a, b := n.two()
+	return cut(n, []network.Link{{From: a.ip, To: b.ip}, {From: b.ip, To: a.ip}}, n.between(time.Second, 25*time.Second))
+}
+
+// every sets the quality of all links between servers, and returns how to set it back.
+func every(c *Cluster, q network.Quality) (back func()) {
+	var links []network.Link
+	for _, a := range c.list() {
+		for _, b := range c.list() {
+			if a != b {
+				links = append(links, network.Link{From: a.ip, To: b.ip})
+			}
+		}
+	}
+	set := func(q network.Quality) {
+		for _, l := range links {
+			c.net.SetQuality(l, q)
+		}
+	}
+	set(q)
+	return func() { set(network.Default) }
+}
+
+func slowNetwork(n *nemesis) func(context.Context) bool {
+	q := network.Quality{Latency: n.between(5*time.Millisecond, 150*time.Millisecond), Jitter: n.between(time.Millisecond, 300*time.Millisecond)}
+	d := n.between(5*time.Second, 30*time.Second)
+	return func(ctx context.Context) bool {
+		back := every(n.c, q)
+		hold(ctx, d)
+		back()
+		return true
+	}
+}
+
+func lossyNetwork(n *nemesis) func(context.Context) bool {
+	loss, repeat, late := n.rng.IntN(20), n.rng.IntN(20), n.rng.IntN(40)
+	longest := n.between(10*time.Millisecond, 500*time.Millisecond)
+	d := n.between(5*time.Second, 30*time.Second)
+	return func(ctx context.Context) bool {
+		back := every(n.c, network.Quality{Latency: time.Millisecond, Jitter: 20 * time.Millisecond, Loss: loss, Repeat: repeat})
+		before := n.c.frame.lost.Load() + n.c.frame.repeated.Load() + n.c.frame.late.Load()
+		n.c.frames.Store(&Frames{Loss: loss, Repeat: repeat, Late: late, MaxDelay: longest})
+		hold(ctx, d)
+		n.c.frames.Store(nil)
+		back()
+		return n.c.frame.lost.Load()+n.c.frame.repeated.Load()+n.c.frame.late.Load() > before
+	}
+}
+
+func resets(n *nemesis) func(context.Context) bool {
+	s, times, pause := n.server(), 1+n.rng.IntN(5), n.between(10*time.Millisecond, 2*time.Second)
+	return func(ctx context.Context) bool {
+		count := 0
+		for range times {
+			for _, o := range n.c.list() {
+				count += n.c.net.Reset(s.ip, o.ip)
+			}
+			for _, ip := range clientIPs {
+				count += n.c.net.Reset(s.ip, ip)
+			}
+			hold(ctx, pause)
+		}
+		return count > 0
+	}
+}
+
+func (s *server) currentDisk() *disk.Disk {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.disk
+}
+
+func slowDisk(n *nemesis) func(context.Context) bool {
+	s, latency, d := n.server(), n.between(5*time.Millisecond, 400*time.Millisecond), n.between(5*time.Second, 30*time.Second)
+	return func(ctx context.Context) bool {
+		k := s.currentDisk()
+		k.Slow(latency)
+		hold(ctx, d)
+		k.Slow(0)
+		return true
+	}
+}
+
+func stalledDisk(n *nemesis) func(context.Context) bool {
+	s, d := n.server(), n.between(500*time.Millisecond, 12*time.Second)
+	return func(ctx context.Context) bool {
+		end := s.currentDisk().Stall()
+		hold(ctx, d)
+		end()
+		return true
+	}
+}
+
+// failingDisk makes writes fail until one of them has ended the process, which is started again on the disk made whole.
+func failingDisk(err error) func(*nemesis) func(context.Context) bool {
+	return func(n *nemesis) func(context.Context) bool {
+		s, d, absence := n.server(), n.between(time.Second, 15*time.Second), n.between(time.Second, 10*time.Second)
+		return func(ctx context.Context) bool {
+			k := s.currentDisk()
+			k.Fail(err)
+			hold(ctx, d)
+			k.Fail(nil)
+			if k.Failures() > 0 {
+				hold(ctx, absence)
+			}
+			s.start()
+			return k.Failures() > 0
+		}
+	}
+}
+
+// transfers moves leaderships around faster than they settle.
+func transfers(n *nemesis) func(context.Context) bool {
+	type move struct {
+		group uint32
+		to    *server
+	}
+	var moves []move
+	for range 3 + n.rng.IntN(20) {
+		moves = append(moves, move{uint32(n.rng.IntN(int(n.c.opts.Shards) + 1)), n.server()})
+	}
+	pause := n.between(10*time.Millisecond, 2*time.Second)
+	return func(ctx context.Context) bool {
+		done := false
+		for _, m := range moves {
+			p := m.to.running()
+			if p == nil {
+				continue
+			}
+			try, cancel := context.WithTimeout(ctx, 5*time.Second)
+			done = p.Node.Transfer(try, m.group, p.Node.ID()) == nil || done
+			cancel()
+			hold(ctx, pause)
+		}
+		return done
+	}
+}

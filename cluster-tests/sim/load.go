@@ -1,0 +1,237 @@
+package sim
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/holdfastdb/holdfast/client"
+	"github.com/holdfastdb/holdfast/cluster-tests/history"
+	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
+)
+
+// clientIPs are the machines of the SDKs.
+var clientIPs = []string{"10.0.1.1", "10.0.1.2", "10.0.1.3"}
+
+// Call is an operation as the history has it.
+type Call struct {
+	Op      string
+	Request client.Request
+	TTL     time.Duration `json:",omitempty"`
+	// ID and Actual are of operations on reservations and slots.
+	ID     string `json:",omitempty"`
+	Actual uint32 `json:",omitempty"`
+}
+
+// The operations.
+const (
+	opCheck   = "check"
+	opReserve = "reserve"
+	opCommit  = "commit"
+	opRefund  = "refund"
+	opRelease = "release"
+	opAsync   = "async"
+	opPeek    = "peek"
+	opStatus  = "status"
+	opReset   = "reset"
+	opPolicy  = "policy"
+)
+
+// A resource has one policy, which counts what is asked of it by client.
+const (
+	resourceSum     = "sum"     // never denies and never ends, so that what was counted can be summed up
+	resourceReserve = "reserve" // the same, for reservations
+	resourceLease   = "lease"
+	resourceSlots   = "slots"
+	resourceChanged = "changed" // its policy changes
+)
+
+// year is so long that no window ends.
+const year = 360 * 24 * 3600
+
+var policies = []*pb.CreatePolicyRequest{
+	{Name: resourceSum, Algorithm: "fixed_window", RateLimit: 1_000_000, TimeWindow: year},
+	{Name: resourceReserve, Algorithm: "fixed_window", RateLimit: 1_000_000, TimeWindow: year},
+	{Name: "token_bucket", Algorithm: "token_bucket", RateLimit: 20, TimeWindow: 60, BurstCapacity: 10},
+	{Name: "sliding_window", Algorithm: "sliding_window", RateLimit: 15, TimeWindow: 60},
+	{Name: "sliding_log", Algorithm: "sliding_log", RateLimit: 10, TimeWindow: 45},
+	{Name: "fixed_window", Algorithm: "fixed_window", RateLimit: 12, TimeWindow: 30},
+	{Name: "leaky_bucket", Algorithm: "leaky_bucket", RateLimit: 10, TimeWindow: 60, BurstCapacity: 5},
+	{Name: resourceLease, Algorithm: "token_bucket", RateLimit: 60, TimeWindow: 60, BurstCapacity: 60},
+	{Name: resourceSlots, Algorithm: "concurrency", RateLimit: 3, TimeWindow: 20},
+	{Name: resourceChanged, Algorithm: "fixed_window", RateLimit: 10, TimeWindow: 30},
+}
+
+// checked are the resources that are checked like any other.
+var checked = []string{"token_bucket", "sliding_window", "sliding_log", "fixed_window", "leaky_bucket", resourceChanged}
+
+// subjects are few, so that callers meet.
+var subjects = []string{"ann", "bob", "cid", "dot"}
+
+// reserveTTL is how long reservations last that nobody settles.
+const reserveTTL = 20 * time.Second
+
+// load is the callers and what they were told.
+type load struct {
+	c       *Cluster
+	history *history.History
+	clients []*client.Client
+	changed string // the id of the policy that changes
+}
+
+// startLoad makes the policies and connects the SDKs.
+func startLoad(ctx context.Context, c *Cluster) (*load, error) {
+	l := &load{c: c, history: history.New()}
+	for _, ip := range clientIPs {
+		cl, err := c.Dial(ctx, ip)
+		if err != nil {
+			return nil, err
+		}
+		l.clients = append(l.clients, cl)
+	}
+	api := pb.NewPoliciesClient(l.clients[0].Conn())
+	for _, q := range policies {
+		q = &pb.CreatePolicyRequest{
+			Name: q.Name, Algorithm: q.Algorithm, RateLimit: q.RateLimit, TimeWindow: q.TimeWindow, BurstCapacity: q.BurstCapacity,
+			Resource: q.Name, OnUnavailable: "deny",
+		}
+		p, err := api.CreatePolicy(ctx, q)
+		if err != nil {
+			return nil, fmt.Errorf("make policy %s: %w", q.Name, err)
+		}
+		if q.Name == resourceChanged {
+			l.changed = p.PolicyId
+		}
+		if _, err := api.AssignClients(ctx, &pb.AssignClientsRequest{PolicyId: p.PolicyId, ClientIds: []string{"*"}}); err != nil {
+			return nil, fmt.Errorf("assign policy %s: %w", q.Name, err)
+		}
+	}
+	return l, nil
+}
+
+// workers is how many callers there are.
+const workers = 6
+
+// run calls until ctx ends, and returns when all calls have.
+func (l *load) run(ctx context.Context) {
+	var working sync.WaitGroup
+	for i := range workers {
+		w := &worker{
+			load: l, name: fmt.Sprintf("w%d", i+1), limits: l.clients[i%len(l.clients)].Limits(), rng: rand.New(rand.NewPCG(l.c.opts.Seed, uint64(100+i))),
+		}
+		working.Go(func() {
+			for ctx.Err() == nil {
+				w.step()
+				hold(ctx, time.Duration(w.rng.ExpFloat64()*float64(l.c.opts.Think)))
+			}
+		})
+	}
+	working.Wait()
+}
+
+func (l *load) close() error {
+	var first error
+	for _, c := range l.clients {
+		if err := c.Close(); err != nil && first == nil {
+			first = err
+		}
+	}
+	return first
+}
+
+// worker calls one operation after the other.
+type worker struct {
+	*load
+	name   string
+	limits *client.Limits
+	rng    *rand.Rand
+}
+
+// do calls and records one operation. Some callers have little patience.
+func do[T any](w *worker, q Call, f func(context.Context) (T, error)) (T, error) {
+	patience := 30 * time.Second
+	if w.rng.IntN(20) == 0 {
+		patience = time.Duration(w.rng.IntN(500)) * time.Millisecond
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	var trace client.Trace
+	p := w.history.Begin(w.name, q)
+	out, err := f(client.WithTrace(ctx, &trace))
+	p.End(out, trace, err)
+	return out, err
+}
+
+func (w *worker) step() {
+	subject := subjects[w.rng.IntN(len(subjects))]
+	q := client.Request{Client: subject, Weight: uint32(1 + w.rng.IntN(3))}
+	switch n := w.rng.IntN(100); {
+	case n < 30:
+		q.Resource = resourceSum
+		w.check(q)
+	case n < 60:
+		q.Resource = checked[w.rng.IntN(len(checked))]
+		w.check(q)
+	case n < 70:
+		q.Resource, q.Weight = resourceReserve, uint32(1+w.rng.IntN(9))
+		w.reserve(q)
+	case n < 80:
+		q.Resource, q.Weight = resourceLease, 1
+		_, _ = do(w, Call{Op: opAsync, Request: q}, func(ctx context.Context) (client.Decision, error) { return w.limits.Async(ctx, q) })
+	case n < 88:
+		q.Resource, q.Weight = resourceSlots, 1
+		w.slot(q)
+	case n < 94:
+		q.Resource = checked[w.rng.IntN(len(checked))]
+		_, _ = do(w, Call{Op: opPeek, Request: q}, func(ctx context.Context) (client.Decision, error) { return w.limits.Peek(ctx, q) })
+	case n < 97:
+		q.Resource = resourceSum
+		_, _ = do(w, Call{Op: opStatus, Request: q}, func(ctx context.Context) ([]client.LimitState, error) { return w.limits.Status(ctx, q) })
+	case n < 98:
+		q.Resource = checked[w.rng.IntN(len(checked))]
+		_, _ = do(w, Call{Op: opReset, Request: q}, func(ctx context.Context) (int, error) { return w.limits.Reset(ctx, q) })
+	default:
+		rate := uint32(5 + w.rng.IntN(10))
+		_, _ = do(w, Call{Op: opPolicy, Request: client.Request{Resource: resourceChanged}, Actual: rate}, func(ctx context.Context) (*pb.Policy, error) {
+			return pb.NewPoliciesClient(w.clients[0].Conn()).UpdatePolicy(ctx, &pb.UpdatePolicyRequest{PolicyId: w.changed, RateLimit: &rate})
+		})
+	}
+}
+
+func (w *worker) check(q client.Request) {
+	_, _ = do(w, Call{Op: opCheck, Request: q}, func(ctx context.Context) (client.Decision, error) { return w.limits.Check(ctx, q) })
+}
+
+func (w *worker) reserve(q client.Request) {
+	r, err := do(w, Call{Op: opReserve, Request: q, TTL: reserveTTL}, func(ctx context.Context) (*client.Reservation, error) {
+		return w.limits.Reserve(ctx, q, reserveTTL)
+	})
+	if err != nil || r.ID == "" {
+		return
+	}
+	time.Sleep(time.Duration(w.rng.IntN(2000)) * time.Millisecond)
+	none := func(err error) (struct{}, error) { return struct{}{}, err }
+	switch w.rng.IntN(4) {
+	case 0: // nobody settles it
+	case 1:
+		_, _ = do(w, Call{Op: opRefund, Request: q, ID: r.ID}, func(ctx context.Context) (struct{}, error) { return none(r.Refund(ctx)) })
+	default:
+		actual := uint32(w.rng.IntN(12))
+		_, _ = do(w, Call{Op: opCommit, Request: q, ID: r.ID, Actual: actual}, func(ctx context.Context) (struct{}, error) {
+			return none(r.Commit(ctx, actual))
+		})
+	}
+}
+
+func (w *worker) slot(q client.Request) {
+	d, err := do(w, Call{Op: opCheck, Request: q}, func(ctx context.Context) (client.Decision, error) { return w.limits.Check(ctx, q) })
+	if err != nil || d.ReleaseToken == "" {
+		return
+	}
+	time.Sleep(time.Duration(w.rng.IntN(3000)) * time.Millisecond)
+	_, _ = do(w, Call{Op: opRelease, Request: q, ID: d.ReleaseToken}, func(ctx context.Context) (struct{}, error) {
+		return struct{}{}, w.limits.Release(ctx, q, d.ReleaseToken)
+	})
+}

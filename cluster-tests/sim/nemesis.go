@@ -1,0 +1,107 @@
+package sim
+
+import (
+	"context"
+	"math/rand/v2"
+	"sync"
+	"time"
+)
+
+// nemesis applies one fault after the other, sometimes two at a time, as the seed says.
+type nemesis struct {
+	c   *Cluster
+	rng *rand.Rand // used by the planning goroutine only
+
+	mu      sync.Mutex
+	applied map[string]int
+	work    sync.WaitGroup
+}
+
+// fault is one kind of trouble.
+type fault struct {
+	name   string
+	weight int
+	// plan draws what the fault needs from the nemesis' randomness and returns what applies it, waits, and makes good. That
+	// returns whether anything was done.
+	plan func(n *nemesis) func(ctx context.Context) bool
+}
+
+func newNemesis(c *Cluster) *nemesis {
+	return &nemesis{c: c, rng: rand.New(rand.NewPCG(c.opts.Seed, 3)), applied: make(map[string]int)}
+}
+
+// Faults come as often as this.
+const (
+	faultPauseMin = 5 * time.Second
+	faultPauseMax = 25 * time.Second
+)
+
+// run applies faults until ctx ends. All are made good when it returns.
+func (n *nemesis) run(ctx context.Context) {
+	defer n.work.Wait()
+	sum := 0
+	for _, f := range faults {
+		sum += f.weight
+	}
+	for {
+		if sleep(ctx, n.between(faultPauseMin, faultPauseMax)) != nil {
+			return
+		}
+		pick, chosen := n.rng.IntN(sum), 0
+		for i, f := range faults {
+			if pick -= f.weight; pick < 0 {
+				chosen = i
+				break
+			}
+		}
+		f := faults[chosen]
+		apply := f.plan(n)
+		done := make(chan struct{})
+		n.work.Go(func() {
+			defer close(done)
+			n.c.opts.Logger.Info("fault", "kind", f.name)
+			if apply(ctx) {
+				n.count(f.name)
+			}
+			n.c.opts.Logger.Info("fault is over", "kind", f.name)
+		})
+		if n.rng.IntN(4) > 0 { // else the next one comes on top
+			<-done
+		}
+	}
+}
+
+func (n *nemesis) count(kind string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.applied[kind]++
+}
+
+// between draws a time.
+func (n *nemesis) between(least, most time.Duration) time.Duration {
+	return least + time.Duration(n.rng.Int64N(int64(most-least)+1))
+}
+
+// server draws one.
+func (n *nemesis) server() *server {
+	list := n.c.list()
+	return list[n.rng.IntN(len(list))]
+}
+
+// two draws two different servers.
+func (n *nemesis) two() (a, b *server) {
+	list := n.c.list()
+	i := n.rng.IntN(len(list))
+	j := (i + 1 + n.rng.IntN(len(list)-1)) % len(list)
+	return list[i], list[j]
+}
+
+// shuffled is all servers in any order.
+func (n *nemesis) shuffled() []*server {
+	list := append([]*server(nil), n.c.list()...)
+	n.rng.Shuffle(len(list), func(i, j int) { list[i], list[j] = list[j], list[i] })
+	return list
+}
+
+// hold waits for d, less if ctx ends.
+func hold(ctx context.Context, d time.Duration) { _ = sleep(ctx, d) }

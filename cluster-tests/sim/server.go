@@ -1,0 +1,225 @@
+package sim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/holdfastdb/holdfast/cluster-tests/sim/disk"
+	"github.com/holdfastdb/holdfast/cluster-tests/sim/network"
+	"github.com/holdfastdb/holdfast/node"
+	"github.com/holdfastdb/holdfast/node/shard"
+	"github.com/holdfastdb/holdfast/rpc/process"
+)
+
+// The ports of every server.
+const (
+	grpcPort   = 7400
+	httpPort   = 7401
+	peerPort   = 7402
+	gossipPort = 7403
+)
+
+// server is a machine with a disk on which a node runs, most of the time.
+type server struct {
+	c    *Cluster
+	name string
+	ip   string
+	log  *slog.Logger
+
+	mu   sync.Mutex
+	disk *disk.Disk
+	life *life // nil while it does not run
+}
+
+// life is one run of a server's process.
+type life struct {
+	s       *server
+	host    *network.Host
+	disk    *disk.Disk
+	end     context.CancelFunc
+	started chan struct{} // closed when Start has returned
+	process *process.Process
+}
+
+// start runs the process. It returns before the node serves.
+func (s *server) start() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.life != nil {
+		return
+	}
+	l := &life{s: s, host: s.c.net.Host(s.ip), started: make(chan struct{})}
+	s.disk = s.disk.Reopen(l.broken)
+	l.disk = s.disk
+	ctx, end := context.WithCancel(context.Background())
+	l.end = end
+	s.life = l
+	s.c.work.Go(func() { l.run(ctx) })
+}
+
+func (l *life) run(ctx context.Context) {
+	defer close(l.started)
+	s := l.s
+	packets, err := l.host.Packets(gossipPort)
+	if err != nil {
+		return // killed already
+	}
+	cfg := process.Config{
+		GRPC: l.host.Addr(grpcPort), HTTP: l.host.Addr(httpPort), Peer: l.host.Addr(peerPort),
+		Listen: func(_ context.Context, addr string) (net.Listener, error) {
+			_, port, err := net.SplitHostPort(addr)
+			if err != nil {
+				return nil, err
+			}
+			number, err := strconv.Atoi(port)
+			if err != nil {
+				return nil, err
+			}
+			return l.host.Listen(number)
+		},
+		Node: node.Config{
+			Name: s.name, Dir: "data", FS: l.disk, Gossip: l.host.Addr(gossipPort), GossipTransport: packets, Dial: l.host.Dial,
+			Shards: s.c.opts.Shards, Replicas: 3, Timing: shard.Timing{Heartbeat: time.Second},
+			Logger: s.log, Bootstrap: s.name == "n1",
+			OnFatal: l.fatal, WrapLog: l.disk.Logs, Tamper: s.c.tamper, TrailingEntries: s.c.opts.TrailingEntries,
+			OnCommit: func(group uint32, entries []*raft.Log) { s.c.record.committed(l, group, entries) },
+		},
+	}
+	for _, other := range s.c.list() {
+		if other != s {
+			cfg.Node.Join = append(cfg.Node.Join, net.JoinHostPort(other.ip, strconv.Itoa(gossipPort)))
+		}
+	}
+	p, err := process.Start(ctx, cfg)
+	if err != nil {
+		switch {
+		case ctx.Err() != nil: // killed
+		case l.disk.Failures() > 0:
+			s.c.work.Go(func() { l.die() })
+		default:
+			s.c.fail(fmt.Errorf("start %s: %w", s.name, err))
+		}
+		return
+	}
+	l.process = p
+}
+
+// broken is told by the disk of a write that the process does not survive.
+func (l *life) broken(err error) {
+	l.s.log.Info("the process ends for its disk", "error", err)
+	l.s.c.work.Go(l.die)
+}
+
+// fatal is told by a node that cannot go on. Its process would end itself. Nobody may do so without a reason.
+func (l *life) fatal(err error) {
+	if l.disk.Failures() == 0 && l.alive() {
+		l.s.c.fail(fmt.Errorf("%s cannot go on: %w", l.s.name, err))
+	}
+	l.s.c.work.Go(l.die)
+}
+
+func (l *life) alive() bool {
+	l.s.mu.Lock()
+	defer l.s.mu.Unlock()
+	return l.s.life == l
+}
+
+// die kills the process, unless somebody else has.
+func (l *life) die() {
+	if l.alive() {
+		l.s.kill()
+	}
+}
+
+// running is the process, nil while there is none.
+func (s *server) running() *process.Process {
+	s.mu.Lock()
+	l := s.life
+	s.mu.Unlock()
+	if l == nil {
+		return nil
+	}
+	select {
+	case <-l.started:
+		return l.process
+	default:
+		return nil
+	}
+}
+
+func (s *server) up() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.life != nil
+}
+
+// kill ends the process as kill -9 does: what it wrote is there when it starts again.
+func (s *server) kill() bool { return s.crash(100, false) }
+
+// powerCut ends it as a failing power supply does: of what was not synced, only so much survives.
+func (s *server) powerCut(survives int) bool { return s.crash(survives, true) }
+
+func (s *server) crash(survives int, silent bool) bool {
+	s.mu.Lock()
+	l := s.life
+	if l == nil {
+		s.mu.Unlock()
+		return false
+	}
+	s.life = nil
+	l.host.Down(silent)
+	s.disk = l.disk.Crash(survives, s.c.random())
+	s.mu.Unlock()
+	s.c.work.Go(l.bury)
+	return true
+}
+
+// bury ends what is left of a killed process. It reaches nobody, and nobody reads what it still writes.
+func (l *life) bury() {
+	l.end()
+	l.disk.Release()
+	<-l.started
+	if l.process == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	if err := l.process.Close(ctx); err != nil && !errors.Is(err, context.DeadlineExceeded) {
+		l.s.log.Warn("ending a killed process", "error", err)
+	}
+}
+
+// stop ends the process as an operator does.
+func (s *server) stop() error {
+	s.mu.Lock()
+	l := s.life
+	s.life = nil
+	s.mu.Unlock()
+	if l == nil {
+		return nil
+	}
+	<-l.started
+	l.end()
+	if l.process == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	err := l.process.Close(ctx)
+	l.host.Down(false)
+	s.mu.Lock()
+	s.disk = l.disk
+	s.mu.Unlock()
+	if err != nil {
+		return fmt.Errorf("stop %s: %w", s.name, err)
+	}
+	return nil
+}

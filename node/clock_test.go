@@ -1,0 +1,94 @@
+package node
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/holdfastdb/holdfast/fsm"
+)
+
+func TestAClockIsWrongIfMostAgreeOnAnother(t *testing.T) {
+	const s, h = time.Second, time.Hour
+	for name, tt := range map[string]struct {
+		others []time.Duration
+		ahead  time.Duration
+	}{
+		"alone":                    {nil, 0},
+		"with two nobody can tell": {[]time.Duration{h}, 0},
+		"all agree":                {[]time.Duration{s / 10, -s / 10}, 0},
+		"another one is wrong":     {[]time.Duration{h, 0}, 0},
+		"this one is behind":       {[]time.Duration{h, h + s/10}, h},
+		"this one is ahead":        {[]time.Duration{-s, -s}, -s},
+		"no two agree":             {[]time.Duration{h, -h}, 0},
+		"two against two":          {[]time.Duration{h, h, 0}, 0},
+		"three against two":        {[]time.Duration{h, h, h, 0}, h},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if got := clockError(tt.others); got != tt.ahead {
+				t.Errorf("the right time is %v ahead, want %v", got, tt.ahead)
+			}
+		})
+	}
+}
+
+// The nodes never all distrust themselves: whoever has the median clock goes on.
+func TestSomeClockIsAlwaysRight(t *testing.T) {
+	steps := []time.Duration{0, 300 * time.Millisecond, 600 * time.Millisecond, 900 * time.Millisecond, time.Hour}
+	for n := range 5 * 5 * 5 * 5 * 5 {
+		clocks := make([]time.Duration, 5)
+		for i, rest := 0, n; i < len(clocks); i, rest = i+1, rest/5 {
+			clocks[i] = steps[rest%5]
+		}
+		median := slices.Sorted(slices.Values(clocks))[2]
+		self := slices.Index(clocks, median)
+		var others []time.Duration
+		for i, c := range clocks {
+			if i != self {
+				others = append(others, c-median)
+			}
+		}
+		if ahead := clockError(others); ahead != 0 {
+			t.Fatalf("of clocks at %v the median is taken for wrong, by %v", clocks, ahead)
+		}
+	}
+}
+
+// One node starts with its clock an hour off: it never moves shard time, leads nothing, and its callers are served.
+func TestANodeWithAWrongClockLeadsNothingAndServes(t *testing.T) {
+	for _, skew := range []time.Duration{time.Hour, -time.Hour} {
+		t.Run(fmt.Sprint(skew), func(t *testing.T) {
+			nodes := []*Node{startTestNode(t, "n1", t.TempDir(), "")}
+			defer func() {
+				for _, n := range nodes {
+					if err := n.Close(); err != nil {
+						t.Error(err)
+					}
+				}
+			}()
+			nodes = append(nodes, startTestNode(t, "n2", t.TempDir(), nodes[0].gossip.Addr()))
+			wrong := startTestNode(t, "n3", t.TempDir(), nodes[0].gossip.Addr(), func(c *Config) {
+				c.Clock = func() time.Time { return time.Now().Add(skew) }
+			})
+			nodes = append(nodes, wrong)
+			eventually(t, "three voters everywhere", func() bool { return allVoters(nodes...) })
+			eventually(t, "the node knows", wrong.clockWrong)
+			for end := time.Now().Add(4 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+				for group, m := range wrong.members() {
+					if m.IsLeader() {
+						t.Fatalf("it leads group %d", group)
+					}
+				}
+			}
+			if _, err := wrong.Do(t.Context(), 1, []fsm.Call{takeCall('k', 10)}); err != nil {
+				t.Errorf("a caller of the node: %v", err)
+			}
+			for group, m := range nodes[0].members() {
+				if d := fsm.Time(time.Now().UnixMilli()) - m.Applied().Time; d < 0 || d > 60_000 {
+					t.Errorf("the time of group %d is %d ms behind", group, d)
+				}
+			}
+		})
+	}
+}

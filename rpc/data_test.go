@@ -1,0 +1,212 @@
+package rpc
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/holdfastdb/holdfast/fsm"
+	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
+)
+
+// sdk is the other end of a stream.
+type sdk struct {
+	grpc.ServerStream
+	ctx     context.Context
+	frames  chan *pb.FrameRequest
+	answers chan *pb.FrameResponse // not read: it takes no answers
+	got     int                    // frames that were taken from it
+}
+
+func newSDK(ctx context.Context, room int) *sdk {
+	return &sdk{ctx: ctx, frames: make(chan *pb.FrameRequest), answers: make(chan *pb.FrameResponse, room)}
+}
+
+func (s *sdk) Context() context.Context { return s.ctx }
+
+func (s *sdk) Recv() (*pb.FrameRequest, error) {
+	select {
+	case q := <-s.frames:
+		s.got++
+		return q, nil
+	case <-s.ctx.Done():
+		return nil, io.EOF
+	}
+}
+
+func (s *sdk) Send(r *pb.FrameResponse) error {
+	select {
+	case s.answers <- proto.Clone(r).(*pb.FrameResponse):
+		return nil
+	case <-s.ctx.Done():
+		return s.ctx.Err()
+	}
+}
+
+// What is answered and not taken is as much a load as what is not answered.
+func TestAStreamThatTakesNoAnswersIsNotReadOn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		s := newSDK(ctx, 0)
+		service := &data{metrics: NewMetrics(), closing: make(chan struct{})}
+		done := make(chan error)
+		go func() { done <- service.Frames(s) }()
+		go func() {
+			for {
+				select {
+				case s.frames <- &pb.FrameRequest{}: // malformed, so it is answered at once
+				case <-ctx.Done():
+					return
+				}
+			}
+		}()
+		synctest.Wait()
+		if s.got != maxFrames+1 { // the last one waits for room
+			t.Errorf("%d frames were read", s.got)
+		}
+		for range 10 {
+			<-s.answers
+		}
+		synctest.Wait()
+		if s.got != maxFrames+11 {
+			t.Errorf("%d frames were read when ten answers were taken", s.got)
+		}
+		cancel()
+		<-done
+	})
+}
+
+// A node that stops does not wait for its SDKs to hang up, only for what is not answered yet.
+func TestAStreamEndsWithTheServiceWhenAllIsAnswered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		s := newSDK(ctx, 0)
+		service := &data{metrics: NewMetrics(), closing: make(chan struct{})}
+		done := make(chan error, 1)
+		go func() { done <- service.Frames(s) }()
+		s.frames <- &pb.FrameRequest{Id: 7}
+		synctest.Wait()
+		close(service.closing)
+		synctest.Wait()
+		select {
+		case <-done:
+			t.Fatal("it ended before the answer was sent")
+		default:
+		}
+		if r := <-s.answers; r.Id != 7 {
+			t.Errorf("answer %v", r)
+		}
+		<-done
+		cancel() // as gRPC does when the service returns
+		service.readers.Wait()
+	})
+}
+
+// leader leads every shard, at a time of its own, and keeps what it is told to do.
+type leader struct {
+	Node
+	now    fsm.Time
+	frames []*fsm.Frame
+}
+
+func (l *leader) Replica(uint32) (Replica, bool) { return leading{l}, true }
+
+// leading is a shard of a leader.
+type leading struct{ *leader }
+
+func (l leading) IsLeader() bool { return true }
+func (l leading) Now() fsm.Time  { return l.now }
+func (l leading) Query(context.Context, []fsm.Call) ([]fsm.Result, fsm.Applied, error) {
+	return nil, fsm.Applied{}, fsm.ErrNotLeader
+}
+func (l leading) ProposeAsync(f *fsm.Frame, _ func(fsm.FrameOutcome, error)) error {
+	l.frames = append(l.frames, f)
+	return nil
+}
+
+// A frame that was stamped by another node is not refused because this one's clock is behind: it may have been executed.
+func TestADeadlineOfAnotherNodeIsTaken(t *testing.T) {
+	const now = 1_700_000_000_000
+	for deadline, taken := range map[int64]bool{
+		now - 1: true, now + fsm.MaxDeadline: true, now + fsm.MaxDeadline + 2000: true, now + 2*fsm.MaxDeadline: false,
+	} {
+		node := &leader{now: now}
+		x := &stream{s: &data{node: node, metrics: NewMetrics()}, ctx: t.Context(), wake: make(chan struct{}, 1)}
+		x.frame(&pb.FrameRequest{Client: make([]byte, 16), Shard: 1, Seq: 1, DeadlineMs: deadline, Ops: []*pb.Op{{}}})
+		if (len(node.frames) == 1) != taken || (len(x.queue) == 0) != taken {
+			t.Errorf("%d ms ahead: %d frames proposed, answers %v", deadline-now, len(node.frames), x.queue)
+		}
+	}
+}
+
+// leaderless is an operation in a shard that nobody leads.
+func leaderless() op {
+	return op{method: methodPeek, call: fsm.Noop(), elsewhere: func(ctx context.Context, _ *pb.FrameRequest, _ int) (proto.Message, error) {
+		<-ctx.Done()
+		return nil, fmt.Errorf("shard 2: %w: %w", fsm.ErrNotLeader, ctx.Err())
+	}}
+}
+
+func TestAQueryEndsWhenItsTimeIsOver(t *testing.T) {
+	for ms, want := range map[uint32]time.Duration{0: requestTimeout, 300: 300 * time.Millisecond, 60_000: requestTimeout} {
+		synctest.Test(t, func(t *testing.T) {
+			x := &stream{s: &data{metrics: NewMetrics()}, ctx: t.Context(), wake: make(chan struct{}, 1)}
+			begin := time.Now()
+			x.query(&pb.FrameRequest{Query: true, TimeoutMs: ms}, []op{leaderless(), leaderless()}, nil, begin)
+			if took := time.Since(begin); took != want {
+				t.Errorf("a timeout of %d ms: it took %v", ms, took)
+			}
+			for _, r := range x.queue[0].Results {
+				if codes.Code(r.Code) != codes.Unavailable {
+					t.Errorf("%v", r)
+				}
+			}
+		})
+	}
+}
+
+func TestNoCallLastsForever(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		begin := time.Now()
+		_, err := bounded(t.Context(), nil, nil, func(ctx context.Context, _ any) (any, error) {
+			<-ctx.Done()
+			return nil, ctx.Err()
+		})
+		if kindOf(err) != unavailable || time.Since(begin) != callTimeout {
+			t.Errorf("%v after %v", err, time.Since(begin))
+		}
+		begin = time.Now()
+		h := boundedHTTP(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))
+		h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest(http.MethodGet, "/", nil))
+		if time.Since(begin) != callTimeout {
+			t.Errorf("HTTP took %v", time.Since(begin))
+		}
+	})
+}
+
+// A denial from a lease has no rows, and is a denial all the same.
+func TestADenialIsStatus429IfTheCallerWantsIt(t *testing.T) {
+	for name, m := range map[string]*pb.CheckResponse{
+		"by a shard": {RetryAfter: 2.5, Limits: []*pb.LimitState{{PolicyName: "api", Denied: true}}},
+		"by a lease": {RetryAfter: 2.5},
+	} {
+		for wanted, code := range map[bool]int{true: http.StatusTooManyRequests, false: http.StatusOK} {
+			w := httptest.NewRecorder()
+			if err := limitHeaders(context.WithValue(t.Context(), httpStatusKey{}, wanted), w, m); err != nil {
+				t.Fatal(err)
+			}
+			if w.Code != code || wanted && w.Header().Get("Retry-After") != "3" {
+				t.Errorf("%s, wanted %v: %d %v", name, wanted, w.Code, w.Header())
+			}
+		}
+	}
+}

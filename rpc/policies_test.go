@@ -1,0 +1,159 @@
+package rpc
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/holdfastdb/holdfast/fsm"
+	"github.com/holdfastdb/holdfast/fsm/catalog"
+	"github.com/holdfastdb/holdfast/fsm/catalog/catalogtest"
+	"github.com/holdfastdb/holdfast/fsm/counter"
+	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
+	"github.com/holdfastdb/holdfast/rpc/policy"
+	"github.com/holdfastdb/holdfast/storage/kv"
+)
+
+// oneNode is a Node with a catalog and nothing else.
+type oneNode struct {
+	Node
+	shard *catalogtest.Shard
+	// before is called before each command.
+	before func()
+}
+
+func newPolicies(t *testing.T) (*policies, *oneNode) {
+	n := &oneNode{shard: catalogtest.New(t, catalog.Type()), before: func() {}}
+	if r := n.shard.Do(catalog.Call(catalog.OpBootstrap, catalog.Bootstrap{ClusterID: "c", Shards: 1, Replicas: 1, Node: catalog.Node{ID: "n1"}})); r.Err() != nil {
+		t.Fatal(r.Err())
+	}
+	return &policies{node: n}, n
+}
+
+func (n *oneNode) Catalog(_ context.Context, call fsm.Call) ([]byte, error) {
+	n.before()
+	r := n.shard.Do(call)
+	return r.Body, r.Err()
+}
+
+func (n *oneNode) Query(_ context.Context, _ uint32, calls []fsm.Call) ([]fsm.Result, fsm.Applied, error) {
+	return []fsm.Result{n.shard.Query(calls[0])}, fsm.Applied{}, nil
+}
+
+func (n *oneNode) CatalogView() kv.View { return n.shard.View() }
+
+func create(t *testing.T, s *policies, name string) *pb.Policy {
+	t.Helper()
+	p, err := s.CreatePolicy(t.Context(), &pb.CreatePolicyRequest{Name: name, RateLimit: 5, TimeWindow: 60})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// Who names no revision does not mind which one there is.
+func TestAnUpdateWithoutARevisionIsNeverTooSlow(t *testing.T) {
+	s, n := newPolicies(t)
+	p := create(t, s, "api")
+	others := 0
+	update := func(q *pb.UpdatePolicyRequest) (*pb.Policy, error) {
+		others = 3
+		n.before = func() {
+			if others--; others < 0 {
+				return
+			}
+			before := n.before
+			n.before = func() {}
+			if _, err := s.UpdatePolicy(t.Context(), &pb.UpdatePolicyRequest{PolicyId: "api", Description: proto.String(fmt.Sprint(others))}); err != nil {
+				t.Errorf("the other one: %v", err)
+			}
+			n.before = before
+		}
+		return s.UpdatePolicy(t.Context(), q)
+	}
+	got, err := update(&pb.UpdatePolicyRequest{PolicyId: "api", RateLimit: proto.Uint32(9)})
+	if err != nil || got.RateLimit != 9 || got.Description != "0" || got.Revision != 5 {
+		t.Errorf("%v, %v", got, err)
+	}
+	if _, err := update(&pb.UpdatePolicyRequest{PolicyId: "api", RateLimit: proto.Uint32(10), ExpectedRevision: got.Revision}); kindOf(err) != conflict {
+		t.Errorf("with a revision: %v", err)
+	}
+	n.before = func() {}
+	create(t, s, "taken")
+	if _, err := s.UpdatePolicy(t.Context(), &pb.UpdatePolicyRequest{PolicyId: p.PolicyId, Name: proto.String("taken")}); kindOf(err) != conflict {
+		t.Errorf("a conflict that stays: %v", err)
+	}
+}
+
+func TestADescriptionIsCutNowhere(t *testing.T) {
+	s, _ := newPolicies(t)
+	for text, ok := range map[string]bool{
+		strings.Repeat("x", maxField-1) + "é": true, strings.Repeat("x", maxDescription): true,
+		strings.Repeat("x", maxDescription+1): false, strings.Repeat("x", maxField+1) + "\xff": false,
+	} {
+		p, err := s.CreatePolicy(t.Context(), &pb.CreatePolicyRequest{Name: fmt.Sprintf("p-%d-%v", len(text), ok), RateLimit: 5, TimeWindow: 60, Description: text})
+		if (err == nil) != ok || ok && p.Description != text {
+			t.Errorf("%d bytes: %v", len(text), err)
+		}
+	}
+}
+
+func TestTimesThatAreNoneAreRefused(t *testing.T) {
+	s, _ := newPolicies(t)
+	create(t, s, "api")
+	for name, q := range map[string]*pb.AssignClientsRequest{
+		"from": {EffectiveFrom: &timestamppb.Timestamp{Seconds: 1 << 40}}, "to": {EffectiveTo: &timestamppb.Timestamp{Nanos: -1}},
+	} {
+		q.PolicyId, q.ClientIds = "api", []string{"a"}
+		if _, err := s.AssignClients(t.Context(), q); kindOf(err) != invalid || !strings.Contains(err.Error(), name) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// A slow limit in debt may be whole again in thousands of years. There are no timestamps for that.
+func TestATimeBeyondTimestampsIsTheLastOne(t *testing.T) {
+	p := &plan{matches: []policy.Match{{Policy: &catalog.Policy{}, Limit: counter.Limit{}}}}
+	r := (&limits{}).answer(p, false, []counter.LimitResult{{ResetIn: 1 << 60}}, 1_700_000_000_000)
+	if err := r.ResetTime.CheckValid(); err != nil || r.ResetTime.AsTime().Year() != 9999 {
+		t.Errorf("%v: %v", r.ResetTime, err)
+	}
+}
+
+func TestTheNumberOfDomainsIsBounded(t *testing.T) {
+	s, n := newPolicies(t)
+	n.shard.OpenOnce = true
+	yaml := func(i int) *pb.ImportEnvoyRequest {
+		return &pb.ImportEnvoyRequest{Yaml: fmt.Sprintf("domain: d%d\ndescriptors: [{key: k, rate_limit: {unit: second, requests_per_unit: 1}}]", i)}
+	}
+	for i := range maxDomains {
+		n.shard.Do(catalog.Call(catalog.OpPutDomain, catalog.Domain{Name: fmt.Sprint("d", i), YAML: yaml(i).Yaml}))
+	}
+	if _, err := s.ImportEnvoy(t.Context(), yaml(maxDomains)); kindOf(err) != exhausted {
+		t.Errorf("one too many: %v", err)
+	}
+	if _, err := s.ImportEnvoy(t.Context(), yaml(0)); err != nil {
+		t.Errorf("one that there is: %v", err)
+	}
+	if _, err := s.DeleteEnvoy(t.Context(), &pb.DeleteEnvoyRequest{Domain: "d0"}); err != nil {
+		t.Fatal(err)
+	}
+	list, err := s.ListEnvoy(t.Context(), &pb.ListEnvoyRequest{})
+	if err != nil || len(list.Domains) != maxDomains-1 {
+		t.Errorf("%d domains, %v", len(list.Domains), err)
+	}
+	ctx := metadata.NewIncomingContext(t.Context(), metadata.Pairs("holdfast-actor", "alice"))
+	if _, err := s.ImportEnvoy(ctx, yaml(maxDomains)); err != nil {
+		t.Errorf("when there is room: %v", err)
+	}
+	list, err = s.ListEnvoy(t.Context(), &pb.ListEnvoyRequest{})
+	if err != nil || !slices.ContainsFunc(list.Domains, func(d *pb.EnvoyDomain) bool { return d.Actor == "alice" && d.UpdatedAt.IsValid() }) {
+		t.Errorf("nobody knows who imported it: %v", err)
+	}
+}
