@@ -55,3 +55,51 @@ func TestTheReplicasOfARealClusterAgree(t *testing.T) {
 		}
 	}
 }
+
+// Every node is told of every change of a policy, once and in order.
+func TestTheNodesOfARealClusterSeeEveryChange(t *testing.T) {
+	c := holdfasttest.Start(t, 3)
+	policies := pb.NewPoliciesClient(c.Client().Conn())
+	followers := make([]Follower, 3)
+	read := func() {
+		for i := range followers {
+			view := c.Node(i).Node.CatalogView()
+			if err := followers[i].Read(view); err != nil {
+				t.Error(err)
+			}
+			if err := view.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	for i := range uint32(10) {
+		q := &pb.CreatePolicyRequest{Name: fmt.Sprint("policy-", i), Algorithm: "fixed_window", RateLimit: i + 1, TimeWindow: 60}
+		if _, err := policies.CreatePolicy(t.Context(), q); err != nil {
+			t.Fatal(err)
+		}
+		if i%3 == 0 {
+			read()
+		}
+	}
+	seen := make(map[string][]Change)
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		read()
+		least := uint64(1 << 63)
+		for i := range followers {
+			seen[fmt.Sprint("n", i+1)] = followers[i].Seen()
+			least = min(least, followers[i].at)
+		}
+		if least >= 10 {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("a node is at revision %d", least)
+		}
+	}
+	if broken := Watches(seen); len(broken) > 0 {
+		t.Error(broken)
+	}
+	if len(seen["n1"]) < 10 || seen["n1"][0].Value == nil {
+		t.Errorf("%+v", seen["n1"])
+	}
+}
