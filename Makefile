@@ -5,6 +5,9 @@ SHELL := bash
 
 FUZZTIME ?= 20s
 CHAOS_MINUTES ?= 30
+SIM_HOURS ?= $(if $(SIM_SEED),,8)
+SIM_SEED ?=
+SIM_DIR ?=
 BENCH_FLAGS ?=
 GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
@@ -46,6 +49,11 @@ fuzz: ## every fuzz target for FUZZTIME (20s)
 chaos: ## real processes under faults for CHAOS_MINUTES (30), figures into docs/reliability.md; also CHAOS_KINDS=a,b CHAOS_NODES=3|5 CHAOS_SEED= CHAOS_DIR=
 	CHAOS_MINUTES=$(CHAOS_MINUTES) CHAOS_DIR=$${CHAOS_DIR:-$(CURDIR)/bin/chaos} CHAOS_OUT=$${CHAOS_OUT-$(CURDIR)/docs/reliability.md} \
 		go test -count 1 -timeout 0 -v ./cluster-tests/chaos
+
+.PHONY: sim
+sim: ## clusters in virtual time under faults for SIM_HOURS (8) of it; SIM_SEED= runs one seed again, SIM_DIR= keeps logs and histories
+	SIM_HOURS=$(SIM_HOURS) SIM_SEED=$(SIM_SEED) SIM_DIR=$(SIM_DIR) \
+		go test -count 1 -timeout 0 -v -run TestSimulation ./cluster-tests/sim
 
 .PHONY: bench
 bench: ## Holdfast beside etcd and Redis on this machine, into docs/benchmarks.md (12 minutes; needs redis-server)

@@ -77,6 +77,11 @@ func Open(reg *Registry, store Store) (*Machine, error) {
 
 // Reload forgets all that is in memory and reads the store again, after a snapshot replaced its content.
 func (m *Machine) Reload() error {
+	if m.batch != nil { // it may hold on to a file of the old content
+		if err := m.batch.Close(); err != nil {
+			return err
+		}
+	}
 	view := m.store.View()
 	defer view.Close()
 	applied, err := ReadApplied(view)

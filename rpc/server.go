@@ -66,6 +66,7 @@ func New(o Options) (*Server, error) {
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
 		grpc.WaitForHandlers(true),
 		grpc.ChainUnaryInterceptor(o.Metrics.unary, bounded),
+		grpc.WaitForHandlers(true), // who still reads must not find the state closed
 	}
 	if o.Creds != nil {
 		options = append(options, grpc.Creds(o.Creds))

@@ -31,7 +31,26 @@ type Options struct {
 	Think time.Duration
 	// TrailingEntries is how short the nodes keep their logs.
 	TrailingEntries uint64
-	Logger          *slog.Logger
+	// Join has one more node join in the midst of it.
+	Join bool
+	// Dir gets the history, if set.
+	Dir    string
+	Logger *slog.Logger
+}
+
+// runTime is how long a seed runs.
+const runTime = 10 * time.Minute
+
+// FromSeed is what a seed stands for: every fourth has five nodes, every fourth has a node join.
+func FromSeed(seed uint64) Options {
+	o := Options{Seed: seed, Nodes: 3, Shards: 2, Duration: runTime, Think: time.Second, TrailingEntries: 64}
+	switch seed % 4 {
+	case 0:
+		o.Nodes = 5
+	case 2:
+		o.Join = true
+	}
+	return o
 }
 
 // Cluster is a simulated cluster.

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/holdfastdb/holdfast/cluster-tests/check"
@@ -106,9 +107,18 @@ func (c *Cluster) simulate(r *Report) error {
 	trouble, cancel := context.WithTimeout(context.Background(), c.opts.Duration)
 	defer cancel()
 	n := newNemesis(c)
-	c.work.Go(func() { n.run(trouble) })
-	l.run(trouble)
-	n.work.Wait()
+	var running sync.WaitGroup
+	if c.opts.Join {
+		at := n.between(0, c.opts.Duration/2)
+		running.Go(func() {
+			hold(trouble, at)
+			c.addServer().start()
+			n.count("a node joins")
+		})
+	}
+	running.Go(func() { n.run(trouble) })
+	running.Go(func() { l.run(trouble) })
+	running.Wait()
 	r.Faults, r.Ops, r.Refusals = n.applied, make(map[history.Outcome]int), make(map[string]int)
 	for _, op := range append(l.history.Ops(), l.others.Ops()...) {
 		r.Ops[op.Outcome]++
@@ -117,6 +127,9 @@ func (c *Cluster) simulate(r *Report) error {
 		}
 	}
 	err = c.judge(l, r)
+	if c.opts.Dir != "" {
+		err = errors.Join(err, l.history.Save(c.opts.Dir))
+	}
 	return errors.Join(err, l.close())
 }
 

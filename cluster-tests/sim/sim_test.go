@@ -4,19 +4,43 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"strconv"
+	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
 )
 
-// simulate runs one seed in a bubble of its own.
-func simulate(t *testing.T, opts Options) {
-	t.Run(fmt.Sprintf("seed %d", opts.Seed), func(t *testing.T) {
+// totals sums up the runs of a test.
+type totals struct {
+	mu      sync.Mutex
+	virtual time.Duration
+	faults  int
+	checked int
+}
+
+func (s *totals) add(r *Report) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.virtual += r.Virtual
+	s.faults += r.FaultCount()
+	s.checked += r.Checked
+}
+
+// simulate runs a seed in a bubble of its own. With SIM_DIR it leaves the nodes' log and the history there.
+func simulate(t *testing.T, seed uint64, sum *totals) {
+	t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) {
 		t.Parallel()
+		opts := FromSeed(seed)
 		opts.Logger = slog.New(slog.DiscardHandler)
-		if name := os.Getenv("SIM_LOG"); name != "" {
-			f, err := os.Create(name)
+		if dir := os.Getenv("SIM_DIR"); dir != "" {
+			opts.Dir = filepath.Join(dir, fmt.Sprintf("seed-%d", seed))
+			if err := os.MkdirAll(opts.Dir, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			f, err := os.Create(filepath.Join(opts.Dir, "log.txt"))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -26,23 +50,63 @@ func simulate(t *testing.T, opts Options) {
 		wall := time.Now()
 		synctest.Test(t, func(t *testing.T) {
 			r, err := Run(opts)
+			sum.add(r)
 			t.Log(r)
 			if err != nil {
-				t.Errorf("replay with SIM_SEED=%d: %v", opts.Seed, err)
+				t.Errorf("make sim SIM_SEED=%d: %v", seed, err)
 			}
 		})
 		t.Logf("%v of real time", time.Since(wall).Round(time.Millisecond))
 	})
 }
 
-func TestSim(t *testing.T) {
-	seed := uint64(1)
-	if text := os.Getenv("SIM_SEED"); text != "" {
-		n, err := strconv.ParseUint(text, 10, 64)
-		if err != nil {
-			t.Fatal(err)
-		}
-		seed = n
+func number(t *testing.T, name string) (n float64, ok bool) {
+	text := os.Getenv(name)
+	if text == "" {
+		return 0, false
 	}
-	simulate(t, Options{Seed: seed, Nodes: 3, Shards: 2, Duration: 10 * time.Minute, Think: time.Second, TrailingEntries: 64})
+	n, err := strconv.ParseFloat(text, 64)
+	if err != nil || n < 0 {
+		t.Fatalf("%s=%s: not a number", name, text)
+	}
+	return n, true
+}
+
+// cpu is the time that this process has computed.
+func cpu() time.Duration {
+	var u syscall.Rusage
+	if syscall.Getrusage(syscall.RUSAGE_SELF, &u) != nil {
+		return 0
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// A part of all seeds, or as much as is asked for: SIM_SEED alone runs that one, SIM_HOURS so many hours of virtual time
+// from there on, or from a seed of the moment.
+func TestSimulation(t *testing.T) {
+	first, seeds := uint64(1), 5
+	seed, chosen := number(t, "SIM_SEED")
+	hours, long := number(t, "SIM_HOURS")
+	switch {
+	case long:
+		first, seeds = uint64(time.Now().Unix()), int(hours*float64(time.Hour)/float64(runTime))+1
+		if chosen {
+			first = uint64(seed)
+		}
+	case chosen:
+		first, seeds = uint64(seed), 1
+	}
+	before := cpu()
+	var sum totals
+	t.Run("runs", func(t *testing.T) {
+		for i := range seeds {
+			simulate(t, first+uint64(i), &sum)
+		}
+	})
+	used := cpu() - before
+	t.Logf("%v of virtual time, %d faults, %d operations checked one by one; %.0f virtual minutes in a minute of CPU",
+		sum.virtual.Round(time.Second), sum.faults, sum.checked, sum.virtual.Minutes()/max(used.Minutes(), 1e-9))
+	if !chosen && !long && (sum.virtual < time.Hour || sum.faults < 60) {
+		t.Error("less than an hour and 60 faults were simulated")
+	}
 }

@@ -221,6 +221,7 @@ func (n *Net) ClockOffset(nodeID string) (time.Duration, bool) {
 func (n *Net) ServerOptions() []grpc.ServerOption {
 	options := []grpc.ServerOption{
 		grpc.ForceServerCodecV2(bytesCodec{}), grpc.MaxRecvMsgSize(maxMessage),
+		grpc.WaitForHandlers(true), // what they read is closed after the server
 		grpc.InitialWindowSize(streamWindow), grpc.InitialConnWindowSize(connWindow),
 		// The clients' pings keep connections that carry nothing; without this the server takes them for an attack.
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: pingInterval / 2, PermitWithoutStream: true}),
