@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -16,7 +17,8 @@ import (
 )
 
 const (
-	peakCallers     = 4096 // frames are full, which is when the cluster does most
+	peakCallers     = 4096            // frames are full, which is when the cluster does most
+	mostAtOnce      = 4 * peakCallers // calls under way; what is due beyond that is refused by the load itself
 	overloadFactor  = 3
 	overloadTime    = 60 * time.Second
 	overloadPatient = time.Second // how long each caller waits for its answer
@@ -28,6 +30,8 @@ const (
 type offered struct {
 	mu            sync.Mutex
 	begun, good   int
+	unbegun       int
+	under         atomic.Int64
 	refused, late int
 	took          []time.Duration // of the good ones
 }
@@ -47,6 +51,11 @@ func offer(ctx context.Context, cl *client.Client, perSecond float64, length tim
 			cancel()
 		})
 		for due := int(now.Sub(begin).Seconds() * perSecond); o.begun < due; o.begun++ {
+			if o.under.Load() >= mostAtOnce {
+				o.unbegun++
+				continue
+			}
+			o.under.Add(1)
 			key := o.begun % 1000
 			running.Go(func() { o.one(patient, cl, key) })
 		}
@@ -59,6 +68,7 @@ func (o *offered) one(ctx context.Context, cl *client.Client, key int) {
 	begin := time.Now()
 	_, err := cl.Limits().Check(ctx, client.Request{Client: fmt.Sprint("client-", key), Resource: counted})
 	took := time.Since(begin)
+	o.under.Add(-1)
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	switch {
@@ -106,7 +116,7 @@ func TestOverload(t *testing.T) {
 	own := float64(cpuTime()-spent) / float64(overloadTime) / float64(runtime.NumCPU())
 	goodput := float64(over.good) / overloadTime.Seconds()
 	t.Logf("offered %.0f/s for %v: %.0f/s served in time (%.0f %% of the peak), p99 %v; %d refused, %d too late; the load took %.0f %% of all CPUs for itself",
-		overloadFactor*peak, overloadTime, goodput, 100*goodput/peak, quantile(over.took, 0.99), over.refused, over.late, 100*own)
+		overloadFactor*peak, overloadTime, goodput, 100*goodput/peak, quantile(over.took, 0.99), over.refused+over.unbegun, over.late, 100*own)
 
 	normal := time.Duration(-1)
 	for begin := time.Now(); normal < 0 && time.Since(begin) < 2*normalWithin; {
@@ -130,7 +140,7 @@ func TestOverload(t *testing.T) {
 			"| p99 of those served | %v |\n| refused at once, too late | %d, %d |\n| back to normal after | ≤ %v |\n\n"+
 			"%d CPUs, of which the load took %.0f %% for itself; %s, %s.\n",
 			overloadFactor, overloadTime, overloadPatient, peakCallers, peak, overloadFactor*peak, goodput, 100*goodput/peak,
-			quantile(over.took, 0.99).Round(time.Millisecond), over.refused, over.late, (normal + time.Second).Round(time.Second),
+			quantile(over.took, 0.99).Round(time.Millisecond), over.refused+over.unbegun, over.late, (normal + time.Second).Round(time.Second),
 			runtime.NumCPU(), 100*own, runtime.Version(), time.Now().UTC().Format("2006-01-02"))
 		if err := writeSection(s.out, "overload", text); err != nil {
 			t.Error(err)
