@@ -47,6 +47,7 @@ type Client struct {
 	cfg    Config
 	id     [16]byte
 	routes atomic.Pointer[routes]
+	silent atomic.Pointer[string] // the address that kept us waiting last; it is asked for the map last
 
 	ctx  context.Context
 	stop context.CancelFunc
@@ -150,6 +151,15 @@ func (c *Client) Close() error {
 	}
 	c.work.Wait()
 	return errors.Join(errs...)
+}
+
+// spawn runs f on a goroutine that Close waits for, unless the client is closed.
+func (c *Client) spawn(f func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.closed {
+		c.work.Go(f)
+	}
 }
 
 // conn returns the connection to an address.

@@ -77,7 +77,7 @@ func (c *Client) refresh(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// known lists addresses to try, the configured ones after those of the map.
+// known lists addresses to try, the configured ones after those of the map, and at the end one that has been silent.
 func (c *Client) known() []string {
 	var addrs []string
 	if r := c.routes.Load(); r != nil {
@@ -86,6 +86,11 @@ func (c *Client) known() []string {
 	for _, a := range c.cfg.Addrs {
 		if !slices.Contains(addrs, a) {
 			addrs = append(addrs, a)
+		}
+	}
+	if silent := c.silent.Load(); silent != nil {
+		if i := slices.Index(addrs, *silent); i >= 0 {
+			addrs = append(slices.Delete(addrs, i, i+1), *silent)
 		}
 	}
 	return addrs

@@ -67,6 +67,8 @@ type Config struct {
 	// Types are the data types of the shards.
 	Types  []fsm.Type
 	Timing shard.Timing
+	// LogBytes is how much is written to the Raft log before it is cut; 0 means raftlog's default.
+	LogBytes int
 	// TrailingEntries is how many applied entries each Raft log keeps; 0 means shard's default.
 	TrailingEntries uint64
 	Logger          *slog.Logger
@@ -234,7 +236,9 @@ func (n *Node) openLogs(filesystem vfs.FS, name string, useBolt bool, slow func(
 	if useBolt {
 		p, err = bolt.Open(bolt.Options{Dir: dir, OnSync: n.cfg.OnSync, OnFatal: n.cfg.OnFatal})
 	} else {
-		p, err = raftlog.Open(raftlog.Options{FS: n.cfg.FS, Dir: dir, Logger: n.log, OnSync: n.cfg.OnSync, OnDiskSlow: slow, OnFatal: n.cfg.OnFatal})
+		p, err = raftlog.Open(raftlog.Options{
+			FS: n.cfg.FS, Dir: dir, Logger: n.log, OnSync: n.cfg.OnSync, OnDiskSlow: slow, OnFatal: n.cfg.OnFatal, LogBytes: n.cfg.LogBytes,
+		})
 	}
 	if err != nil {
 		return nil, err // not what p holds: an interface around nothing

@@ -6,7 +6,9 @@ import (
 	"slices"
 	"time"
 
+	"github.com/holdfastdb/holdfast/client"
 	"github.com/holdfastdb/holdfast/cluster-tests/history"
+	"github.com/holdfastdb/holdfast/cluster-tests/models"
 )
 
 // checkCounters checks every answer about a counter against what clients did, without trusting any number that the
@@ -15,7 +17,7 @@ import (
 func checkCounters(ops []history.Op) (violations []string) {
 	byKey := make(map[string][]history.Op)
 	for _, o := range ops {
-		if in := o.Input.(input); in.Resource == counted && o.Outcome != history.Failed {
+		if in := o.Input.(models.LimitOp).Request; in.Resource == counted && o.Outcome != history.Failed {
 			byKey[in.Client] = append(byKey[in.Client], o)
 		}
 	}
@@ -37,14 +39,14 @@ func checkCounter(key string, ops []history.Op) (violations []string) {
 	var answers []answer
 	counts := make(map[uint64]bool) // of writes
 	for _, o := range ops {
-		writes := o.Input.(input).Kind == write
+		writes := o.Input.(models.LimitOp).Kind == models.KindCheck
 		if writes {
 			begun = append(begun, o.Call)
 		}
 		if o.Outcome != history.Definite {
 			continue
 		}
-		d := o.Output.(output)
+		d := o.Output.(client.Decision)
 		if len(d.Limits) != 1 {
 			violations = append(violations, fmt.Sprintf("%s: asked at %v: the answer has %d limits", key, o.Call, len(d.Limits)))
 			continue

@@ -91,7 +91,7 @@ func TestChaos(t *testing.T) {
 		t.Run("short", func(t *testing.T) {
 			Run(t, Plan{
 				Name: "short", Kinds: []string{"kill-leader", "partition-leader", "kill-all"}, Each: true, Bench: true,
-				Nodes: cmp.Or(s.nodes, 3), Seed: s.seed, Dir: artefacts(t, s.dir, "short"),
+				Nodes: cmp.Or(s.nodes, 3), Seed: s.seed, Heartbeat: lanTiming, Dir: artefacts(t, s.dir, "short"),
 			})
 		})
 		return

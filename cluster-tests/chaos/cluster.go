@@ -127,7 +127,7 @@ func Start(t testing.TB, opts Options) *Cluster {
 		n.Start()
 		n.WaitReady(30 * time.Second)
 	}
-	c.WaitHealthy(60 * time.Second)
+	c.WaitHealthy(2 * time.Minute)
 	return c
 }
 
@@ -137,6 +137,9 @@ func (c *Cluster) stop() {
 			_ = n.disk.thaw() // a process that waits for its disk cannot even be killed
 		}
 		n.Kill()
+		if !c.t.Failed() { // what it says is in its log
+			_ = os.RemoveAll(n.data)
+		}
 		if n.disk != nil {
 			if err := n.disk.close(); err != nil {
 				c.t.Logf("the disk of %s: %v", n.Name, err)
@@ -167,12 +170,12 @@ func (c *Cluster) Addrs() []string {
 	return addrs
 }
 
-// Dial opens a client that ends with the test.
-func (c *Cluster) Dial() *client.Client {
+// Dial opens a client that ends with the test. It tries operations for so long; 0 means the SDK's default.
+func (c *Cluster) Dial(timeout time.Duration) *client.Client {
 	c.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	cl, err := client.Dial(ctx, client.Config{Addrs: c.Addrs()})
+	cl, err := client.Dial(ctx, client.Config{Addrs: c.Addrs(), Timeout: timeout})
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -232,14 +235,14 @@ func (c *Cluster) Leaders(ctx context.Context) (map[*Node][]uint32, error) {
 	}
 	nodes := make(map[string]*Node)
 	for _, info := range s.Nodes {
-		if info.State == "up" {
-			nodes[info.NodeId] = c.at(info.GrpcAddr)
-		}
+		nodes[info.NodeId] = c.at(info.GrpcAddr)
 	}
 	leads := make(map[*Node][]uint32)
 	for _, shard := range s.Shards {
-		if n := nodes[shard.Info.Leader]; n != nil && shard.Info.Shard != 0 {
-			leads[n] = append(leads[n], shard.Info.Shard)
+		for _, replica := range shard.Replicas {
+			if n := nodes[replica.NodeId]; n != nil && replica.State == "leader" {
+				leads[n] = append(leads[n], shard.Info.Shard)
+			}
 		}
 	}
 	return leads, nil

@@ -10,6 +10,14 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/anishathalye/porcupine"
+	"github.com/hashicorp/raft"
+
+	"github.com/holdfastdb/holdfast/cluster-tests/check"
+	"github.com/holdfastdb/holdfast/cluster-tests/history"
+	"github.com/holdfastdb/holdfast/cluster-tests/models"
+	"github.com/holdfastdb/holdfast/fsm/counter"
 )
 
 // replicaLog is the log of a shard as one node holds it, up to what it has applied.
@@ -17,14 +25,12 @@ type replicaLog struct {
 	shard   uint32
 	node    string
 	applied uint64
-	entries []logEntry
+	entries []check.Entry
 }
 
-// logEntry is a line of holdfast debug log -o json.
-type logEntry struct {
-	Index, Term uint64
-	Type        string
-	Data        []byte
+// logTypes are the names that holdfast debug log gives to types of entries.
+var logTypes = map[string]raft.LogType{
+	"command": raft.LogCommand, "configuration": raft.LogConfiguration, "noop": raft.LogNoop, "barrier": raft.LogBarrier,
 }
 
 // stopTime is how long a node may take to stop in peace.
@@ -74,45 +80,70 @@ func (r *run) dump(n *Node, shard uint32) (*replicaLog, error) {
 	}
 	l := &replicaLog{shard: shard, node: n.Name, applied: header.Applied.Index}
 	for lines.More() {
-		var e logEntry
+		var e struct {
+			Index, Term uint64
+			Type        string
+			Data        []byte
+		}
 		if err := lines.Decode(&e); err != nil {
 			return nil, err
 		}
+		kind, known := logTypes[e.Type]
+		if !known {
+			return nil, fmt.Errorf("entry %d has type %q", e.Index, e.Type)
+		}
 		if e.Index <= l.applied { // others may not be committed
-			l.entries = append(l.entries, e)
+			l.entries = append(l.entries, check.Entry{Index: e.Index, Term: e.Term, Type: kind, Data: e.Data})
 		}
 	}
 	return l, nil
 }
 
-// checkReplicas compares what the replicas of each shard have applied: the same, without a hole, and all that was settled
-// before the nodes stopped. In stopping, one may apply more than another.
-func checkReplicas(logs []*replicaLog, settled map[uint32]uint64) (violations []string) {
-	longest := make(map[uint32]*replicaLog)
-	for _, l := range logs {
-		if best := longest[l.shard]; best == nil || len(l.entries) > len(best.entries) {
-			longest[l.shard] = l
+// judge checks the logs against each other, and the history against the logs and by porcupine.
+func (r *run) judge(res *Result, ops []history.Op, logs []*replicaLog, settled map[uint32]uint64) {
+	violate := func(list []check.Violation) {
+		for _, v := range list {
+			res.Violations = append(res.Violations, v.String())
 		}
 	}
+	byShard := make(map[uint32]map[string][]check.Entry)
 	for _, l := range logs {
-		best := longest[l.shard]
+		// In stopping, one may apply more than another.
 		if l.applied < settled[l.shard] || uint64(len(l.entries)) != l.applied {
-			violations = append(violations, fmt.Sprintf("shard %d: %s has applied up to %d, holds %d entries of that, and was at %d before",
+			res.Violations = append(res.Violations, fmt.Sprintf("shard %d: %s has applied up to %d, holds %d entries of that, and was at %d before it stopped",
 				l.shard, l.node, l.applied, len(l.entries), settled[l.shard]))
 		}
-		for i, e := range l.entries {
-			other := best.entries[i]
-			if e.Index != uint64(i+1) {
-				violations = append(violations, fmt.Sprintf("shard %d: %s has no entry %d", l.shard, l.node, i+1))
-				break
-			}
-			if e.Index != other.Index || e.Term != other.Term || !bytes.Equal(e.Data, other.Data) {
-				violations = append(violations, fmt.Sprintf("shard %d: entry %d of %s and %s differ", l.shard, e.Index, l.node, best.node))
-				break
-			}
+		if byShard[l.shard] == nil {
+			byShard[l.shard] = make(map[string][]check.Entry)
+		}
+		byShard[l.shard][l.node] = l.entries
+		res.Entries += len(l.entries)
+	}
+	merged := make(map[uint32][]check.Entry)
+	for shard, replicas := range byShard {
+		log, violations := check.Merge(shard, replicas)
+		violate(violations)
+		if shard != 0 { // the catalog has no operations of the history
+			merged[shard] = log
 		}
 	}
-	return violations
+	replayed := check.Replay(merged, ops)
+	violate(replayed.Violations)
+	res.Replayed = replayed.Checked
+
+	rules := counter.Params{Algorithm: counter.FixedWindow, Rate: 10_000_000, Window: neverEnds * 1000}
+	sampled := check.Porcupine(ops, check.Sampling{
+		Key: func(op *history.Op) (string, bool) {
+			q := op.Input.(models.LimitOp).Request
+			return q.Client, q.Resource == counted
+		},
+		Model: func(_ string, ops []*history.Op) (porcupine.Model, bool) {
+			return models.LimitSequence(rules), models.CanJudge(rules, ops)
+		},
+		Dir: r.c.opts.Dir,
+	})
+	violate(sampled.Violations)
+	res.Sampled = sampled.Operations
 }
 
 // leaderChange is a line in which a node says that it leads.

@@ -1,11 +1,13 @@
 package chaos
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -37,6 +39,7 @@ var nemeses = []nemesis{
 	{name: "pause-leader", hold: 3 * time.Second, serving: true, strike: func(r *run) (func() error, error) { return r.pause(r.leader()) }},
 	{name: "pause-follower", hold: 3 * time.Second, serving: true, strike: func(r *run) (func() error, error) { return r.pause(r.follower()) }},
 	{name: "partition-leader", hold: 4 * time.Second, serving: true, strike: (*run).isolateLeader},
+	{name: "vanish-leader", hold: 4 * time.Second, serving: true, strike: (*run).vanishLeader},
 	{name: "partition-minority", hold: 4 * time.Second, serving: true, strike: (*run).splitMinority},
 	{name: "partition-one-way", hold: 4 * time.Second, serving: true, strike: (*run).cutOneWay},
 	{name: "partition-partial", hold: 4 * time.Second, serving: true, strike: (*run).cutPartially},
@@ -123,6 +126,14 @@ func (r *run) isolateLeader() (func() error, error) {
 	n := r.leader()
 	r.describe(n.Name+" is cut off from all others", n)
 	return r.c.net.heal, r.separate([]int{r.number(n)}, r.others(r.number(n)))
+}
+
+// vanishLeader is what a machine without power looks like from outside: unlike with a killed process, nobody says that its
+// connections are gone.
+func (r *run) vanishLeader() (func() error, error) {
+	n := r.leader()
+	r.describe(n.Name+" reaches nobody, clients included", n)
+	return r.c.net.heal, r.separate([]int{r.number(n)}, append(r.others(r.number(n)), clients))
 }
 
 func (r *run) splitMinority() (func() error, error) {
@@ -269,7 +280,20 @@ func (r *run) wipe() (func() error, error) {
 	r.describe("kill -9 "+n.Name+" and remove its data", n)
 	n.Kill()
 	r.wiped = append(r.wiped, n)
-	return func() error { n.Start(); return nil }, os.RemoveAll(n.data)
+	identity := filepath.Join(n.data, "node.json")
+	before, err := os.ReadFile(identity)
+	if err != nil {
+		return nil, err
+	}
+	return func() error {
+		n.Start()
+		n.WaitReady(30 * time.Second)
+		after, err := os.ReadFile(identity)
+		if err == nil && bytes.Equal(before, after) {
+			err = fmt.Errorf("%s came back under its old id, without what that has promised", n.Name)
+		}
+		return err
+	}, os.RemoveAll(n.data)
 }
 
 // leader is a node that leads at least one shard, follower one that leads as few as possible.

@@ -6,8 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
+	"syscall"
 )
 
 // lossShare of the packets are lost on an impaired way.
@@ -40,7 +44,7 @@ func newNamespaces(nodes int, dir string) (_ *namespaces, err error) {
 	}()
 	var outside, hub strings.Builder
 	fmt.Fprintf(&outside, "netns add %sh\nlink add %sv type veth peer name h0 netns %sh\n", n.id, n.id, n.id)
-	fmt.Fprintf(&outside, "addr add %s.254/24 dev %sv\nlink set %sv up\n", n.subnet, n.id, n.id)
+	fmt.Fprintf(&outside, "addr add %s/24 dev %sv\nlink set %sv up\n", n.addr(clients), n.id, n.id)
 	fmt.Fprintf(&hub, "link add br0 type bridge\nlink set br0 up\nlink set h0 master br0\nlink set h0 up\n")
 	for i := range nodes {
 		fmt.Fprintf(&outside, "netns add %s\nlink add eth0 netns %s type veth peer name p%d netns %sh\n", n.name(i), n.name(i), i, n.id)
@@ -61,7 +65,7 @@ func newNamespaces(nodes int, dir string) (_ *namespaces, err error) {
 	return n, nil
 }
 
-// removeOrphans removes the namespaces of test processes that were killed.
+// removeOrphans removes the namespaces of test processes that were killed, and ends the nodes that are still in them.
 func removeOrphans() {
 	all, _ := filepath.Glob("/var/run/netns/hfc*")
 	for _, path := range all {
@@ -70,14 +74,28 @@ func removeOrphans() {
 		if _, err := fmt.Sscanf(name, "hfc%d", &pid); err != nil {
 			continue
 		}
-		if _, err := os.Stat(fmt.Sprintf("/proc/%d", pid)); errors.Is(err, os.ErrNotExist) {
-			_ = shell("ip", "netns", "del", name) // somebody else may do the same
+		if _, err := os.Stat(fmt.Sprintf("/proc/%d", pid)); !errors.Is(err, os.ErrNotExist) {
+			continue
 		}
+		inside, _ := exec.Command("ip", "netns", "pids", name).Output()
+		for _, text := range strings.Fields(string(inside)) {
+			if node, err := strconv.Atoi(text); err == nil {
+				_ = syscall.Kill(node, syscall.SIGKILL)
+			}
+		}
+		_ = shell("ip", "netns", "del", name) // somebody else may do the same
 	}
 }
 
 func (n *namespaces) name(node int) string { return fmt.Sprintf("%sn%d", n.id, node) }
-func (n *namespaces) addr(node int) string { return fmt.Sprintf("%s.%d", n.subnet, node+1) }
+
+// addr is the address of a node. That of this process is the last one.
+func (n *namespaces) addr(node int) string {
+	if node == clients {
+		return n.subnet + ".254"
+	}
+	return fmt.Sprintf("%s.%d", n.subnet, node+1)
+}
 
 func (n *namespaces) String() string {
 	return fmt.Sprintf("network namespaces, bad links lose %.0f %% of the packets", 100*lossShare)
@@ -91,9 +109,14 @@ func (n *namespaces) place(node int) place {
 	}
 }
 
+// rule loses packets where they arrive. This process has no namespace of its own: what goes there is lost where it leaves.
 func (n *namespaces) rule(from, to int, match ...string) error {
-	args := append([]string{"netns", "exec", n.name(to), "iptables", "-w", "-t", "raw", "-A", "PREROUTING", "-s", n.addr(from)}, match...)
-	return shell("ip", append(args, "-j", "DROP")...)
+	at, args := n.name(to), []string{"-A", "PREROUTING", "-s", n.addr(from)}
+	if to == clients {
+		at, args = n.name(from), []string{"-A", "OUTPUT", "-d", n.addr(to)}
+	}
+	args = slices.Concat([]string{"netns", "exec", at, "iptables", "-w", "-t", "raw"}, args, match, []string{"-j", "DROP"})
+	return shell("ip", args...)
 }
 
 func (n *namespaces) cut(from, to int) error { return n.rule(from, to) }
@@ -105,7 +128,7 @@ func (n *namespaces) impair(from, to int) error {
 func (n *namespaces) heal() error {
 	var errs []error
 	for i := range n.nodes {
-		errs = append(errs, shell("ip", "netns", "exec", n.name(i), "iptables", "-w", "-t", "raw", "-F", "PREROUTING"))
+		errs = append(errs, shell("ip", "netns", "exec", n.name(i), "iptables", "-w", "-t", "raw", "-F"))
 	}
 	return errors.Join(errs...)
 }

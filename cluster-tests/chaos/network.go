@@ -8,8 +8,11 @@ import (
 	"strings"
 )
 
-// network is how the nodes of a cluster reach each other, and how that fails. Nodes count from 0. Clients always reach
-// all nodes: one that is cut off from the others must give no wrong answers.
+// clients is the number of this process, with its clients, in the network. Most faults do not touch it: a node that is cut
+// off from the others must give no wrong answers to clients that reach it.
+const clients = -1
+
+// network is how the nodes of a cluster reach each other, and how that fails. Nodes count from 0.
 type network interface {
 	// place tells where a node lives.
 	place(node int) place

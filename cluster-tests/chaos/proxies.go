@@ -104,7 +104,7 @@ func (p *proxies) serve(node int, peers bool) (behind, front string, err error) 
 
 // carry connects a caller with a node until one of them has enough.
 func (p *proxies) carry(caller net.Conn, to int, addr string, peers bool) {
-	from := -1
+	from := clients
 	if peers {
 		from = p.owner(caller.RemoteAddr().(*net.TCPAddr).Port)
 	}
@@ -189,11 +189,11 @@ func (p *proxies) pass(w way, age time.Duration) error {
 	}
 }
 
-// owner finds the node whose process holds the connection with a local port, -1 if none does.
+// owner finds the node whose process holds the connection with a local port.
 func (p *proxies) owner(port int) int {
 	inode := socketOf(port)
 	if inode == "" {
-		return -1
+		return clients
 	}
 	for node := range p.places {
 		fds := fmt.Sprintf("/proc/%d/fd", p.pid(node))
@@ -207,7 +207,7 @@ func (p *proxies) owner(port int) int {
 			}
 		}
 	}
-	return -1
+	return clients
 }
 
 // socketOf finds the inode of the TCP socket with a local port. Listeners at the same port have no peer.

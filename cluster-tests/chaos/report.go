@@ -1,6 +1,7 @@
 package chaos
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -19,8 +20,8 @@ func report(results []*Result) string {
 		}
 		b.WriteString("|\n")
 	}
-	row("histories of", "histories", "faults", "operations", "unknown outcome", "failed", "log entries compared", "well again, longest", "violations")
-	row("---", "---", "---", "---", "---", "---", "---", "---", "---")
+	row("histories of", "histories", "faults", "operations", "unknown outcome", "failed", "patient, not served", "replayed", "by porcupine", "log entries compared", "well again, longest", "violations")
+	row("---", "---", "---", "---", "---", "---", "---", "---", "---", "---", "---", "---")
 	var names []string
 	for _, r := range results {
 		if !slices.Contains(names, r.Name) {
@@ -36,34 +37,27 @@ func report(results []*Result) string {
 				sum.add(r)
 			}
 		}
-		row(name, sum.histories, sum.faults, sum.definite, sum.unknown, sum.failed, sum.entries, sum.healing.Round(10*time.Millisecond), sum.violations)
+		row(name, sum.histories, sum.faults, sum.definite, sum.unknown, sum.failed, sum.dropped, sum.replayed, sum.sampled, sum.entries, sum.healing.Round(10*time.Millisecond), sum.violations)
 	}
 	for _, r := range results {
 		all.add(r)
 	}
-	row("**all**", all.histories, all.faults, all.definite, all.unknown, all.failed, all.entries, all.healing.Round(10*time.Millisecond), all.violations)
+	row("**all**", all.histories, all.faults, all.definite, all.unknown, all.failed, all.dropped, all.replayed, all.sampled, all.entries, all.healing.Round(10*time.Millisecond), all.violations)
 
 	b.WriteString("\n")
-	row("a shard takes no write", "times", "p50", "p99", "longest")
-	row("---", "---", "---", "---", "---")
-	for _, heartbeat := range []time.Duration{0, lanTiming} {
-		var killed, planned []time.Duration
-		for _, r := range results {
-			if r.Heartbeat == heartbeat {
-				killed, planned = append(killed, r.LeaderGaps...), append(planned, r.HandoverGaps...)
+	row("a shard takes no write", "`--heartbeat`", "times", "p50", "p99", "longest")
+	row("---", "---", "---", "---", "---", "---")
+	for _, n := range nemeses {
+		for _, heartbeat := range []time.Duration{0, lanTiming} {
+			var gaps []time.Duration
+			for _, r := range results {
+				if r.Heartbeat == heartbeat {
+					gaps = append(gaps, r.Gaps[n.name]...)
+				}
 			}
-		}
-		setting := "`--heartbeat 1s`"
-		if heartbeat != 0 {
-			setting = fmt.Sprintf("`--heartbeat %v`", heartbeat)
-		}
-		for _, g := range []struct {
-			what string
-			gaps []time.Duration
-		}{{"leader killed", killed}, {"leader changed on purpose", planned}} {
-			if len(g.gaps) > 0 {
-				row(g.what+", "+setting, len(g.gaps), quantile(g.gaps, 0.5).Round(time.Millisecond), quantile(g.gaps, 0.99).Round(time.Millisecond),
-					slices.Max(g.gaps).Round(time.Millisecond))
+			if len(gaps) > 0 {
+				row(n.name, cmp.Or(heartbeat, time.Second), len(gaps), quantile(gaps, 0.5).Round(time.Millisecond),
+					quantile(gaps, 0.99).Round(time.Millisecond), slices.Max(gaps).Round(time.Millisecond))
 			}
 		}
 	}
@@ -77,8 +71,8 @@ const lanTiming = 300 * time.Millisecond
 
 // tally sums histories up.
 type tally struct {
-	histories, faults, definite, unknown, failed, entries, violations, kills, leaderKills int
-	healing                                                                               time.Duration
+	histories, faults, definite, unknown, failed, dropped, replayed, sampled, entries, violations, kills, leaderKills int
+	healing                                                                                                           time.Duration
 }
 
 func (y *tally) add(r *Result) {
@@ -87,6 +81,9 @@ func (y *tally) add(r *Result) {
 	y.definite += r.Definite
 	y.unknown += r.Unknown
 	y.failed += r.Failed
+	y.dropped += r.Dropped
+	y.replayed += r.Replayed
+	y.sampled += r.Sampled
 	y.entries += r.Entries
 	y.violations += len(r.Violations)
 	for _, f := range r.Faults {

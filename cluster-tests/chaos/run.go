@@ -42,6 +42,7 @@ func (f Fault) Healing() time.Duration { return f.Recovered - f.To }
 
 // handover is an intended change of a shard's leader.
 type handover struct {
+	kind  string
 	shard uint32
 	at    time.Duration
 }
@@ -111,7 +112,11 @@ func (r *run) strike(n nemesis) {
 	if err != nil {
 		r.t.Fatalf("%s: %v", n.name, err)
 	}
-	time.Sleep(between(r.rng, n.hold))
+	hold := n.hold
+	if r.plan.Each { // a short history
+		hold /= 2
+	}
+	time.Sleep(between(r.rng, hold))
 	if err := end(); err != nil {
 		r.t.Fatalf("end of %s: %v", n.name, err)
 	}
@@ -188,7 +193,7 @@ func (r *run) describe(what string, victims ...*Node) {
 // planned notes that shards are about to get other leaders, on purpose.
 func (r *run) planned(shards ...uint32) {
 	for _, s := range shards {
-		r.handovers = append(r.handovers, handover{s, r.w.now()})
+		r.handovers = append(r.handovers, handover{r.faults[len(r.faults)-1].Kind, s, r.w.now()})
 	}
 }
 

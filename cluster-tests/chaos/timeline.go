@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/holdfastdb/holdfast/cluster-tests/history"
+	"github.com/holdfastdb/holdfast/cluster-tests/models"
 )
 
 //go:embed timeline.html
@@ -92,8 +93,8 @@ func writeTimeline(path string, res *Result, ops []history.Op, changes []leaderC
 	}
 	buckets := make([]bucket, res.Length/t.Bucket+1)
 	for _, o := range ops {
-		in := o.Input.(input)
-		text := fmt.Sprintf("%s %s %s, asked at %v: %s", in.Kind, in.Resource, in.Client, o.Call.Round(time.Millisecond), o.Error)
+		in := o.Input.(models.LimitOp)
+		text := fmt.Sprintf("%s %s %s, asked at %v: %s", in.Kind, in.Request.Resource, in.Request.Client, o.Call.Round(time.Millisecond), o.Error)
 		switch o.Outcome {
 		case history.Definite:
 			b := &buckets[min(int(o.Return/t.Bucket), len(buckets)-1)]

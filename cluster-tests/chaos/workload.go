@@ -12,15 +12,19 @@ import (
 
 	"github.com/holdfastdb/holdfast/client"
 	"github.com/holdfastdb/holdfast/cluster-tests/history"
+	"github.com/holdfastdb/holdfast/cluster-tests/models"
 	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
 )
 
 // The clients of a shard: writers and a reader share keys, so that they compete; limited ones run into limits of every
 // algorithm, and a leased one decides from tokens taken in bulk.
 const (
-	keysPerShard  = 2
+	keysPerShard  = 2 // at the same time
 	writersPerKey = 2
 	think         = 8 * time.Millisecond // between two operations of a client, on average
+	// epoch is how long a key is used: so that what happened to it is little enough for checks that take their time.
+	epoch  = 5 * time.Second
+	epochs = 24 // then the first keys come again
 )
 
 // counted is the resource whose limit is never reached, so that its counters count what was done.
@@ -32,9 +36,12 @@ var limited = []*pb.CreatePolicyRequest{
 	{Name: "sliding_window", Algorithm: "sliding_window", RateLimit: 20, TimeWindow: 2},
 	{Name: "sliding_log", Algorithm: "sliding_log", RateLimit: 20, TimeWindow: 2},
 	{Name: "leaky_bucket", Algorithm: "leaky_bucket", RateLimit: 20, TimeWindow: 1, BurstCapacity: 5},
-	{Name: "concurrency", Algorithm: "concurrency", RateLimit: 3, TimeWindow: 2},
+	{Name: "concurrency", Algorithm: "concurrency", RateLimit: 3, TimeWindow: 60},
 	{Name: "few", Algorithm: "fixed_window", RateLimit: 50, TimeWindow: neverEnds},
 }
+
+// kindLease is an operation that a lease decides. Its answer is no model's matter; what was lent is.
+const kindLease = "lease"
 
 // leased is the resource for decisions from leases.
 var leased = &pb.CreatePolicyRequest{Name: "leased", Algorithm: "token_bucket", RateLimit: 200, TimeWindow: 1, BurstCapacity: 100, OnUnavailable: "deny"}
@@ -59,41 +66,25 @@ func makePolicy(t testing.TB, cl *client.Client, q *pb.CreatePolicyRequest) {
 	}
 }
 
-// kind is what an operation was.
-type kind string
-
-const (
-	write  kind = "write"  // takes one from a counter
-	read   kind = "read"   // looks at a counter
-	take   kind = "take"   // takes from a limit that denies
-	unhold kind = "unhold" // gives a slot of a concurrency limit back
-	lease  kind = "lease"  // is decided by a lease
-)
-
-// input is what an operation asks, output what it was told.
-type (
-	input struct {
-		Kind  kind
-		Shard uint32
-		client.Request
-	}
-	output = client.Decision
-)
-
 // workload is what clients do during a history, and what they were told.
 type workload struct {
 	begin   time.Time
 	history *history.History
 	clients []*client.Client
-	keys    map[uint32][]string // by shard
+	keys    map[uint32][]string // by shard: those of the first epoch, then of the second, and so on
 }
+
+// hasty begins the name of a process whose client gives up sooner than leaders are elected. So there are operations of
+// unknown outcome, of which nobody may complain.
+const (
+	hasty        = "hasty-"
+	hastyTimeout = 700 * time.Millisecond
+)
 
 // newWorkload makes the policies and finds keys for each shard.
 func newWorkload(t testing.TB, c *Cluster) *workload {
 	w := &workload{keys: make(map[uint32][]string)}
-	for range 3 {
-		w.clients = append(w.clients, c.Dial())
-	}
+	w.clients = []*client.Client{c.Dial(0), c.Dial(0), c.Dial(hastyTimeout)}
 	makePolicy(t, w.clients[0], &pb.CreatePolicyRequest{Name: counted, Algorithm: "fixed_window", RateLimit: 10_000_000, TimeWindow: neverEnds})
 	makePolicy(t, w.clients[0], &pb.CreatePolicyRequest{Name: benched, Algorithm: "fixed_window", RateLimit: 10_000_000, TimeWindow: neverEnds})
 	for _, q := range append([]*pb.CreatePolicyRequest{leased}, limited...) {
@@ -103,12 +94,12 @@ func newWorkload(t testing.TB, c *Cluster) *workload {
 	if err != nil {
 		t.Fatal(err)
 	}
-	missing := c.opts.Shards * keysPerShard
+	missing := c.opts.Shards * keysPerShard * epochs
 	for i := 0; missing > 0; i++ {
 		key := fmt.Sprintf("key-%d", i)
 		slot := uint32(xxh3.HashString("client:"+key) >> 48)
 		for _, shard := range s.Shards {
-			if n := shard.Info.Shard; slot >= shard.Info.FirstSlot && slot <= shard.Info.LastSlot && n != 0 && len(w.keys[n]) < keysPerShard {
+			if n := shard.Info.Shard; slot >= shard.Info.FirstSlot && slot <= shard.Info.LastSlot && n != 0 && len(w.keys[n]) < keysPerShard*epochs {
 				w.keys[n] = append(w.keys[n], key)
 				missing--
 			}
@@ -128,6 +119,9 @@ func (w *workload) run(ctx context.Context, seed uint64) {
 	start := func(step func(cl *client.Client, process string, rng *rand.Rand)) {
 		n++
 		rng, cl, process := rand.New(rand.NewPCG(seed, n)), w.clients[n%uint64(len(w.clients))], fmt.Sprint("p", n)
+		if cl == w.clients[2] {
+			process = hasty + process
+		}
 		working.Go(func() {
 			for ctx.Err() == nil {
 				step(cl, process, rng)
@@ -135,42 +129,56 @@ func (w *workload) run(ctx context.Context, seed uint64) {
 			}
 		})
 	}
-	for shard, keys := range w.keys {
-		for _, key := range keys {
-			q := client.Request{Client: key, Resource: counted}
-			for range writersPerKey {
-				start(func(cl *client.Client, process string, _ *rand.Rand) { w.do(cl, process, input{write, shard, q}) })
+	for shard := range w.keys {
+		for slot := range keysPerShard {
+			ask := func(kind string) func(*client.Client, string, *rand.Rand) {
+				return func(cl *client.Client, process string, _ *rand.Rand) {
+					w.do(cl, process, models.LimitOp{Kind: kind, Request: client.Request{Client: w.key(shard, slot), Resource: counted}})
+				}
 			}
-			start(func(cl *client.Client, process string, _ *rand.Rand) { w.do(cl, process, input{read, shard, q}) })
+			for range writersPerKey {
+				start(ask(models.KindCheck))
+			}
+			start(ask(models.KindPeek))
 		}
 		start(func(cl *client.Client, process string, rng *rand.Rand) {
-			q := client.Request{Client: keys[rng.IntN(len(keys))], Resource: limited[rng.IntN(len(limited))].Name}
-			if d, err := w.do(cl, process, input{take, shard, q}); err == nil && d.ReleaseToken != "" {
-				p := w.history.Begin(process, input{unhold, shard, q})
+			q := client.Request{Client: w.key(shard, rng.IntN(keysPerShard)), Resource: limited[rng.IntN(len(limited))].Name}
+			if d, err := w.do(cl, process, models.LimitOp{Kind: models.KindCheck, Request: q}); err == nil && d.ReleaseToken != "" {
+				p := w.history.Begin(process, models.LimitOp{Kind: models.KindRelease, Request: q})
 				var trace client.Trace
 				err := cl.Limits().Release(client.WithTrace(context.Background(), &trace), q, d.ReleaseToken)
-				p.End(output{}, trace, err)
+				p.End(nil, trace, err)
 			}
 		})
 		start(func(cl *client.Client, process string, _ *rand.Rand) {
-			w.do(cl, process, input{lease, shard, client.Request{Client: keys[0], Resource: leased.Name}})
+			q := client.Request{Client: w.key(shard, 0), Resource: leased.Name}
+			w.do(cl, process, models.LimitOp{Kind: kindLease, Request: q})
 		})
 	}
 	working.Wait()
 }
 
+// key is one of the keys of a shard that are in use now.
+func (w *workload) key(shard uint32, slot int) string {
+	return w.keys[shard][slot+keysPerShard*int(w.now()/epoch%epochs)]
+}
+
 // do makes one decision and records it. Its deadline is the SDK's.
-func (w *workload) do(cl *client.Client, process string, in input) (d client.Decision, err error) {
+func (w *workload) do(cl *client.Client, process string, in models.LimitOp) (d client.Decision, err error) {
 	p := w.history.Begin(process, in)
 	var trace client.Trace
 	ctx := client.WithTrace(context.Background(), &trace)
 	switch in.Kind {
-	case read:
+	case models.KindPeek:
 		d, err = cl.Limits().Peek(ctx, in.Request)
-	case lease:
+	case kindLease:
 		d, err = cl.Limits().Async(ctx, in.Request)
 	default:
 		d, err = cl.Limits().Check(ctx, in.Request)
+	}
+	if in.Kind == kindLease {
+		p.End(nil, trace, err)
+		return d, err
 	}
 	p.End(d, trace, err)
 	return d, err

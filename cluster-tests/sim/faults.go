@@ -34,6 +34,8 @@ var faults = []fault{
 	{"disk errors", 2, failingDisk(disk.EIO)},
 	{"disk full", 2, failingDisk(disk.ENOSPC)},
 	{"leadership transfers", 3, transfers},
+	{"clock skew", 2, clockSkew(400 * time.Millisecond)},
+	{"clock jump", 2, clockSkew(30 * time.Second)},
 }
 
 func crash(s *server, end func(*server) bool, absence time.Duration) func(context.Context) bool {
@@ -258,5 +260,18 @@ func transfers(n *nemesis) func(context.Context) bool {
 			hold(ctx, pause)
 		}
 		return done
+	}
+}
+
+// clockSkew sets a server's clock wrong for a while, by up to most in either direction.
+func clockSkew(most time.Duration) func(*nemesis) func(context.Context) bool {
+	return func(n *nemesis) func(context.Context) bool {
+		s, skew, d := n.server(), n.between(-most, most), n.between(5*time.Second, 60*time.Second)
+		return func(ctx context.Context) bool {
+			s.skew.Store(int64(skew))
+			hold(ctx, d)
+			s.skew.Store(0)
+			return true
+		}
 	}
 }

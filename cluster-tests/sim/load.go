@@ -9,34 +9,18 @@ import (
 
 	"github.com/holdfastdb/holdfast/client"
 	"github.com/holdfastdb/holdfast/cluster-tests/history"
+	"github.com/holdfastdb/holdfast/cluster-tests/models"
 	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
 )
 
 // clientIPs are the machines of the SDKs.
 var clientIPs = []string{"10.0.1.1", "10.0.1.2", "10.0.1.3"}
 
-// Call is an operation as the history has it.
-type Call struct {
-	Op      string
-	Request client.Request
-	TTL     time.Duration `json:",omitempty"`
-	// ID and Actual are of operations on reservations and slots.
-	ID     string `json:",omitempty"`
-	Actual uint32 `json:",omitempty"`
-}
-
-// The operations.
+// The operations beside those of package models, which have no model: what a lease lets pass, no shard decides, and
+// policies are the catalog's.
 const (
-	opCheck   = "check"
-	opReserve = "reserve"
-	opCommit  = "commit"
-	opRefund  = "refund"
-	opRelease = "release"
-	opAsync   = "async"
-	opPeek    = "peek"
-	opStatus  = "status"
-	opReset   = "reset"
-	opPolicy  = "policy"
+	kindAsync  = "async"
+	kindPolicy = "policy"
 )
 
 // A resource has one policy, which counts what is asked of it by client.
@@ -76,14 +60,15 @@ const reserveTTL = 20 * time.Second
 // load is the callers and what they were told.
 type load struct {
 	c       *Cluster
-	history *history.History
+	history *history.History // of operations that have a model
+	others  *history.History // of those that have none
 	clients []*client.Client
 	changed string // the id of the policy that changes
 }
 
 // startLoad makes the policies and connects the SDKs.
 func startLoad(ctx context.Context, c *Cluster) (*load, error) {
-	l := &load{c: c, history: history.New()}
+	l := &load{c: c, history: history.New(), others: history.New()}
 	for _, ip := range clientIPs {
 		cl, err := c.Dial(ctx, ip)
 		if err != nil {
@@ -150,88 +135,93 @@ type worker struct {
 }
 
 // do calls and records one operation. Some callers have little patience.
-func do[T any](w *worker, q Call, f func(context.Context) (T, error)) (T, error) {
+func (w *worker) do(kind string, q client.Request, actual uint32, f func(context.Context) (any, error)) {
 	patience := 30 * time.Second
 	if w.rng.IntN(20) == 0 {
 		patience = time.Duration(w.rng.IntN(500)) * time.Millisecond
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
+	h := w.history
+	if kind == kindAsync || kind == kindPolicy {
+		h = w.others
+	}
 	var trace client.Trace
-	p := w.history.Begin(w.name, q)
+	p := h.Begin(w.name, models.LimitOp{Kind: kind, Request: q, Actual: actual})
 	out, err := f(client.WithTrace(ctx, &trace))
 	p.End(out, trace, err)
-	return out, err
 }
 
 func (w *worker) step() {
 	subject := subjects[w.rng.IntN(len(subjects))]
-	q := client.Request{Client: subject, Weight: uint32(1 + w.rng.IntN(3))}
+	q := client.Request{Client: subject, Weight: uint32(1 + w.rng.IntN(3)), Resource: checked[w.rng.IntN(len(checked))]}
 	switch n := w.rng.IntN(100); {
 	case n < 30:
 		q.Resource = resourceSum
 		w.check(q)
 	case n < 60:
-		q.Resource = checked[w.rng.IntN(len(checked))]
 		w.check(q)
 	case n < 70:
 		q.Resource, q.Weight = resourceReserve, uint32(1+w.rng.IntN(9))
 		w.reserve(q)
 	case n < 80:
 		q.Resource, q.Weight = resourceLease, 1
-		_, _ = do(w, Call{Op: opAsync, Request: q}, func(ctx context.Context) (client.Decision, error) { return w.limits.Async(ctx, q) })
+		w.do(kindAsync, q, 0, func(ctx context.Context) (any, error) { return w.limits.Async(ctx, q) })
 	case n < 88:
 		q.Resource, q.Weight = resourceSlots, 1
 		w.slot(q)
 	case n < 94:
-		q.Resource = checked[w.rng.IntN(len(checked))]
-		_, _ = do(w, Call{Op: opPeek, Request: q}, func(ctx context.Context) (client.Decision, error) { return w.limits.Peek(ctx, q) })
+		w.do(models.KindPeek, q, 0, func(ctx context.Context) (any, error) { return w.limits.Peek(ctx, q) })
 	case n < 97:
 		q.Resource = resourceSum
-		_, _ = do(w, Call{Op: opStatus, Request: q}, func(ctx context.Context) ([]client.LimitState, error) { return w.limits.Status(ctx, q) })
+		w.do(models.KindStatus, q, 0, func(ctx context.Context) (any, error) { return w.limits.Status(ctx, q) })
 	case n < 98:
-		q.Resource = checked[w.rng.IntN(len(checked))]
-		_, _ = do(w, Call{Op: opReset, Request: q}, func(ctx context.Context) (int, error) { return w.limits.Reset(ctx, q) })
+		w.do(models.KindReset, q, 0, func(ctx context.Context) (any, error) { return w.limits.Reset(ctx, q) })
 	default:
 		rate := uint32(5 + w.rng.IntN(10))
-		_, _ = do(w, Call{Op: opPolicy, Request: client.Request{Resource: resourceChanged}, Actual: rate}, func(ctx context.Context) (*pb.Policy, error) {
+		w.do(kindPolicy, client.Request{Resource: resourceChanged}, rate, func(ctx context.Context) (any, error) {
 			return pb.NewPoliciesClient(w.clients[0].Conn()).UpdatePolicy(ctx, &pb.UpdatePolicyRequest{PolicyId: w.changed, RateLimit: &rate})
 		})
 	}
 }
 
-func (w *worker) check(q client.Request) {
-	_, _ = do(w, Call{Op: opCheck, Request: q}, func(ctx context.Context) (client.Decision, error) { return w.limits.Check(ctx, q) })
+func (w *worker) check(q client.Request) (token string) {
+	w.do(models.KindCheck, q, 0, func(ctx context.Context) (any, error) {
+		d, err := w.limits.Check(ctx, q)
+		token = d.ReleaseToken
+		return d, err
+	})
+	return token
 }
 
 func (w *worker) reserve(q client.Request) {
-	r, err := do(w, Call{Op: opReserve, Request: q, TTL: reserveTTL}, func(ctx context.Context) (*client.Reservation, error) {
-		return w.limits.Reserve(ctx, q, reserveTTL)
+	var r *client.Reservation
+	w.do(models.KindReserve, q, 0, func(ctx context.Context) (any, error) {
+		var err error
+		if r, err = w.limits.Reserve(ctx, q, reserveTTL); err != nil {
+			return nil, err
+		}
+		return r.Decision, nil
 	})
-	if err != nil || r.ID == "" {
+	if r == nil || r.ID == "" {
 		return
 	}
 	time.Sleep(time.Duration(w.rng.IntN(2000)) * time.Millisecond)
-	none := func(err error) (struct{}, error) { return struct{}{}, err }
 	switch w.rng.IntN(4) {
 	case 0: // nobody settles it
 	case 1:
-		_, _ = do(w, Call{Op: opRefund, Request: q, ID: r.ID}, func(ctx context.Context) (struct{}, error) { return none(r.Refund(ctx)) })
+		w.do(models.KindRefund, q, 0, func(ctx context.Context) (any, error) { return nil, r.Refund(ctx) })
 	default:
 		actual := uint32(w.rng.IntN(12))
-		_, _ = do(w, Call{Op: opCommit, Request: q, ID: r.ID, Actual: actual}, func(ctx context.Context) (struct{}, error) {
-			return none(r.Commit(ctx, actual))
-		})
+		w.do(models.KindCommit, q, actual, func(ctx context.Context) (any, error) { return nil, r.Commit(ctx, actual) })
 	}
 }
 
 func (w *worker) slot(q client.Request) {
-	d, err := do(w, Call{Op: opCheck, Request: q}, func(ctx context.Context) (client.Decision, error) { return w.limits.Check(ctx, q) })
-	if err != nil || d.ReleaseToken == "" {
+	token := w.check(q)
+	if token == "" {
 		return
 	}
 	time.Sleep(time.Duration(w.rng.IntN(3000)) * time.Millisecond)
-	_, _ = do(w, Call{Op: opRelease, Request: q, ID: d.ReleaseToken}, func(ctx context.Context) (struct{}, error) {
-		return struct{}{}, w.limits.Release(ctx, q, d.ReleaseToken)
-	})
+	w.do(models.KindRelease, q, 0, func(ctx context.Context) (any, error) { return nil, w.limits.Release(ctx, q, token) })
 }

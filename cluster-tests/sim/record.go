@@ -2,9 +2,7 @@ package sim
 
 import (
 	"bytes"
-	"cmp"
 	"fmt"
-	"slices"
 	"sync"
 
 	"github.com/hashicorp/raft"
@@ -15,15 +13,14 @@ import (
 type record struct {
 	mu        sync.Mutex
 	groups    map[uint32]map[uint64]*raft.Log
-	last      map[replica]uint64
+	last      map[replica]uint64 // the newest entry that a replica has applied
 	installs  int
 	conflicts []error
 }
 
-// replica is a group's replica during one life of a server.
 type replica struct {
-	life  *life
-	group uint32
+	server string
+	group  uint32
 }
 
 func newRecord() *record {
@@ -43,11 +40,11 @@ func (r *record) committed(l *life, group uint32, entries []*raft.Log) {
 		r.groups[group] = known
 	}
 	for _, e := range entries {
-		who := replica{l, group}
+		who := replica{l.s.name, group}
 		if last := r.last[who]; last > 0 && e.Index > last+gap {
 			r.installs++
 		}
-		r.last[who] = e.Index
+		r.last[who] = max(r.last[who], e.Index)
 		first := known[e.Index]
 		switch {
 		case first == nil:
@@ -61,15 +58,23 @@ func (r *record) committed(l *life, group uint32, entries []*raft.Log) {
 	}
 }
 
-// entries are those of a group in order.
+// entries are those of a group in order, without a gap: what no replica was given to apply, Raft wrote for itself.
 func (r *record) entries(group uint32) []*raft.Log {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	list := make([]*raft.Log, 0, len(r.groups[group]))
-	for _, e := range r.groups[group] {
-		list = append(list, e)
+	known := r.groups[group]
+	var last uint64
+	for index := range known {
+		last = max(last, index)
 	}
-	slices.SortFunc(list, func(a, b *raft.Log) int { return cmp.Compare(a.Index, b.Index) })
+	list := make([]*raft.Log, last)
+	for i := range list {
+		e := known[uint64(i+1)]
+		if e == nil {
+			e = &raft.Log{Index: uint64(i + 1), Type: raft.LogNoop}
+		}
+		list[i] = e
+	}
 	return list
 }
 

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/holdfastdb/holdfast/cluster-tests/check"
 	"github.com/holdfastdb/holdfast/cluster-tests/history"
 )
 
@@ -18,9 +19,11 @@ type Report struct {
 	Virtual  time.Duration
 	Faults   map[string]int
 	Ops      map[history.Outcome]int
-	Terms    int // elections that led to a leader, over all groups
-	Installs int // states sent to replicas that were too far behind
+	Refusals map[string]int // why operations had no effect
+	Terms    int            // elections that led to a leader, over all groups
+	Installs int            // states sent to replicas that were too far behind
 	Entries  int
+	Checked  int // operations that were compared with the models
 	// Messages that the network lost, repeated or delayed.
 	Messages uint64
 }
@@ -35,19 +38,28 @@ func (r *Report) FaultCount() (sum int) {
 
 func (r *Report) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "seed %d: %v of virtual time, %d faults, %d operations done, %d refused, %d of unknown outcome, %d entries, %d elections, %d states sent, %d messages tampered with\n",
-		r.Seed, r.Virtual.Round(time.Second), r.FaultCount(), r.Ops[history.Definite], r.Ops[history.Failed], r.Ops[history.Unknown], r.Entries, r.Terms, r.Installs, r.Messages)
+	fmt.Fprintf(&b, "seed %d: %v of virtual time, %d faults, %d operations done, %d refused, %d of unknown outcome, %d checked one by one, %d entries, %d elections, %d states sent, %d messages tampered with\n",
+		r.Seed, r.Virtual.Round(time.Second), r.FaultCount(), r.Ops[history.Definite], r.Ops[history.Failed], r.Ops[history.Unknown], r.Checked, r.Entries, r.Terms, r.Installs, r.Messages)
 	for _, kind := range slices.Sorted(maps.Keys(r.Faults)) {
 		fmt.Fprintf(&b, "  %4d  %s\n", r.Faults[kind], kind)
 	}
+	for _, why := range slices.Sorted(maps.Keys(r.Refusals)) {
+		fmt.Fprintf(&b, "  %4d  refused: %s\n", r.Refusals[why], why)
+	}
 	return b.String()
+}
+
+// shorten is the beginning of a text, without what differs each time.
+func shorten(text string) string {
+	line, _, _ := strings.Cut(text, "\n")
+	return line[:min(len(line), 90)]
 }
 
 const (
 	// startTimeout bounds how long a cluster may take to be whole.
 	startTimeout = 5 * time.Minute
 	// settle is longer than any reservation and any lease lasts.
-	settle = time.Minute
+	settle = 2 * time.Minute
 )
 
 // Run simulates a cluster, inside a bubble, and returns what is wrong with it.
@@ -97,16 +109,19 @@ func (c *Cluster) simulate(r *Report) error {
 	c.work.Go(func() { n.run(trouble) })
 	l.run(trouble)
 	n.work.Wait()
-	r.Faults, r.Ops = n.applied, make(map[history.Outcome]int)
-	for _, op := range l.history.Ops() {
+	r.Faults, r.Ops, r.Refusals = n.applied, make(map[history.Outcome]int), make(map[string]int)
+	for _, op := range append(l.history.Ops(), l.others.Ops()...) {
 		r.Ops[op.Outcome]++
+		if op.Outcome == history.Failed {
+			r.Refusals[shorten(op.Error)]++
+		}
 	}
-	err = c.judge(l)
+	err = c.judge(l, r)
 	return errors.Join(err, l.close())
 }
 
 // judge heals everything, waits, and looks at what is there.
-func (c *Cluster) judge(l *load) error {
+func (c *Cluster) judge(l *load, r *Report) error {
 	c.net.HealAll()
 	for _, s := range c.list() {
 		s.start()
@@ -117,5 +132,28 @@ func (c *Cluster) judge(l *load) error {
 		return err
 	}
 	time.Sleep(settle)
-	return errors.Join(l.checkSums(ctx), c.checkAgreement(ctx))
+	return errors.Join(l.checkSums(ctx), c.checkAgreement(ctx), c.replay(l, r))
+}
+
+// mostViolations is how many are told in words.
+const mostViolations = 10
+
+// replay has every operation judged by what the shards' logs say.
+func (c *Cluster) replay(l *load, r *Report) error {
+	logs := make(map[uint32][]check.Entry)
+	for shard := uint32(1); shard <= c.opts.Shards; shard++ {
+		for _, e := range c.record.entries(shard) {
+			logs[shard] = append(logs[shard], check.Entry{Index: e.Index, Term: e.Term, Type: e.Type, Data: e.Data})
+		}
+	}
+	judged := check.Replay(logs, l.history.Ops())
+	r.Checked = judged.Checked
+	var errs []error
+	for _, v := range judged.Violations[:min(mostViolations, len(judged.Violations))] {
+		errs = append(errs, errors.New(v.String()))
+	}
+	if more := len(judged.Violations) - mostViolations; more > 0 {
+		errs = append(errs, fmt.Errorf("and %d more violations", more))
+	}
+	return errors.Join(errs...)
 }

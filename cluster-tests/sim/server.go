@@ -8,6 +8,7 @@ import (
 	"net"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -27,12 +28,16 @@ const (
 	gossipPort = 7403
 )
 
+// logBytes makes write-ahead logs so small that they are cut, and used again, all the time.
+const logBytes = 256 << 10
+
 // server is a machine with a disk on which a node runs, most of the time.
 type server struct {
 	c    *Cluster
 	name string
 	ip   string
 	log  *slog.Logger
+	skew atomic.Int64 // by how much its clock is ahead, in nanoseconds
 
 	mu   sync.Mutex
 	disk *disk.Disk
@@ -89,7 +94,8 @@ func (l *life) run(ctx context.Context) {
 			Name: s.name, Dir: "data", FS: l.disk, Gossip: l.host.Addr(gossipPort), GossipTransport: packets, Dial: l.host.Dial,
 			Shards: s.c.opts.Shards, Replicas: 3, Timing: shard.Timing{Heartbeat: time.Second},
 			Logger: s.log, Bootstrap: s.name == "n1",
-			OnFatal: l.fatal, WrapLog: l.disk.Logs, Tamper: s.c.tamper, TrailingEntries: s.c.opts.TrailingEntries,
+			Clock:   func() time.Time { return time.Now().Add(time.Duration(s.skew.Load())) },
+			OnFatal: l.fatal, WrapLog: l.disk.Logs, Tamper: s.c.tamper, TrailingEntries: s.c.opts.TrailingEntries, LogBytes: logBytes,
 			OnCommit: func(group uint32, entries []*raft.Log) { s.c.record.committed(l, group, entries) },
 		},
 	}

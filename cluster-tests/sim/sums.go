@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"strings"
 	"time"
 
 	"github.com/holdfastdb/holdfast/client"
 	"github.com/holdfastdb/holdfast/cluster-tests/history"
+	"github.com/holdfastdb/holdfast/cluster-tests/models"
 	"github.com/holdfastdb/holdfast/fsm"
 )
 
@@ -20,15 +22,15 @@ type bounds struct{ least, most uint64 }
 func sums(ops []history.Op) map[string]bounds {
 	all := make(map[string]bounds)
 	for _, op := range ops {
-		q, ok := op.Input.(Call)
+		q, ok := op.Input.(models.LimitOp)
 		if !ok || op.Outcome == history.Failed {
 			continue
 		}
 		var n uint64
 		switch {
-		case q.Op == opCheck && q.Request.Resource == resourceSum:
+		case q.Kind == models.KindCheck && q.Request.Resource == resourceSum:
 			n = uint64(q.Request.Weight)
-		case q.Op == opCommit:
+		case q.Kind == models.KindCommit:
 			n = uint64(q.Actual)
 		default:
 			continue
@@ -57,11 +59,23 @@ func (l *load) checkSums(ctx context.Context) error {
 			}
 			b, used := want[resource+"/"+subject], uint64(d.Limits[0].Used)
 			if used < b.least || used > b.most {
-				errs = append(errs, fmt.Errorf("%s of %s counts %d, but callers were told of %d, and of %d more nothing", resource, subject, used, b.least, b.most-b.least))
+				errs = append(errs, fmt.Errorf("%s of %s counts %d, but callers were told of %d, and of %d more nothing; not done: %s",
+					resource, subject, used, b.least, b.most-b.least, l.notDone(resource, subject)))
 			}
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// notDone lists the operations on a counter that were refused or whose outcome is unknown.
+func (l *load) notDone(resource, subject string) string {
+	var b strings.Builder
+	for _, op := range l.history.Ops() {
+		if q, ok := op.Input.(models.LimitOp); ok && op.Outcome != history.Definite && q.Request.Resource == resource && q.Request.Client == subject {
+			fmt.Fprintf(&b, "\n%v %v to %v: %s %d, %d: %s (%+v)", op.Outcome, op.Call, op.Return, q.Kind, q.Request.Weight, q.Actual, op.Error, op.Trace)
+		}
+	}
+	return b.String()
 }
 
 // checkAgreement waits until all replicas of each group have the same position and compares their states.

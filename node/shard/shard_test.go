@@ -311,3 +311,59 @@ func TestOverloadIsRefusedAtOnceAndHasNoEffect(t *testing.T) {
 		}
 	})
 }
+
+// A replica that does not take the leadership is not offered it twice in a term: hashicorp/raft #696 would leave
+// goroutines behind, which would fail this test at its end, and a leader that refuses all entries.
+func TestLeadershipIsOfferedOnceInATerm(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, three()...)
+		defer c.stop()
+		leader := c.leader(c.replicas...)
+		target := c.others(leader)[0]
+		target.link.setCut(true) // Raft waits before it tries the replica again, longer each time
+		for i := range 8 {
+			if _, _, err := leader.add(frame(1, uint64(i+1), 1)); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Second)
+		}
+		try := func() error {
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+			defer cancel()
+			return leader.TransferLeadership(ctx, string(target.id))
+		}
+		if err := try(); err == nil || errors.Is(err, ErrTried) {
+			t.Errorf("the first offer: %v", err)
+		}
+		if err := try(); !errors.Is(err, ErrTried) {
+			t.Errorf("the second offer: %v", err)
+		}
+		// The leader steps down while Raft is still at the first offer.
+		leader.link.setCut(true)
+		c.eventually("another leader", func() bool { return !leader.IsLeader() })
+		leader.link.setCut(false)
+		target.link.setCut(false)
+		c.eventually("entries are accepted again", func() bool {
+			_, _, err := c.leader(c.replicas...).add(frame(2, 1, 1))
+			return err == nil
+		})
+	})
+}
+
+// A change of a group that waits for another one to end gives up with its context.
+func TestChangesTakeTurns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, Timing{})
+		defer c.stop()
+		leader := c.leader(c.replicas...)
+		if err := leader.lockMembers(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := leader.AddLearner(ctx, "r2"); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("while another change is under way: %v", err)
+		}
+		leader.unlockMembers()
+	})
+}

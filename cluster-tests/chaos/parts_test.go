@@ -1,0 +1,123 @@
+package chaos
+
+import (
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/holdfastdb/holdfast/client"
+	"github.com/holdfastdb/holdfast/cluster-tests/history"
+	"github.com/holdfastdb/holdfast/cluster-tests/models"
+)
+
+// The report's sums are those of its histories.
+func TestReport(t *testing.T) {
+	results := []*Result{
+		{
+			Name: "kill-leader", Nodes: 3, Definite: 10, Unknown: 1, Faults: []Fault{{Kind: "kill-leader", Led: []uint32{1}}},
+			Gaps: map[string][]time.Duration{"kill-leader": {time.Second, 3 * time.Second, 2 * time.Second}}, Network: "a network",
+		},
+		{Name: "kill-all", Nodes: 5, Definite: 20, Failed: 2, Faults: []Fault{{Kind: "kill-all", Led: []uint32{1, 2}}}, Violations: []string{"x"}},
+	}
+	path := t.TempDir() + "/page.md"
+	if err := os.WriteFile(path, []byte("before\n<!-- measured: chaos -->\nold\n<!-- end: chaos -->\nafter\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := writeSection(path, "chaos", report(results)); err != nil {
+		t.Fatal(err)
+	}
+	page, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		"before\n<!-- measured: chaos -->\n", "<!-- end: chaos -->\nafter\n",
+		"| kill-leader | 1 | 1 | 10 | 1 | 0 | 0 |", "| **all** | 2 | 2 | 30 | 1 | 2 | 0 |", "| 1 |\n",
+		"| kill-leader | 1s | 3 | 2s | 3s | 3s |", "6 processes were killed with SIGKILL, 2 of them while they led",
+	} {
+		if !strings.Contains(string(page), want) {
+			t.Errorf("no %q in:\n%s", want, page)
+		}
+	}
+}
+
+// counterOp is an operation on a counter from call to end, in milliseconds.
+func counterOp(kind string, call, end int, outcome history.Outcome, count uint32) history.Op {
+	op := history.Op{
+		Call: time.Duration(call) * time.Millisecond, Return: time.Duration(end) * time.Millisecond, Outcome: outcome,
+		Input: models.LimitOp{Kind: kind, Request: client.Request{Client: "k", Resource: counted}},
+	}
+	if outcome == history.Definite {
+		op.Output = client.Decision{Allowed: true, Limits: []client.LimitState{{Used: count}}}
+	}
+	return op
+}
+
+// What is checked about counters can be broken, and what clients cannot know is not held against the cluster.
+func TestCheckCounters(t *testing.T) {
+	const write, read, ok, unknown, failed = models.KindCheck, models.KindPeek, history.Definite, history.Unknown, history.Failed
+	for _, tt := range []struct {
+		name  string
+		ops   []history.Op
+		wrong string
+	}{
+		{"in order", []history.Op{counterOp(write, 0, 1, ok, 1), counterOp(write, 2, 3, ok, 2), counterOp(read, 4, 5, ok, 2)}, ""},
+		{"at the same time", []history.Op{counterOp(write, 0, 9, ok, 2), counterOp(write, 1, 9, ok, 1), counterOp(read, 2, 3, ok, 0), counterOp(read, 4, 5, ok, 1)}, ""},
+		{"unknown, executed or not", []history.Op{counterOp(write, 0, 99, unknown, 0), counterOp(read, 1, 2, ok, 0), counterOp(read, 3, 4, ok, 1)}, ""},
+		{"failed", []history.Op{counterOp(write, 0, 1, failed, 0), counterOp(read, 2, 3, ok, 1)}, "at most 0"},
+		{"lost", []history.Op{counterOp(write, 0, 1, ok, 1), counterOp(read, 2, 3, ok, 0)}, "at least 1"},
+		{"doubled", []history.Op{counterOp(write, 0, 1, ok, 1), counterOp(read, 2, 3, ok, 2)}, "at most 1"},
+		{"stale", []history.Op{counterOp(write, 0, 99, unknown, 0), counterOp(read, 1, 2, ok, 1), counterOp(read, 3, 4, ok, 0)}, "at least 1"},
+		{"the same count twice", []history.Op{counterOp(write, 0, 9, ok, 1), counterOp(write, 1, 9, ok, 1)}, "two writes"},
+	} {
+		violations := strings.Join(checkCounters(tt.ops), "; ")
+		if !strings.Contains(violations, tt.wrong) || tt.wrong == "" && violations != "" {
+			t.Errorf("%s: got %q, want %q", tt.name, violations, tt.wrong)
+		}
+	}
+}
+
+// The pause that counts is the one that begins with the fault.
+func TestGaps(t *testing.T) {
+	r := &run{faults: []Fault{{Kind: "kill-leader", From: 100 * time.Millisecond, Led: []uint32{1}}}}
+	var ops []history.Op
+	for _, end := range []int{10, 90, 110, 2110, 2120, 9000} {
+		op := counterOp(models.KindCheck, 0, end, history.Definite, 1)
+		op.Trace.Shard = 1
+		ops = append(ops, op)
+	}
+	if got := r.gaps(ops)["kill-leader"]; len(got) != 1 || got[0] != 2*time.Second {
+		t.Errorf("got %v", got)
+	}
+}
+
+// A page of a history with everything in it can be drawn.
+func TestTimeline(t *testing.T) {
+	path := t.TempDir() + "/timeline.html"
+	res := &Result{
+		Name: "kill-leader", Nodes: 3, Length: 10 * time.Second, Violations: []string{"a <violation>"}, Errors: map[string]int{"gone": 1}, Notes: []string{"a note"},
+		Faults: []Fault{{Kind: "kill-leader", What: "kill -9 n1", From: time.Second, To: 2 * time.Second, Recovered: 3 * time.Second, Led: []uint32{1}}},
+	}
+	ops := []history.Op{
+		counterOp(models.KindCheck, 10, 20, history.Definite, 1), counterOp(models.KindCheck, 30, 9999, history.Unknown, 0),
+		counterOp(models.KindPeek, 40, 50, history.Failed, 0),
+	}
+	if err := writeTimeline(path, res, ops, []leaderChange{{at: 0, shard: 1, term: 2, node: "n1"}, {at: 2 * time.Second, shard: 1, term: 3, node: "n2"}}); err != nil {
+		t.Fatal(err)
+	}
+	page, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"kill -9 n1", "a &lt;violation&gt;", "n2, term 3", "1 × gone", "a note", "<polyline"} {
+		if !strings.Contains(string(page), want) {
+			t.Errorf("no %q on the page", want)
+		}
+	}
+	for _, foreign := range []string{"http://", "https://", "src=", "ZgotmplZ", "NaN"} {
+		if strings.Contains(string(page), foreign) {
+			t.Errorf("%q on the page", foreign)
+		}
+	}
+}
