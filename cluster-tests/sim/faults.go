@@ -36,6 +36,7 @@ var faults = []fault{
 	{"leadership transfers", 3, transfers},
 	{"clock skew", 2, clockSkew(400 * time.Millisecond)},
 	{"clock jump", 2, clockSkew(30 * time.Second)},
+	{"clock hours off", 2, clockSkew(2 * time.Hour)},
 }
 
 func crash(s *server, end func(*server) bool, absence time.Duration) func(context.Context) bool {
