@@ -17,6 +17,7 @@ type frame struct {
 	seq     uint64
 	ops     []*operation
 	request *pb.FrameRequest
+	packed  time.Time
 	until   time.Time
 	end     *time.Timer // at until
 	tries   int
@@ -258,6 +259,7 @@ func (f *frame) close() bool {
 	defer l.mu.Unlock()
 	f.end.Stop()
 	delete(l.open, f.seq)
+	l.took += (time.Since(f.packed) - l.took) / 8
 	l.signal()
 	return true
 }

@@ -26,6 +26,7 @@ type lane struct {
 	waiting   []*operation
 	open      map[uint64]struct{} // frames that are not answered, by number
 	seq       uint64
+	took      time.Duration // lately, from packing a frame to its answer
 	closed    bool
 	launching bool
 	wake      chan struct{}
@@ -69,6 +70,8 @@ type operation struct {
 	done        chan struct{} // capacity 1: one signal, so that it can be used again
 	result      *pb.OpResult
 	err         error
+	since       time.Time // when it was called
+	until       time.Time // the caller's deadline, zero if it has none
 
 	mu    sync.Mutex
 	gone  bool // the caller has left before it was sent
@@ -117,6 +120,10 @@ func (c *Client) call(ctx context.Context, routingKey string, typ, method uint32
 	}
 	o := c.operations.Get().(*operation)
 	o.typ, o.method, o.result, o.err, o.gone, o.sent, o.index = typ, method, nil, nil, false, false, 0
+	o.until = time.Time{}
+	if until, bounded := ctx.Deadline(); bounded {
+		o.since, o.until = time.Now(), until
+	}
 	if o.request, err = codec.Marshal(q); err != nil {
 		return fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
@@ -202,12 +209,23 @@ func (l *lane) acked() uint64 {
 	return acked
 }
 
-// pack takes the operations of a frame off the queue; nil if all their callers have left.
+// hopeless tells that an operation has waited long for its turn and its caller will hardly wait for the answer. When there
+// is more to do than can be done, those at the head of the queue are all about to leave: without this, what is done would
+// be done for nobody. An operation that did not have to wait is always tried. Called with mu held.
+func (l *lane) hopeless(o *operation, now time.Time) bool {
+	return !o.until.IsZero() && now.Sub(o.since) > l.took && o.until.Sub(now) < 2*l.took
+}
+
+// pack takes the operations of a frame off the queue; nil if there is none worth sending.
 func (l *lane) pack() *frame {
 	var ops []*operation
-	size, n := 0, 0
+	size, n, now := 0, 0, time.Now()
 	for ; n < len(l.waiting) && len(ops) < maxOps; n++ {
 		o := l.waiting[n]
+		if l.hopeless(o, now) {
+			o.finish(nil, fmt.Errorf("%w: too many operations wait for the shard", ErrUnavailable))
+			continue
+		}
 		if size += len(o.request) + 16; size > maxBytes && len(ops) > 0 {
 			break
 		}
@@ -245,7 +263,7 @@ func (l *lane) pack() *frame {
 		rows[i].Type, rows[i].Method, rows[i].Request = o.typ, o.method, o.request
 		q.Ops[i] = &rows[i]
 	}
-	f := &frame{l: l, seq: l.seq, ops: ops, request: q, until: time.Now().Add(l.c.cfg.Timeout)}
+	f := &frame{l: l, seq: l.seq, ops: ops, request: q, packed: now, until: now.Add(l.c.cfg.Timeout)}
 	f.end = time.AfterFunc(l.c.cfg.Timeout, f.giveUp)
 	return f
 }

@@ -371,3 +371,41 @@ func TestAnswersComeInAnyOrderAndStrangeOnesAreIgnored(t *testing.T) {
 		t.Errorf("the stream is lost: %v", err)
 	}
 }
+
+// When operations wait longer than their callers do, those that are about to leave are told so, and the others are served.
+// Before, each was sent when its caller was leaving: all work was done for nobody.
+func TestUnderOverloadOperationsWithoutTimeLeftAreNotSent(t *testing.T) {
+	f := newFake(t, "n1")
+	const took, patience = 100 * time.Millisecond, 300 * time.Millisecond
+	f.on("n1", func(q *pb.FrameRequest) reaction {
+		time.Sleep(took)
+		return f.execute(q)
+	})
+	c := f.client(0)
+	for range 30 { // the lane learns how long a frame takes
+		if _, err := c.Limits().Check(t.Context(), subject(1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	release := held(f)
+	first := startCheck(t.Context(), c, subject(1))
+	f.await("a frame under way", func() bool { return len(f.log()) == 31 })
+	short, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	long, cancelLong := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancelLong()
+	impatient, patient := startCheck(short, c, subject(1)), startCheck(long, c, subject(1))
+	time.Sleep(patience - took) // impatient has waited long, and has less time left than two frames take
+	release()
+	if _, err := impatient.wait(t); !errors.Is(err, client.ErrUnavailable) || errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("the one without time left: %v", err)
+	}
+	for _, s := range []*started{first, patient} {
+		if _, err := s.wait(t); err != nil {
+			t.Errorf("one with time left: %v", err)
+		}
+	}
+	if n := f.effects(); n != 32 {
+		t.Errorf("%d operations were executed, want those that were acknowledged: 32", n)
+	}
+}

@@ -59,9 +59,9 @@ type Machine struct {
 	next        Time // earliest time in the expiry index, 0 if empty; may be earlier than what is really there
 	key         []byte
 	value       []byte
+	onSum       func(index uint64, agreed Sum, view kv.View)
 	resultBytes int   // size of the results in clients
 	failed      error // why the machine has stopped: its position may include half of an entry, which must not reach the store
-	onSum       func(index uint64, agreed Sum, view kv.View)
 
 	published  atomic.Pointer[Applied]
 	nextExpiry atomic.Int64

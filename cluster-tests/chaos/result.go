@@ -71,7 +71,8 @@ func (r *run) finish(serving bool) *Result {
 		}
 		if o.Error != "" {
 			res.Errors[o.Error]++
-			if !strings.HasPrefix(o.Process, hasty) {
+			// A lease is asked for two seconds only, and who had none before has no fallback.
+			if !strings.HasPrefix(o.Process, hasty) && o.Input.(models.LimitOp).Kind != kindLease {
 				res.Dropped++
 			}
 		}

@@ -77,7 +77,8 @@ type place struct {
 
 const afterEntry = math.MaxInt
 
-// Replay judges all operations of a history by the complete logs of the shards, each from its first entry on.
+// Replay judges all operations of a history by the complete logs of the shards, each from its first entry on. The
+// catalog's, 0, is not looked at: see Merge and Watches.
 func Replay(logs map[uint32][]Entry, ops []history.Op) *Report {
 	r := &replay{shards: make(map[uint32]*models.Shard)}
 	r.Rows = make(map[uint32]map[uint8]int)
@@ -93,6 +94,9 @@ func Replay(logs map[uint32][]Entry, ops []history.Op) *Report {
 		}
 	}
 	for _, id := range sortedKeys(logs) {
+		if id == 0 {
+			continue
+		}
 		s := models.NewShard(id)
 		r.shards[id] = s
 		for _, e := range logs[id] {

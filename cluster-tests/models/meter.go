@@ -189,11 +189,26 @@ func (m *meter) fill(rules counter.Params, now fsm.Time, out int64) {
 
 // scale expresses what was counted by one window by another.
 func scale(n int64, window, old fsm.Millis, up bool) int64 {
+	if n >= 0 && n < 1<<31 && window < 1<<31 { // nearly always
+		if up {
+			return (n*window + old - 1) / old
+		}
+		return n * window / old
+	}
 	x := new(big.Int).Mul(big.NewInt(n), big.NewInt(window))
 	if up {
 		x.Add(x, big.NewInt(old-1))
 	}
 	return floor(x, big.NewInt(old))
+}
+
+// flowed is how many whole tokens a level is after some time at a rate.
+func flowed(level int64, passed fsm.Time, rate int64, window fsm.Millis) int64 {
+	if passed < 1<<31 && level >= 0 && level < 1<<61 { // nearly always; rates are below 2^30
+		return (level + int64(passed)*rate) / window
+	}
+	x := new(big.Int).Mul(big.NewInt(int64(passed)), big.NewInt(rate))
+	return floor(x.Add(x, big.NewInt(level)), big.NewInt(window))
 }
 
 func floor(a, b *big.Int) int64 {
@@ -266,16 +281,11 @@ func (m *meter) capacity() int64 {
 // free is how many tokens there are at a moment not before the last fill, if nobody does anything until then.
 func (m *meter) free(at fsm.Time) int64 {
 	window, rate, free := m.rules.Window, int64(m.rules.Rate), m.capacity()
-	passed := big.NewInt(int64(at - m.filled))
 	switch m.rules.Algorithm {
 	case counter.TokenBucket:
-		level := new(big.Int).Mul(passed, big.NewInt(rate))
-		level.Add(level, big.NewInt(m.level))
-		return min(floor(level, big.NewInt(window)), free)
+		return min(flowed(m.level, at-m.filled, rate, window), free)
 	case counter.LeakyBucket:
-		room := new(big.Int).Mul(passed, big.NewInt(rate))
-		room.Add(room, big.NewInt(free*window-m.level))
-		return min(floor(room, big.NewInt(window)), free)
+		return min(flowed(free*window-m.level, at-m.filled, rate, window), free)
 	case counter.FixedWindow:
 		if at < m.end {
 			free -= m.used

@@ -42,6 +42,7 @@ var faults = []fault{
 	{"power cut at an entry", 2, powerCutAt(disk.Entries, 20)},
 	{"power cut at a vote", 2, powerCutAt(disk.Votes, 4)},
 	{"leader deposed unheard", 3, deposedUnheard},
+	{"clock hours off", 2, clockSkew(2 * time.Hour)},
 }
 
 func crash(s *server, end func(*server) bool, absence time.Duration) func(context.Context) bool {

@@ -24,6 +24,9 @@ const envPrefix = "HOLDFAST_"
 // Below, scheduling and disks alone look like dead leaders; above, an election takes longer than clients wait.
 const minHeartbeat, maxHeartbeat = 50 * time.Millisecond, 30 * time.Second
 
+// minChecksum is as often as tests of the comparison need it.
+const minChecksum = time.Second
+
 // serverConfig is what one node is told. Each field is a flag, a YAML key and an environment variable; the flag wins
 // over the environment, and that over the file.
 type serverConfig struct {
@@ -36,7 +39,7 @@ type serverConfig struct {
 	zone                     string
 	raftLog                  string
 	trailingEntries          uint64
-	heartbeat                time.Duration
+	heartbeat, checksum      time.Duration
 	gossipKeyFile            string
 	insecure, pprof          bool
 	logLevel, logFormat      string
@@ -69,6 +72,7 @@ func (c *serverConfig) flags(f *pflag.FlagSet) {
 	f.StringVar(&c.advertise, "advertise", "", "host that others reach this node at, if not the one it listens on")
 	f.BoolVar(&c.bootstrap, "bootstrap", false, "make a new cluster of this one node")
 	f.StringSliceVar(&c.join, "join", nil, "gossip addresses of nodes of the cluster to join")
+	f.DurationVar(&c.checksum, "checksum-interval", 5*time.Minute, "how often the replicas of a shard that has changed compare their states; 0 for never")
 	f.DurationVar(&c.heartbeat, "heartbeat", time.Second, "how long a follower waits for its leader before it looks for another one")
 	f.StringVar(&c.zone, "zone", "", "failure domain of the node")
 	f.StringVar(&c.gossipKeyFile, "gossip-key-file", "", "file with the gossip key: 32 bytes as 64 hex digits")
@@ -165,6 +169,8 @@ func (c *serverConfig) check() error {
 		return usageErrorf("--raft-log %q: use pebble or boltdb", c.raftLog)
 	case c.trailingEntries < 1:
 		return usageErrorf("--trailing-entries must be at least 1")
+	case c.checksum != 0 && c.checksum < minChecksum:
+		return usageErrorf("--checksum-interval must be 0 or at least %v", minChecksum)
 	case c.heartbeat != 0 && (c.heartbeat < minHeartbeat || c.heartbeat > maxHeartbeat):
 		return usageErrorf("--heartbeat must be %v to %v", minHeartbeat, maxHeartbeat)
 	}

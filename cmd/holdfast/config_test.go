@@ -78,7 +78,13 @@ func TestLogAndTimingSettings(t *testing.T) {
 	if p := c.process(slog.New(slog.DiscardHandler)); p.Node.Timing.Heartbeat != 300*time.Millisecond || p.Node.TrailingEntries != 64 {
 		t.Errorf("the node is told %v and %d", p.Node.Timing, p.Node.TrailingEntries)
 	}
-	for _, flag := range []string{"--heartbeat=1ms", "--heartbeat=2m", "--trailing-entries=0"} {
+	for flag, want := range map[string]time.Duration{"5m": 5 * time.Minute, "2s": 2 * time.Second, "0": -1} {
+		c, err := loadConfig(t, []string{"--checksum-interval", flag}, nil, "")
+		if err != nil || c.check() != nil || c.timing().Checksum != want {
+			t.Errorf("--checksum-interval %s: %v, %v, %v", flag, c.timing().Checksum, err, c.check())
+		}
+	}
+	for _, flag := range []string{"--heartbeat=1ms", "--heartbeat=2m", "--trailing-entries=0", "--checksum-interval=1ms"} {
 		if c, err := loadConfig(t, []string{flag}, nil, ""); err != nil || exitCode(c.check()) != exitUsage {
 			t.Errorf("%s: %v, %v", flag, err, c.check())
 		}

@@ -129,4 +129,5 @@ func (c *cli) logTable(log *node.StoredLog) error {
 
 var entryNames = map[fsm.EntryKind]string{
 	fsm.Commands: "commands", fsm.TermStart: "term start", fsm.Sweep: "sweep", fsm.Nudge: "nudge",
+	fsm.Checksum: "checksum",
 }

@@ -207,6 +207,14 @@ func readGossipKey(path string) ([]byte, error) {
 	return key, nil
 }
 
+func (c *serverConfig) timing() shard.Timing {
+	t := shard.Timing{Heartbeat: c.heartbeat, Checksum: c.checksum}
+	if c.checksum == 0 {
+		t.Checksum = -1 // never
+	}
+	return t
+}
+
 // process is what the flags mean for a node.
 func (c *serverConfig) process(logger *slog.Logger) process.Config {
 	return process.Config{
@@ -214,7 +222,7 @@ func (c *serverConfig) process(logger *slog.Logger) process.Config {
 		Node: node.Config{
 			Name: c.name, Zone: c.zone, Dir: c.data, Gossip: c.gossip, Bootstrap: c.bootstrap, Join: c.join,
 			Shards: uint32(c.shards), Replicas: c.replicas, BoltLog: c.raftLog == "boltdb",
-			TrailingEntries: c.trailingEntries, Timing: shard.Timing{Heartbeat: c.heartbeat}, Logger: logger,
+			TrailingEntries: c.trailingEntries, Timing: c.timing(), Logger: logger,
 		},
 	}
 }

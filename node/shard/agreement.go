@@ -54,6 +54,7 @@ type agreement struct {
 	quiet  bool    // nothing changed between the one before and that
 	agreed fsm.Sum // what the log says of a state that is not hashed yet
 	busy   bool
+	closed bool
 
 	differ atomic.Uint64 // replicas found to differ
 }
@@ -65,17 +66,25 @@ func (s *agreement) at(index uint64, agreed fsm.Sum, view kv.View) {
 		s.agreed = agreed
 	}
 	err := s.compare()
-	busy := s.busy
-	s.busy = true
+	hashes := !s.busy && !s.closed // or this state is not compared
+	if hashes {
+		s.busy = true
+		s.g.work.Go(func() { s.hash(index, view) })
+	}
 	s.mu.Unlock()
+	if !hashes {
+		_ = view.Close()
+	}
 	if err != nil {
 		s.g.fatal(err)
 	}
-	if busy { // the last one is still being hashed: this state is not compared
-		_ = view.Close()
-		return
-	}
-	s.g.work.Go(func() { s.hash(index, view) })
+}
+
+// close lets no more hashing begin.
+func (s *agreement) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
 }
 
 func (s *agreement) hash(index uint64, view kv.View) {

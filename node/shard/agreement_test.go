@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/holdfastdb/holdfast/fsm"
+	"github.com/holdfastdb/holdfast/storage/kv"
 )
 
 var comparing = Timing{Checksum: 10 * time.Second}
@@ -170,4 +171,28 @@ func TestHashingTakesAShareOfTheTime(t *testing.T) {
 			t.Errorf("8 ms of work took %s", took)
 		}
 	})
+}
+
+// closable is a view that nobody may read.
+type closable struct {
+	kv.View
+	closed bool
+}
+
+func (c *closable) Close() error {
+	c.closed = true
+	return nil
+}
+
+// An entry that is applied while the group closes begins nothing that would outlive it.
+func TestNoHashingBeginsWhenTheGroupCloses(t *testing.T) {
+	g := &Group{}
+	a := &agreement{g: g}
+	a.close()
+	view := &closable{}
+	a.at(7, fsm.Sum{}, view)
+	g.work.Wait()
+	if own, _ := a.last(); !view.closed || own != (fsm.Sum{}) {
+		t.Errorf("view closed %v, sum %+v", view.closed, own)
+	}
 }

@@ -132,14 +132,14 @@ func Open(cfg Config) (*Group, error) {
 	if cfg.Timing.Commit == 0 {
 		cfg.Timing.Commit = 200 * time.Millisecond
 	}
+	if cfg.Timing.Checksum == 0 {
+		cfg.Timing.Checksum = checksumEvery
+	}
 	if cfg.TrailingEntries == 0 {
 		cfg.TrailingEntries = 4096
 	}
 	if cfg.Clock == nil {
 		cfg.Clock = time.Now
-	}
-	if cfg.Timing.Checksum == 0 {
-		cfg.Timing.Checksum = checksumEvery
 	}
 	m, err := openMachine(cfg)
 	if err != nil {
@@ -247,6 +247,7 @@ func (g *Group) close() error {
 	g.HandOver(context.Background())
 	g.ready.Store(0)
 	g.stop()
+	g.agreement.close()
 	g.proposer.close()
 	ended := make(chan struct{})
 	go func() { // ends with those it waits for
