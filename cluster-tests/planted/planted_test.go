@@ -38,8 +38,8 @@ var (
 	divided = trouble{"divided", []string{"partition", "leader deposed unheard"}, 4096, []uint64{1, 2, 3, 4}}
 	// moved: leaders become followers that are late.
 	moved = trouble{"moved", []string{"leadership transfers on a slow network"}, 4096, []uint64{1, 2, 3}}
-	// behind: replicas fall so far behind that they need the whole state, or lose what they have not synced.
-	behind = trouble{"behind", []string{"kill", "power cut, unsynced data lost"}, 64, []uint64{4, 8, 2, 9}}
+	// behind: replicas fall so far behind that they need the whole state, and cannot go on where they were.
+	behind = trouble{"behind", []string{"kill"}, 16, []uint64{2, 3, 4, 5}}
 	// cuts: the power fails right after a write.
 	cuts = trouble{"cuts", []string{"power cut at an entry", "power cut at a vote"}, 4096, []uint64{1, 2}}
 )
