@@ -171,23 +171,40 @@ func Open(cfg Config) (*Group, error) {
 	return g, nil
 }
 
+// bootstrap writes the first configuration, unless the replica has one. raft.BootstrapCluster does it in two steps, the
+// term and then the entry, and takes the term alone for a group: after a crash between the two there would never be one.
 func (g *Group) bootstrap() error {
 	if !g.cfg.Bootstrap {
 		return nil
 	}
-	known, err := raft.HasExistingState(g.cfg.Log, g.cfg.Log, g.snaps)
-	if err != nil || known {
-		return err
+	last, err := g.cfg.Log.LastIndex()
+	if err != nil {
+		return fmt.Errorf("bootstrap group %d: %w", g.cfg.Group, err)
+	}
+	if a := g.machine.Applied(); last > 0 || a.Index > 0 || a.ConfigIndex > 0 {
+		return nil
 	}
 	only := raft.Configuration{Servers: []raft.Server{{
 		Suffrage: raft.Voter, ID: raft.ServerID(g.cfg.ReplicaID), Address: raft.ServerAddress(g.cfg.ReplicaID),
 	}}}
-	err = raft.BootstrapCluster(g.raftConfig(), g.cfg.Log, g.cfg.Log, g.snaps, g.cfg.Transport, only)
+	term, err := g.cfg.Log.GetUint64([]byte(keyCurrentTerm))
+	if err == nil && term == 0 {
+		term = 1
+		err = g.cfg.Log.SetUint64([]byte(keyCurrentTerm), term)
+	}
+	if err == nil {
+		err = g.cfg.Log.StoreLog(&raft.Log{
+			Index: 1, Term: term, Type: raft.LogConfiguration, Data: raft.EncodeConfiguration(only),
+		})
+	}
 	if err != nil {
 		return fmt.Errorf("bootstrap group %d: %w", g.cfg.Group, err)
 	}
 	return nil
 }
+
+// keyCurrentTerm is where the Raft library keeps the term.
+const keyCurrentTerm = "CurrentTerm"
 
 func (g *Group) raftConfig() *raft.Config {
 	c := raft.DefaultConfig()
