@@ -60,11 +60,11 @@ func New(o Options) (*Server, error) {
 	}
 	options := []grpc.ServerOption{
 		grpc.MaxRecvMsgSize(maxRequest), grpc.ForceServerCodecV2(codec.GRPC{}),
-		grpc.MaxConcurrentStreams(1 << 14),
+		// gRPC takes in as much as the window for each stream of a connection, whether it is read or not.
+		grpc.MaxConcurrentStreams(256),
 		grpc.InitialWindowSize(1 << 20), grpc.InitialConnWindowSize(4 << 20),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
-		grpc.WaitForHandlers(true),
 		grpc.ChainUnaryInterceptor(o.Metrics.unary, bounded),
 		grpc.WaitForHandlers(true), // who still reads must not find the state closed
 	}
@@ -140,7 +140,7 @@ func (s *Server) Close(ctx context.Context) {
 		s.GRPC.Stop()
 		<-stopped
 	}
-	s.data.readers.Wait()
+	s.data.streams.Wait()
 	s.envoy.Close()
 	s.resolver.Close()
 }
