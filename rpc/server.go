@@ -88,8 +88,8 @@ func New(o Options) (*Server, error) {
 	mux := http.NewServeMux()
 	if o.Profiles {
 		mux.HandleFunc("GET /debug/pprof/", pprof.Index)
-		mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
-		mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+		mux.HandleFunc("GET /debug/pprof/profile", unhurried(pprof.Profile))
+		mux.HandleFunc("GET /debug/pprof/trace", unhurried(pprof.Trace))
 	}
 	rest, err := newREST(&services, s.envoy, o.Node, o.Metrics, mux)
 	if err != nil {
@@ -116,6 +116,14 @@ func boundedHTTP(h http.Handler) http.Handler {
 		defer cancel()
 		h.ServeHTTP(w, r.WithContext(ctx))
 	})
+}
+
+// unhurried serves what takes longer than the server gives a client to send its request: net/http would end it then.
+func unhurried(h http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		_ = http.NewResponseController(w).SetReadDeadline(time.Time{}) // a writer that cannot has no deadline
+		h(w, r)
+	}
 }
 
 type services struct {
