@@ -5,6 +5,7 @@ import (
 	"errors"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -26,7 +27,8 @@ type data struct {
 	limits  *limits
 	metrics *metrics
 	closing chan struct{}  // closed when streams shall end
-	readers sync.WaitGroup // of all streams
+	streams sync.WaitGroup // the readers and writers of all streams
+	memory  atomic.Int64   // what the frames of all streams hold
 }
 
 const (
@@ -66,45 +68,76 @@ type stream struct {
 	work  sync.WaitGroup
 	mu    sync.Mutex
 	queue []*pb.FrameResponse
+	ended bool
 	wake  chan struct{}
+
+	held  atomic.Int64  // the memory of its frames
+	freed chan struct{} // it holds less than it did
 
 	// Scratch of the reader, which prepares one operation after the other.
 	check  pb.CheckRequest
 	bodies []byte
 }
 
-// Frames implements the service. It ends with its writer; then the reader's Recv ends with the stream.
+func newStream(ctx context.Context, s *data) *stream {
+	return &stream{
+		s: s, ctx: ctx, room: make(chan struct{}, maxFrames), wake: make(chan struct{}, 1), freed: make(chan struct{}, 1),
+	}
+}
+
+// Frames implements the service. It ends with its writer, or without it when that waits for too long; then the reader's
+// Recv and the writer's Send end with the stream.
 func (s *data) Frames(st grpc.BidiStreamingServer[pb.FrameRequest, pb.FrameResponse]) error {
 	ctx, cancel := context.WithCancel(st.Context())
 	defer cancel()
-	x := &stream{s: s, ctx: ctx, room: make(chan struct{}, maxFrames), wake: make(chan struct{}, 1)}
-	s.readers.Go(func() {
+	x := newStream(ctx, s)
+	written, stalled := make(chan struct{}), make(chan struct{})
+	s.streams.Go(func() {
 		defer x.work.Wait()
 		defer cancel()
 		x.read(st)
 	})
-	x.write(st)
-	return nil
+	s.streams.Go(func() {
+		defer close(written)
+		defer x.end()
+		x.write(st, stalled)
+	})
+	select {
+	case <-written:
+		return nil
+	case <-stalled:
+		return errStalled
+	}
 }
 
 // read takes frames in until the client hangs up. Those under way then are finished by their shards.
 func (x *stream) read(st grpc.BidiStreamingServer[pb.FrameRequest, pb.FrameResponse]) {
-	for {
+	for x.share() {
 		q, err := st.Recv()
 		if err != nil {
 			return
 		}
+		all := x.hold(requestMemory(q))
 		select {
 		case x.room <- struct{}{}:
 		case <-x.ctx.Done():
+			x.hold(-requestMemory(q))
 			return
+		}
+		if all > maxMemory {
+			x.refuse(q, pb.FrameError_REASON_OVERLOADED, "this node has too many frames under way")
+			continue
 		}
 		x.frame(q)
 	}
 }
 
 // write sends answers, as many as wait, until the stream ends, or the service and nothing is left to be answered.
-func (x *stream) write(st grpc.BidiStreamingServer[pb.FrameRequest, pb.FrameResponse]) {
+// It closes stalled when one has waited for too long.
+func (x *stream) write(st grpc.BidiStreamingServer[pb.FrameRequest, pb.FrameResponse], stalled chan<- struct{}) {
+	late := time.AfterFunc(stallTimeout, func() { close(stalled) })
+	defer late.Stop()
+	late.Stop()
 	closing := x.s.closing
 	for closing != nil || len(x.room) > 0 {
 		select {
@@ -120,23 +153,46 @@ func (x *stream) write(st grpc.BidiStreamingServer[pb.FrameRequest, pb.FrameResp
 		queue := x.queue
 		x.queue = nil
 		x.mu.Unlock()
-		for _, r := range queue {
-			if st.Send(r) != nil {
+		for i, r := range queue {
+			late.Reset(stallTimeout)
+			if st.Send(r) != nil || !late.Stop() {
+				x.drop(queue[i:])
 				return
 			}
+			x.hold(-answerMemory(r))
 			<-x.room
 		}
 	}
 }
 
 // answer ends a frame.
-func (x *stream) answer(r *pb.FrameResponse) {
+func (x *stream) answer(q *pb.FrameRequest, r *pb.FrameResponse) {
 	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.ended {
+		x.hold(-requestMemory(q))
+		return
+	}
+	x.hold(answerMemory(r) - requestMemory(q))
 	x.queue = append(x.queue, r)
-	x.mu.Unlock()
 	select {
 	case x.wake <- struct{}{}:
 	default:
+	}
+}
+
+// end drops the answers that wait, and those to come.
+func (x *stream) end() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.ended = true
+	x.drop(x.queue)
+	x.queue = nil
+}
+
+func (x *stream) drop(answers []*pb.FrameResponse) {
+	for _, r := range answers {
+		x.hold(-answerMemory(r))
 	}
 }
 
@@ -149,7 +205,7 @@ func (x *stream) refuse(q *pb.FrameRequest, reason pb.FrameError_Reason, message
 		e.RetryAfterMs = uint32(retryAfter.Milliseconds())
 	}
 	x.s.metrics.refused(reason)
-	x.answer(&pb.FrameResponse{Id: q.Id, Error: e, DeadlineMs: q.DeadlineMs})
+	x.answer(q, &pb.FrameResponse{Id: q.Id, Error: e, DeadlineMs: q.DeadlineMs})
 }
 
 func (s *data) leaderAddr(group uint32) string {
@@ -248,7 +304,7 @@ func (x *stream) executed(q *pb.FrameRequest, ops []op, out fsm.FrameOutcome, er
 	}
 	if len(elsewhere) == 0 {
 		x.s.metrics.frame(ops, begin)
-		x.answer(r)
+		x.answer(q, r)
 		return
 	}
 	// It ends by itself, whether the stream is still there or not: what was begun is finished.
@@ -257,7 +313,7 @@ func (x *stream) executed(q *pb.FrameRequest, ops []op, out fsm.FrameOutcome, er
 		defer cancel()
 		x.carry(ctx, q, ops, elsewhere, r.Results)
 		x.s.metrics.frame(ops, begin)
-		x.answer(r)
+		x.answer(q, r)
 	}()
 }
 
@@ -321,7 +377,7 @@ func (x *stream) query(q *pb.FrameRequest, ops []op, replica Replica, begin time
 	}
 	x.carry(ctx, q, ops, elsewhere, r.Results)
 	x.s.metrics.frame(ops, begin)
-	x.answer(r)
+	x.answer(q, r)
 }
 
 // op is one operation of a frame on its way.

@@ -107,7 +107,7 @@ func TestAStreamEndsWithTheServiceWhenAllIsAnswered(t *testing.T) {
 		}
 		<-done
 		cancel() // as gRPC does when the service returns
-		service.readers.Wait()
+		service.streams.Wait()
 	})
 }
 
@@ -140,7 +140,7 @@ func TestADeadlineOfAnotherNodeIsTaken(t *testing.T) {
 		now - 1: true, now + fsm.MaxDeadline: true, now + fsm.MaxDeadline + 2000: true, now + 2*fsm.MaxDeadline: false,
 	} {
 		node := &leader{now: now}
-		x := &stream{s: &data{node: node, metrics: NewMetrics()}, ctx: t.Context(), wake: make(chan struct{}, 1)}
+		x := newStream(t.Context(), &data{node: node, metrics: NewMetrics()})
 		x.frame(&pb.FrameRequest{Client: make([]byte, 16), Shard: 1, Seq: 1, DeadlineMs: deadline, Ops: []*pb.Op{{}}})
 		if (len(node.frames) == 1) != taken || (len(x.queue) == 0) != taken {
 			t.Errorf("%d ms ahead: %d frames proposed, answers %v", deadline-now, len(node.frames), x.queue)
@@ -159,7 +159,7 @@ func leaderless() op {
 func TestAQueryEndsWhenItsTimeIsOver(t *testing.T) {
 	for ms, want := range map[uint32]time.Duration{0: requestTimeout, 300: 300 * time.Millisecond, 60_000: requestTimeout} {
 		synctest.Test(t, func(t *testing.T) {
-			x := &stream{s: &data{metrics: NewMetrics()}, ctx: t.Context(), wake: make(chan struct{}, 1)}
+			x := newStream(t.Context(), &data{metrics: NewMetrics()})
 			begin := time.Now()
 			x.query(&pb.FrameRequest{Query: true, TimeoutMs: ms}, []op{leaderless(), leaderless()}, nil, begin)
 			if took := time.Since(begin); took != want {

@@ -30,9 +30,9 @@ var openAPI []byte
 // newREST builds the HTTP interface: REST generated from the protobuf services, health, metrics.
 func newREST(s *services, envoy *envoyrls.Service, n Node, m *Metrics, mux *http.ServeMux) (http.Handler, error) {
 	gateway := runtime.NewServeMux(
-		runtime.WithMarshalerOption(runtime.MIMEWildcard, &runtime.JSONPb{
+		runtime.WithMarshalerOption(runtime.MIMEWildcard, jsonBody{&runtime.JSONPb{
 			MarshalOptions: protojson.MarshalOptions{UseProtoNames: true, EmitUnpopulated: true},
-		}),
+		}}),
 		runtime.WithErrorHandler(writeProblem),
 		runtime.WithForwardResponseOption(limitHeaders),
 		runtime.WithIncomingHeaderMatcher(func(name string) (string, bool) {
@@ -53,8 +53,9 @@ func newREST(s *services, envoy *envoyrls.Service, n Node, m *Metrics, mux *http
 			return nil, fmt.Errorf("build the REST interface: %w", err)
 		}
 	}
-	mux.Handle("/", boundedHTTP(withHTTPStatus(gateway)))
-	mux.Handle("POST /json", boundedHTTP(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { envoyJSON(envoy, w, r) })))
+	large := &bodies{}
+	mux.Handle("/", boundedHTTP(large.bounded(withHTTPStatus(gateway))))
+	mux.Handle("POST /json", boundedHTTP(large.bounded(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { envoyJSON(envoy, w, r) }))))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ok\n")) })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		if err := n.Ready(); err != nil {
@@ -82,7 +83,10 @@ type problem struct {
 }
 
 // writeProblem answers with an error.
-func writeProblem(_ context.Context, _ *runtime.ServeMux, _ runtime.Marshaler, w http.ResponseWriter, _ *http.Request, err error) {
+func writeProblem(_ context.Context, _ *runtime.ServeMux, _ runtime.Marshaler, w http.ResponseWriter, r *http.Request, err error) {
+	if b, ok := r.Body.(*body); ok && b.refused { // the gateway keeps only the text of what reading it answered
+		err = statusOf(errBodies)
+	}
 	s := status.Convert(err)
 	k := kindOfStatus(s.Code())
 	p := problem{Status: runtime.HTTPStatusFromCode(s.Code()), Detail: s.Message(), Reason: k.reason, Retryable: k.retryable}

@@ -60,11 +60,11 @@ func New(o Options) (*Server, error) {
 	}
 	options := []grpc.ServerOption{
 		grpc.MaxRecvMsgSize(maxRequest), grpc.ForceServerCodecV2(codec.GRPC{}),
-		grpc.MaxConcurrentStreams(1 << 14),
+		// gRPC takes in as much as the window for each stream of a connection, whether it is read or not.
+		grpc.MaxConcurrentStreams(256),
 		grpc.InitialWindowSize(1 << 20), grpc.InitialConnWindowSize(4 << 20),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
-		grpc.WaitForHandlers(true),
 		grpc.ChainUnaryInterceptor(o.Metrics.unary, bounded),
 		grpc.WaitForHandlers(true), // who still reads must not find the state closed
 	}
@@ -88,8 +88,8 @@ func New(o Options) (*Server, error) {
 	mux := http.NewServeMux()
 	if o.Profiles {
 		mux.HandleFunc("GET /debug/pprof/", pprof.Index)
-		mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
-		mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+		mux.HandleFunc("GET /debug/pprof/profile", unhurried(pprof.Profile))
+		mux.HandleFunc("GET /debug/pprof/trace", unhurried(pprof.Trace))
 	}
 	rest, err := newREST(&services, s.envoy, o.Node, o.Metrics, mux)
 	if err != nil {
@@ -118,6 +118,14 @@ func boundedHTTP(h http.Handler) http.Handler {
 	})
 }
 
+// unhurried serves what takes longer than the server gives a client to send its request: net/http would end it then.
+func unhurried(h http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		_ = http.NewResponseController(w).SetReadDeadline(time.Time{}) // a writer that cannot has no deadline
+		h(w, r)
+	}
+}
+
 type services struct {
 	limits   *limits
 	policies *policies
@@ -140,7 +148,7 @@ func (s *Server) Close(ctx context.Context) {
 		s.GRPC.Stop()
 		<-stopped
 	}
-	s.data.readers.Wait()
+	s.data.streams.Wait()
 	s.envoy.Close()
 	s.resolver.Close()
 }

@@ -32,6 +32,10 @@ type Config struct {
 	Profiles bool
 }
 
+// readTimeout is how long a client may take to send a request. It is longer than a call may take, for net/http gives a
+// call up then.
+const readTimeout = 15 * time.Second
+
 // Process is a running node with its services.
 type Process struct {
 	Node   *node.Node
@@ -92,7 +96,8 @@ func Start(ctx context.Context, cfg Config) (_ *Process, err error) {
 		return nil, errors.Join(err, p.Node.Close())
 	}
 	p.http = &http.Server{
-		Handler: p.server.HTTP, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
+		Handler: p.server.HTTP, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: readTimeout, WriteTimeout: time.Minute,
+		IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
 	}
 	p.work.Go(func() {
 		if err := p.server.GRPC.Serve(grpcLis); err != nil && !errors.Is(err, grpc.ErrServerStopped) {

@@ -205,6 +205,21 @@ func TestBadInput(t *testing.T) {
 	}
 }
 
+func TestTextAfterTheBodyIsRefusedBeforeAnythingIsTaken(t *testing.T) {
+	c := holdfasttest.Start(t, 1)
+	r := rest{t, c.URL(0)}
+	r.ok("POST", "/api/v1/policies", `{"name":"api","algorithm":"token_bucket","rate_limit":5,"time_window":3600}`)
+	r.ok("PUT", "/api/v1/policies/api/clients", `{"client_ids":["a"]}`)
+	for _, body := range []string{`{"client_id":"a"} {"client_id":"a"}`, `{"client_id":"a"}x`} {
+		if code, _, p := r.do("POST", "/api/v1/ratelimit/check", body); code != http.StatusBadRequest || p["reason"] != "INVALID" {
+			t.Errorf("%s: %d %v", body, code, p)
+		}
+	}
+	if got := r.ok("POST", "/api/v1/ratelimit/check", `{"client_id":"a"}`); got["remaining_quota"] != json.Number("4") {
+		t.Errorf("then: %v", got)
+	}
+}
+
 func TestIdempotencyKeyMakesARepetitionHarmless(t *testing.T) {
 	c := holdfasttest.Start(t, 1)
 	r := rest{t, c.URL(0)}
