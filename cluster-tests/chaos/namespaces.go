@@ -134,10 +134,10 @@ func (n *namespaces) heal() error {
 }
 
 func (n *namespaces) close() error {
-	var errs []error
+	// The interface would go with its other end, but only some time after the namespace; the next history's has its name.
+	errs := []error{shell("ip", "link", "del", n.id+"v")}
 	for i := range n.nodes {
 		errs = append(errs, shell("ip", "netns", "del", n.name(i)))
 	}
-	// The interface of this process goes with its other end.
 	return errors.Join(append(errs, shell("ip", "netns", "del", n.id+"h"))...)
 }
