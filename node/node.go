@@ -78,10 +78,12 @@ type Config struct {
 	OnSync func(time.Duration)
 	// OnFatal is called when the node must stop; the default logs and ends the process.
 	OnFatal func(error)
-	// WrapLog may put something between Raft and its logs, such as a slow disk, and OnCommit is told of the entries
-	// of a group that are about to be applied, after a restart again: both are for simulations.
-	WrapLog  func(raftlog.Provider) raftlog.Provider
-	OnCommit func(group uint32, entries []*raft.Log)
+	// What follows is for simulations. WrapLog may put something between Raft and its logs, BeforeSync is called before
+	// each sync of a Raft log, and OnCommit is told of the entries of a group that are about to be applied, after a restart
+	// again.
+	WrapLog    func(raftlog.Provider) raftlog.Provider
+	BeforeSync func()
+	OnCommit   func(group uint32, entries []*raft.Log)
 }
 
 // Node is a running node. Its methods are safe for concurrent use.
@@ -238,6 +240,7 @@ func (n *Node) openLogs(filesystem vfs.FS, name string, useBolt bool, slow func(
 	} else {
 		p, err = raftlog.Open(raftlog.Options{
 			FS: n.cfg.FS, Dir: dir, Logger: n.log, OnSync: n.cfg.OnSync, OnDiskSlow: slow, OnFatal: n.cfg.OnFatal, LogBytes: n.cfg.LogBytes,
+			BeforeSync: n.cfg.BeforeSync,
 		})
 	}
 	if err != nil {
@@ -361,13 +364,14 @@ func (n *Node) openGroup(group uint32, gen uint32, bootstrap bool) error {
 		onCommit = func(entries []*raft.Log) { n.cfg.OnCommit(group, entries) }
 	}
 	id := catalog.ReplicaID(n.identity.NodeID, gen)
-	transport := n.net.Group(group, id)
+	durability := log.Defer()
+	transport := n.net.Group(group, id, durability)
 	timing := n.cfg.Timing
 	if timing.Commit == 0 && group != catalogGroup {
 		timing.Commit = shardCommit
 	}
 	g, err := shard.Open(shard.Config{
-		Group: group, ReplicaID: id, Registry: registry, State: n.state.Shard(group), Sync: n.state.Sync, Log: log,
+		Group: group, ReplicaID: id, Registry: registry, State: n.state.Shard(group), Sync: n.state.Sync, Log: log, Durability: durability,
 		Transport: transport, Attach: func(r *shard.Raft) { transport.Attach(r) }, Confirm: n.confirmer.confirm,
 		AskSums: func(ctx context.Context, replicaIDs []string) map[string]fsm.Sum {
 			return n.askSums(ctx, group, replicaIDs)

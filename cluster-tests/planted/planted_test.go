@@ -65,6 +65,7 @@ var bugs = []struct {
 	{plant.VoteUnsynced, "vote not synced", cuts, []string{"durability"}},
 	{plant.VoteApart, "term and vote written apart", cuts, []string{"durability"}},
 	{plant.LogUnsynced, "log not synced", cuts, []string{"durability"}},
+	{plant.CountUnsynced, "the leader counts before its disk", cuts, []string{"durability"}},
 }
 
 // tried are the seeds of a run: those of the trouble, or the one that PLANTED_SEED names.

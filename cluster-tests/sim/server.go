@@ -95,8 +95,11 @@ func (l *life) run(ctx context.Context) {
 			Shards: s.c.opts.Shards, Replicas: 3, Timing: shard.Timing{Heartbeat: time.Second},
 			Logger: s.log, Bootstrap: s.name == "n1",
 			Clock:   func() time.Time { return time.Now().Add(time.Duration(s.skew.Load())) },
-			OnFatal: l.fatal, WrapLog: l.disk.Logs, Tamper: s.c.tamper, TrailingEntries: s.c.opts.TrailingEntries, LogBytes: logBytes,
-			OnCommit: func(group uint32, entries []*raft.Log) { s.c.record.committed(l, group, entries) },
+			OnFatal: l.fatal, WrapLog: l.disk.Logs, BeforeSync: l.disk.Wait, Tamper: s.c.tamper, TrailingEntries: s.c.opts.TrailingEntries, LogBytes: logBytes,
+			OnCommit: func(group uint32, entries []*raft.Log) {
+				l.disk.Applied(group, entries[len(entries)-1].Index)
+				s.c.record.committed(l, group, entries)
+			},
 		},
 	}
 	for _, other := range s.c.list() {

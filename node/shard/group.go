@@ -28,6 +28,14 @@ type Log interface {
 	raft.StableStore
 }
 
+// Durability tells what of the log is on disk; see raftlog.Log.
+type Durability interface {
+	// Durable is an index up to which all entries are on disk.
+	Durable() uint64
+	// When calls done once an entry is, or with the reason why it will not be. Done must not block.
+	When(index uint64, done func(error))
+}
+
 // Raft is the library's Raft instance, of which transports ask a few things directly.
 type Raft = raft.Raft
 
@@ -57,9 +65,11 @@ type Config struct {
 	Registry  *fsm.Registry
 	State     *storage.Shard
 	// Sync makes everything that was committed to the state durable.
-	Sync      func() error
-	Log       Log
-	Transport raft.Transport
+	Sync func() error
+	Log  Log
+	// Durability is nil if what Log has stored is on disk. If not, Transport must respect it too.
+	Durability Durability
+	Transport  raft.Transport
 	// Attach is told of each Raft instance that Transport serves.
 	Attach func(*raft.Raft)
 	// Confirm returns nil if a majority says that the term is the newest they know; see reader.go.

@@ -18,6 +18,7 @@ import (
 type machine struct {
 	*fsm.Machine
 	state     *storage.Shard
+	log       Durability
 	sync      func() error
 	onApplied func(fsm.Applied)
 	onCommit  func([]*raft.Log)
@@ -38,11 +39,16 @@ func openMachine(cfg Config) (*machine, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &machine{Machine: m, state: cfg.State, sync: cfg.Sync, onApplied: cfg.OnApplied, onCommit: cfg.OnCommit, onFatal: cfg.OnFatal}, nil
+	return &machine{Machine: m, state: cfg.State, log: cfg.Durability, sync: cfg.Sync, onApplied: cfg.OnApplied, onCommit: cfg.OnCommit, onFatal: cfg.OnFatal}, nil
 }
 
 // ApplyBatch implements raft.BatchingFSM. The answers are *fsm.Outcome.
 func (m *machine) ApplyBatch(logs []*raft.Log) []any {
+	answers := make([]any, len(logs))
+	if err := m.durable(logs[len(logs)-1].Index); err != nil {
+		m.onFatal(fmt.Errorf("apply: %w", err))
+		return answers
+	}
 	if m.onCommit != nil {
 		m.onCommit(logs)
 	}
@@ -56,7 +62,6 @@ func (m *machine) ApplyBatch(logs []*raft.Log) []any {
 		}
 		m.entries = append(m.entries, e)
 	}
-	answers := make([]any, len(logs))
 	m.turn.Lock()
 	outcomes, err := m.Machine.Apply(m.entries)
 	m.turn.Unlock()
@@ -69,6 +74,17 @@ func (m *machine) ApplyBatch(logs []*raft.Log) []any {
 	}
 	m.moved()
 	return answers
+}
+
+// durable waits for an entry to be on disk here: what Raft calls committed may be on disk only at others, which is too few
+// if this replica has been counted.
+func (m *machine) durable(index uint64) error {
+	if m.log == nil || m.log.Durable() >= index || plant.On(plant.CountUnsynced) {
+		return nil
+	}
+	done := make(chan error, 1)
+	m.log.When(index, func(err error) { done <- err })
+	return <-done
 }
 
 // Apply implements raft.FSM.

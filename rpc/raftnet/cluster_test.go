@@ -68,7 +68,7 @@ func TestAPipelineRefusesWhatGoesInPieces(t *testing.T) {
 	b := &book{addrs: map[string]string{}}
 	a := startNode(t, b, "a", Config{})
 	defer a.close()
-	p, err := a.Group(group, "a/1").AppendEntriesPipeline("c/1", "c/1")
+	p, err := a.Group(group, "a/1", nil).AppendEntriesPipeline("c/1", "c/1")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -91,7 +91,7 @@ func TestHeartbeatsPassABusyMainLoop(t *testing.T) {
 	a, c := startNode(t, b, "a", Config{}), startNode(t, b, "c", Config{})
 	defer a.close()
 	defer c.close()
-	from, to := a.Group(group, "a/1"), c.Group(group, "c/1")
+	from, to := a.Group(group, "a/1", nil), c.Group(group, "c/1", nil)
 	to.Attach(fixedState{term: 5, last: 40}) // nobody reads its Consumer
 	beat := func(term uint64) (raft.AppendEntriesResponse, error) {
 		var answer raft.AppendEntriesResponse

@@ -51,7 +51,7 @@ func TestInstall(t *testing.T) {
 	a, c := startNode(t, b, "a", Config{}), startNode(t, b, "c", Config{})
 	defer c.close()
 	defer a.close()
-	from, to := a.Group(group, "a/1"), c.Group(group, "c/1")
+	from, to := a.Group(group, "a/1", nil), c.Group(group, "c/1", nil)
 	to.Attach(fixedState{term: 9})
 	install := func(q *raft.InstallSnapshotRequest, data io.Reader) (error, error) {
 		began := make(chan struct{})
@@ -122,7 +122,7 @@ func TestATransferEndsWithLeadership(t *testing.T) {
 	a, c := startNode(t, b, "a", Config{}), startNode(t, b, "c", Config{})
 	defer a.close()
 	defer c.close()
-	from, to := a.Group(group, "a/1"), c.Group(group, "c/1")
+	from, to := a.Group(group, "a/1", nil), c.Group(group, "c/1", nil)
 	from.Attach(leadState{state: raft.Leader})
 	to.Attach(fixedState{term: 9})
 	done := make(chan error, 1)
@@ -146,7 +146,7 @@ func TestWaitsEndWithTheTransport(t *testing.T) {
 	b := &book{addrs: map[string]string{}}
 	a, c := startNode(t, b, "a", Config{}), startNode(t, b, "c", Config{})
 	defer c.close()
-	from, to := a.Group(group, "a/1"), c.Group(group, "c/1")
+	from, to := a.Group(group, "a/1", nil), c.Group(group, "c/1", nil)
 	to.Attach(fixedState{term: 1})
 	done := make(chan error, 1)
 	ask := func() {

@@ -128,7 +128,7 @@ func (n *node) startRaft(t *testing.T, bootstrap ...string) {
 	c.LocalID, c.Logger = raft.ServerID(replica), hclog.NewNullLogger()
 	c.HeartbeatTimeout, c.ElectionTimeout, c.LeaderLeaseTimeout = 300*time.Millisecond, 300*time.Millisecond, 300*time.Millisecond
 	c.CommitTimeout, c.TrailingLogs, c.SnapshotThreshold = 20*time.Millisecond, 5, 1<<40
-	tr := n.Group(group, replica)
+	tr := n.Group(group, replica, nil)
 	if len(bootstrap) > 0 {
 		var servers []raft.Server
 		for _, id := range bootstrap {
@@ -300,7 +300,7 @@ func TestRaft695HeartbeatsNeverPassTheMainLoop(t *testing.T) {
 	a, c := startNode(t, b, "a", Config{}), startNode(t, b, "c", Config{})
 	defer a.close()
 	defer c.close()
-	from, to := a.Group(group, "a/1"), c.Group(group, "c/1")
+	from, to := a.Group(group, "a/1", nil), c.Group(group, "c/1", nil)
 	to.Attach(fixedState{term: 5, last: 40})
 	var called atomic.Int32
 	to.SetHeartbeatHandler(func(raft.RPC) { called.Add(1) })
@@ -339,7 +339,7 @@ func TestRaft695HeartbeatsNeverPassTheMainLoop(t *testing.T) {
 func TestHeartbeatsAreAnsweredAtOnceOnlyIfRaftWillSeeThem(t *testing.T) {
 	n := New(Config{NodeID: "a", Resolve: (&book{}).find, Logger: slog.New(slog.DiscardHandler)})
 	defer n.Close()
-	g := n.Group(group, "a/1")
+	g := n.Group(group, "a/1", nil)
 	beat := &raft.AppendEntriesRequest{RPCHeader: header, Term: 5}
 	if g.answerHeartbeat(beat) != nil {
 		t.Fatal("answered before Raft was there")
@@ -373,7 +373,7 @@ func TestRaft503AStalledDiskSendsNoSignOfLife(t *testing.T) {
 	b := &book{addrs: map[string]string{}}
 	a := startNode(t, b, "a", Config{DiskStalled: func() bool { return true }})
 	defer a.close()
-	g := a.Group(group, "a/1")
+	g := a.Group(group, "a/1", nil)
 	for name, q := range map[string]*raft.AppendEntriesRequest{
 		"a heartbeat":      {Term: 1},
 		"the commit index": {Term: 1, PrevLogEntry: 4, PrevLogTerm: 1, LeaderCommitIndex: 4},
@@ -400,8 +400,8 @@ func TestAPipelineEndsWhenTheOtherSideHangsUp(t *testing.T) {
 	b := &book{addrs: map[string]string{}}
 	a, c := startNode(t, b, "a", Config{}), startNode(t, b, "c", Config{})
 	defer a.close()
-	c.Group(group, "c/1").Attach(fixedState{term: 1}) // nobody reads its Consumer
-	p, err := a.Group(group, "a/1").AppendEntriesPipeline("c/1", "c/1")
+	c.Group(group, "c/1", nil).Attach(fixedState{term: 1}) // nobody reads its Consumer
+	p, err := a.Group(group, "a/1", nil).AppendEntriesPipeline("c/1", "c/1")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -440,8 +440,8 @@ func TestRequestsForAnotherReplicaAreRefused(t *testing.T) {
 	a, c := startNode(t, b, "a", Config{}), startNode(t, b, "c", Config{})
 	defer a.close()
 	defer c.close()
-	c.Group(group, "c/2").Attach(fixedState{term: 1})
-	g := a.Group(group, "a/1")
+	c.Group(group, "c/2", nil).Attach(fixedState{term: 1})
+	g := a.Group(group, "a/1", nil)
 	err := g.RequestVote("c/1", "c/1", &raft.RequestVoteRequest{RPCHeader: header, Term: 9}, &raft.RequestVoteResponse{})
 	if err == nil || !strings.Contains(err.Error(), errNoReplica.Error()) {
 		t.Fatalf("a vote was asked of a replica that is gone: %v", err)

@@ -218,9 +218,16 @@ func (in *inbound) run(queue chan work) {
 			answer, err := w.g.deliver(in.ctx, w.request, nil)
 			if err != nil {
 				in.fail(w.id, err)
-			} else {
-				in.answer(w.id, answer)
+				continue
 			}
+			// The next request is written while this one's entries go to the disk.
+			w.g.stored(w.request, answer, func(err error) {
+				if err != nil {
+					in.fail(w.id, err)
+				} else {
+					in.answer(w.id, answer)
+				}
+			})
 		}
 	}
 }

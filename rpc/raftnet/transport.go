@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/holdfastdb/holdfast/storage/plant"
 )
 
 // RaftState is what can be asked of a Raft instance without its main loop. *raft.Raft is one.
@@ -15,11 +17,21 @@ type RaftState interface {
 	LastIndex() uint64
 }
 
+// Durability tells what of a replica's log is on disk, if the log does not wait for that: what the transport says to
+// others must not be ahead of it.
+type Durability interface {
+	// Durable is an index up to which all entries are on disk.
+	Durable() uint64
+	// When calls done once an entry is, or with the reason why it will not be. Done must not block.
+	When(index uint64, done func(error))
+}
+
 // GroupTransport is one replica's raft.Transport. Addresses are replica ids, "<node id>/<generation>".
 type GroupTransport struct {
 	n        *Net
 	group    uint32
 	replica  string
+	log      Durability // nil if what the log has stored is on disk
 	consumer chan raft.RPC
 	attached atomic.Pointer[RaftState]
 
@@ -37,8 +49,9 @@ var (
 const consumerLength = 64
 
 // Group makes the transport of a replica, in place of the group's last one. Attach must follow, when Raft has started.
-func (n *Net) Group(group uint32, replicaID string) *GroupTransport {
-	g := &GroupTransport{n: n, group: group, replica: replicaID, consumer: make(chan raft.RPC, consumerLength), done: make(chan struct{})}
+// Log is nil if the replica's log waits for the disk by itself.
+func (n *Net) Group(group uint32, replicaID string, log Durability) *GroupTransport {
+	g := &GroupTransport{n: n, group: group, replica: replicaID, log: log, consumer: make(chan raft.RPC, consumerLength), done: make(chan struct{})}
 	n.mu.Lock()
 	n.groups[group] = g
 	n.mu.Unlock()
@@ -128,11 +141,40 @@ func (g *GroupTransport) start(target raft.ServerID, request any) (*call, error)
 			return nil, errDiskStalled
 		}
 		if patient = isHeartbeat(q); !patient {
-			which = entryConn
+			which, request = entryConn, g.committed(q)
 		}
 	}
 	k, body := appendRequest(nil, request)
 	return p.send(which, &frame{kind: k, group: g.group, to: string(target), from: g.replica, body: body, patient: patient})
+}
+
+// committed is a request that tells of no commit beyond what is on disk here: Raft counts the leader itself for the
+// majority as soon as its log has an entry.
+func (g *GroupTransport) committed(q *raft.AppendEntriesRequest) *raft.AppendEntriesRequest {
+	if g.log == nil || plant.On(plant.CountUnsynced) {
+		return q
+	}
+	durable := g.log.Durable()
+	if q.LeaderCommitIndex <= durable {
+		return q
+	}
+	less := *q
+	less.LeaderCommitIndex = durable
+	return &less
+}
+
+// stored calls done when what an answer says about the log is true of the disk too.
+func (g *GroupTransport) stored(request, answer any, done func(error)) {
+	q, isAppend := request.(*raft.AppendEntriesRequest)
+	if g.log == nil || !isAppend || len(q.Entries) == 0 {
+		done(nil)
+		return
+	}
+	if a, ok := answer.(*raft.AppendEntriesResponse); !ok || !a.Success {
+		done(nil)
+		return
+	}
+	g.log.When(q.Entries[len(q.Entries)-1].Index, done)
 }
 
 func (g *GroupTransport) ask(target raft.ServerID, request, answer any, timeout time.Duration) error {

@@ -126,7 +126,7 @@ func TestForgedFramesEndTheStream(t *testing.T) {
 	a, c := startNode(t, b, "a", Config{}), startNode(t, b, "c", Config{})
 	defer a.close()
 	defer c.close()
-	g := c.Group(group, "c/1")
+	g := c.Group(group, "c/1", nil)
 	g.Attach(fixedState{term: 1})
 	_, vote := appendRequest(nil, &raft.RequestVoteRequest{RPCHeader: header})
 	_, state := appendRequest(nil, &raft.InstallSnapshotRequest{RPCHeader: header, SnapshotVersion: 1, Configuration: configuration})
@@ -159,7 +159,7 @@ func TestASilentNodeHoldsNobodyUp(t *testing.T) {
 	errs := make(chan error, 64)
 	for i := range cap(errs) {
 		go func() {
-			errs <- a.Group(uint32(i), "a/1").AppendEntries("mute/1", "mute/1", &raft.AppendEntriesRequest{Term: 1}, &raft.AppendEntriesResponse{})
+			errs <- a.Group(uint32(i), "a/1", nil).AppendEntries("mute/1", "mute/1", &raft.AppendEntriesRequest{Term: 1}, &raft.AppendEntriesResponse{})
 		}()
 	}
 	for range cap(errs) {

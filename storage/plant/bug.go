@@ -23,4 +23,5 @@ const (
 	VoteUnsynced        // a vote is sent before it is on disk
 	VoteApart           // a vote's term and its candidate are two writes (hashicorp/raft #661)
 	LogUnsynced         // an entry is acknowledged before it is on disk
+	CountUnsynced       // a leader counts itself for the majority before the entry is on its disk
 )

@@ -34,11 +34,13 @@ type group struct {
 	// stable is held while a value is written, which may take as long as the disk likes: not by readers of entries.
 	stable    sync.Mutex
 	votedTerm []byte // set by SetUint64, not written before the candidate comes
+
+	deferred deferred
 }
 
 // Open implements Provider.
 func (s *Store) Open(number uint32) (Log, error) {
-	g := &group{s: s, number: number, cache: newCache(s.opts.CacheBytes)}
+	g := &group{s: s, number: number, cache: newCache(s.opts.CacheBytes), deferred: deferred{sync: s.sync}}
 	if err := g.readBounds(); err != nil {
 		return nil, fmt.Errorf("open log of group %d: %w", number, err)
 	}
@@ -115,7 +117,13 @@ func (g *group) GetLog(index uint64, out *raft.Log) error {
 // StoreLog implements raft.LogStore.
 func (g *group) StoreLog(l *raft.Log) error { return g.StoreLogs([]*raft.Log{l}) }
 
-// StoreLogs implements raft.LogStore: the entries are durable when it returns.
+// Defer implements Log.
+func (g *group) Defer() Durability {
+	g.deferred.on.Store(true)
+	return &g.deferred
+}
+
+// StoreLogs implements raft.LogStore: the entries are durable when it returns, or when Durability says so.
 func (g *group) StoreLogs(logs []*raft.Log) error {
 	if len(logs) == 0 {
 		return nil
@@ -127,7 +135,15 @@ func (g *group) StoreLogs(logs []*raft.Log) error {
 			return errors.Join(fmt.Errorf("store entries of group %d: %w", g.number, err), b.Close())
 		}
 	}
-	if err := g.s.commit(b); err != nil {
+	writes, err := g.s.write(b)
+	if err == nil {
+		if g.deferred.may(logs) {
+			g.deferred.add(written{logs[0].Index, writes})
+		} else {
+			err = g.s.sync.wait(writes)
+		}
+	}
+	if err != nil {
 		return fmt.Errorf("store entries of group %d: %w", g.number, err)
 	}
 	g.mu.Lock()

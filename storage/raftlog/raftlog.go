@@ -23,6 +23,12 @@ import (
 type Log interface {
 	raft.LogStore
 	raft.StableStore
+	// Defer makes StoreLogs return when commands are written, before they are on disk. Until the Durability that it
+	// returns says that they are, no answer may tell anybody that they are stored, nor may they count as committed:
+	// neither may the state machine apply them, nor a follower be told that it may. What a leader does otherwise, that is
+	// sending them to its followers, goes on while the disk writes (Ongaro, "Consensus: Bridging Theory and Practice",
+	// §10.2.1). Nil if the log always waits.
+	Defer() Durability
 	// Destroy removes everything of the group, durably. The Log must not be used after.
 	Destroy() error
 	Close() error
@@ -57,8 +63,10 @@ type Options struct {
 	// ReadOnly changes nothing on disk: for looking at what a node has left.
 	ReadOnly bool
 	Logger   *slog.Logger
-	// OnSync is told how long each synced write took.
+	// OnSync is told how long each sync took.
 	OnSync func(time.Duration)
+	// BeforeSync is called before each sync, for simulations of slow disks.
+	BeforeSync func()
 	// OnDiskSlow is told when a write takes long.
 	OnDiskSlow func(d time.Duration, path string)
 	// OnFatal is called when the store cannot go on; the default logs and ends the process. Whether an entry is on
@@ -76,13 +84,8 @@ type Store struct {
 	opts      Options
 	db        *pebble.DB
 	prewriter *prewriter
+	sync      *syncer
 	once      sync.Once
-
-	group groupCommit
-
-	mu      sync.Mutex
-	pending map[uint64]time.Time // synced writes under way
-	next    uint64
 }
 
 // Open opens or creates the database.
@@ -137,13 +140,14 @@ func Open(opts Options) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open Raft log %s: %w", opts.Dir, err)
 	}
-	return &Store{opts: opts, db: db, prewriter: prewriter, pending: make(map[uint64]time.Time)}, nil
+	return &Store{opts: opts, db: db, prewriter: prewriter, sync: newSyncer(db, opts)}, nil
 }
 
 // Close closes the database. All logs must be out of use.
 func (s *Store) Close() error {
 	var err error
 	s.once.Do(func() {
+		s.sync.close()
 		s.prewriter.close()
 		err = s.db.Close()
 	})
@@ -154,32 +158,23 @@ func (s *Store) Close() error {
 }
 
 // SyncPending implements Provider.
-func (s *Store) SyncPending() time.Duration {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	var oldest time.Duration
-	for _, since := range s.pending {
-		oldest = max(oldest, time.Since(since))
+func (s *Store) SyncPending() time.Duration { return s.sync.pending() }
+
+// write puts a batch into the write-ahead log and returns what the syncer knows it by.
+func (s *Store) write(b *pebble.Batch) (uint64, error) {
+	if err := b.Commit(pebble.NoSync); err != nil {
+		return 0, err
 	}
-	return oldest
+	return s.sync.wrote(), nil
 }
 
 // commit writes a batch and waits until it is durable.
 func (s *Store) commit(b *pebble.Batch) error {
-	start := time.Now()
-	s.mu.Lock()
-	id := s.next
-	s.next++
-	s.pending[id] = start
-	s.mu.Unlock()
-	err := s.group.commit(b)
-	s.mu.Lock()
-	delete(s.pending, id)
-	s.mu.Unlock()
-	if s.opts.OnSync != nil {
-		s.opts.OnSync(time.Since(start))
+	writes, err := s.write(b)
+	if err != nil {
+		return err
 	}
-	return err
+	return s.sync.wait(writes)
 }
 
 // logger passes Pebble's lines on at debug level; what it calls fatal ends the process.

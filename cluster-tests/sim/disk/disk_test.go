@@ -85,7 +85,7 @@ func TestAFailingDiskRefusesTablesAndEndsTheProcessAtItsLog(t *testing.T) {
 func TestSlowAndStalledLogs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := New()
-		store, err := raftlog.Open(raftlog.Options{FS: d, Dir: "raft", LogBytes: 256 << 10})
+		store, err := raftlog.Open(raftlog.Options{FS: d, Dir: "raft", LogBytes: 256 << 10, BeforeSync: d.Wait})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -1,6 +1,7 @@
 package disk
 
 import (
+	"sync"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -31,9 +32,9 @@ func (d *Disk) Stall() (end func()) {
 	}
 }
 
-// wait takes the time that a synced write takes. Above Pebble, not below: it syncs with mutexes held, and in virtual time
+// Wait takes the time that a sync of a Raft log takes. Above Pebble, not below: it syncs with mutexes held, and in virtual time
 // a goroutine that waits for a mutex stops the clock.
-func (d *Disk) wait() {
+func (d *Disk) Wait() {
 	d.mu.Lock()
 	slow, stalled, released := d.slow, d.stalled, d.released
 	d.mu.Unlock()
@@ -54,14 +55,11 @@ func (d *Disk) wait() {
 }
 
 // Logs are Raft logs on the disk.
-func (d *Disk) Logs(p raftlog.Provider) raftlog.Provider {
-	return &logs{Provider: p, d: d, pending: make(map[*raftLog]time.Time)}
-}
+func (d *Disk) Logs(p raftlog.Provider) raftlog.Provider { return &logs{Provider: p, d: d} }
 
 type logs struct {
 	raftlog.Provider
-	d       *Disk
-	pending map[*raftLog]time.Time // since when writes wait; guarded by the disk's mutex
+	d *Disk
 }
 
 // Open implements raftlog.Provider.
@@ -76,32 +74,56 @@ func (l *logs) Open(group uint32) (raftlog.Log, error) {
 	return &raftLog{Log: inner, logs: l, group: group}, nil
 }
 
-// SyncPending implements raftlog.Provider.
-func (l *logs) SyncPending() time.Duration {
-	longest := l.Provider.SyncPending()
-	l.d.mu.Lock()
-	defer l.d.mu.Unlock()
-	for _, since := range l.pending {
-		longest = max(longest, time.Since(since))
-	}
-	return longest
-}
-
-// raftLog is one group's log, whose writes take the disk's time. Raft writes from one goroutine.
+// raftLog is one group's log, of which the disk remembers what it promised.
 type raftLog struct {
 	raftlog.Log
-	logs  *logs
-	group uint32
+	logs       *logs
+	group      uint32
+	durability raftlog.Durability // nil as long as writes wait for the disk
+
+	mu      sync.Mutex
+	pending []*uint64 // the last entries of writes that are not promised yet, in the order of writing
 }
 
-func (l *raftLog) wait() {
-	l.logs.d.mu.Lock()
-	l.logs.pending[l] = time.Now()
-	l.logs.d.mu.Unlock()
-	l.logs.d.wait()
-	l.logs.d.mu.Lock()
-	delete(l.logs.pending, l)
-	l.logs.d.mu.Unlock()
+// Defer implements raftlog.Log.
+func (l *raftLog) Defer() raftlog.Durability {
+	if l.durability = l.Log.Defer(); l.durability == nil {
+		return nil
+	}
+	return (*durability)(l)
+}
+
+// durability promises entries before it says that they are on disk.
+type durability raftLog
+
+// Durable implements raftlog.Durability.
+func (d *durability) Durable() uint64 {
+	index := d.durability.Durable()
+	(*raftLog)(d).settle(index)
+	return index
+}
+
+// When implements raftlog.Durability.
+func (d *durability) When(index uint64, done func(error)) {
+	d.durability.When(index, func(err error) {
+		(*raftLog)(d).settle(d.durability.Durable())
+		done(err)
+	})
+}
+
+// settle promises what is on disk: entries up to an index.
+func (l *raftLog) settle(index uint64) {
+	l.mu.Lock()
+	n, last := 0, uint64(0)
+	for n < len(l.pending) && *l.pending[n] <= index {
+		last = max(last, *l.pending[n])
+		n++
+	}
+	l.pending = l.pending[n:]
+	l.mu.Unlock()
+	for range n {
+		l.promise(last)
+	}
 }
 
 // change notes what was asked for or promised.
@@ -109,18 +131,36 @@ func (l *raftLog) change(f func(*promise)) { l.logs.d.promises.change(l.group, f
 
 func (l *raftLog) StoreLog(e *raft.Log) error { return l.StoreLogs([]*raft.Log{e}) }
 
+// StoreLogs promises the entries, if it has waited for the disk.
 func (l *raftLog) StoreLogs(entries []*raft.Log) error {
-	l.wait()
 	if err := l.Log.StoreLogs(entries); err != nil || len(entries) == 0 {
 		return err
 	}
-	l.change(func(p *promise) { p.last = max(p.last, entries[len(entries)-1].Index) })
-	l.logs.d.stored(Entries)
+	last := entries[len(entries)-1].Index
+	if l.durability == nil {
+		l.promise(last)
+		return nil
+	}
+	l.mu.Lock()
+	l.pending = append(l.pending, &last)
+	l.mu.Unlock()
 	return nil
+}
+
+func (l *raftLog) promise(last uint64) {
+	l.change(func(p *promise) { p.last = max(p.last, last) })
+	l.logs.d.stored(Entries)
 }
 
 // DeleteRange takes back what it deletes. Entries may come back with a crash: that was never promised otherwise.
 func (l *raftLog) DeleteRange(lowest, highest uint64) error {
+	l.mu.Lock()
+	for _, last := range l.pending {
+		if highest >= *last {
+			*last = min(*last, max(lowest, 1)-1)
+		}
+	}
+	l.mu.Unlock()
 	l.change(func(p *promise) {
 		if highest >= p.last {
 			p.last = max(lowest, 1) - 1 // all may be deleted
@@ -130,7 +170,6 @@ func (l *raftLog) DeleteRange(lowest, highest uint64) error {
 }
 
 func (l *raftLog) Set(key, value []byte) error {
-	l.wait()
 	isVote, v := string(key) == raftlog.KeyVoteCandidate, vote{candidate: string(value)}
 	if isVote {
 		l.change(func(p *promise) {
@@ -149,7 +188,6 @@ func (l *raftLog) Set(key, value []byte) error {
 }
 
 func (l *raftLog) SetUint64(key []byte, value uint64) error {
-	l.wait()
 	if err := l.Log.SetUint64(key, value); err != nil {
 		return err
 	}

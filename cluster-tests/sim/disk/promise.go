@@ -79,7 +79,17 @@ func (p *promises) check(group uint32, l raftlog.Log) error {
 	return nil
 }
 
-// Lost tells of what was durable once and was not there after a restart.
+// Applied is told that a replica is about to apply an entry. It must be on disk here: it may be committed only because this
+// replica was counted.
+func (d *Disk) Applied(group uint32, index uint64) {
+	d.promises.change(group, func(one *promise) {
+		if one.last < index {
+			d.promises.lost = append(d.promises.lost, fmt.Errorf("group %d: entry %d is applied, and only those up to %d are on disk", group, index, one.last))
+		}
+	})
+}
+
+// Lost tells of what was durable once and was not there after a restart, or was used before it was durable.
 func (d *Disk) Lost() []error {
 	d.promises.mu.Lock()
 	defer d.promises.mu.Unlock()

@@ -246,6 +246,9 @@ func (l *log) voteTerm() (uint64, error) {
 	return binary.BigEndian.Uint64(vote), nil
 }
 
+// Defer implements raftlog.Log: each write is synced before it returns.
+func (l *log) Defer() raftlog.Durability { return nil }
+
 // Destroy implements raftlog.Log.
 func (l *log) Destroy() error {
 	if err := l.BoltStore.Close(); err != nil {
