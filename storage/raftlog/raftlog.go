@@ -136,6 +136,9 @@ func Open(opts Options) (*Store, error) {
 		return nil, fmt.Errorf("open Raft log %s: %w", opts.Dir, err)
 	}
 	options.FS = prewriter
+	if err := verify(options.FS, opts.Dir); err != nil {
+		return nil, fmt.Errorf("open Raft log: %w", err)
+	}
 	db, err := pebble.Open(opts.Dir, options)
 	if err != nil {
 		return nil, fmt.Errorf("open Raft log %s: %w", opts.Dir, err)
@@ -147,9 +150,9 @@ func Open(opts Options) (*Store, error) {
 func (s *Store) Close() error {
 	var err error
 	s.once.Do(func() {
-		s.sync.close()
+		err = s.sync.close()
 		s.prewriter.close()
-		err = s.db.Close()
+		err = errors.Join(err, s.db.Close())
 	})
 	if err != nil {
 		return fmt.Errorf("close Raft log: %w", err)

@@ -20,6 +20,7 @@ type syncer struct {
 	onSync func(time.Duration)
 
 	mu      sync.Mutex
+	syncs   uint64    // how many were begun
 	written uint64    // how many writes there were
 	synced  uint64    // how many of them are durable
 	since   time.Time // since when the oldest that is not durable waits; zero if all are
@@ -135,6 +136,8 @@ func (s *syncer) run() {
 func (s *syncer) sync() error {
 	s.mu.Lock()
 	writes, start := s.written, time.Now()
+	s.syncs++
+	mark := appendMark(nil, s.syncs)
 	s.mu.Unlock()
 	if s.before != nil {
 		s.before()
@@ -143,7 +146,7 @@ func (s *syncer) sync() error {
 	if plant.On(plant.LogUnsynced) {
 		options = pebble.NoSync
 	}
-	if err := s.db.LogData(nil, options); err != nil {
+	if err := s.db.LogData(mark, options); err != nil {
 		return err
 	}
 	s.mu.Lock()
@@ -172,8 +175,12 @@ func (s *syncer) sync() error {
 	return nil
 }
 
-// close ends the goroutine. Nobody may write any more.
-func (s *syncer) close() {
+// close ends the goroutine, and syncs twice if there was anything to sync, see verify. Nobody may write any more.
+func (s *syncer) close() error {
 	close(s.stop)
 	<-s.ended
+	if s.written == 0 || s.err != errClosed {
+		return nil
+	}
+	return errors.Join(s.sync(), s.sync())
 }
