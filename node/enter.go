@@ -152,8 +152,11 @@ func (n *Node) askToJoin(ctx context.Context, request []byte) (string, error) {
 
 func (n *Node) serveJoin(ctx context.Context, from string, request []byte) ([]byte, error) {
 	record, err := catalog.Decode[catalog.Node](request)
-	if err != nil || record.ID != from {
+	if err != nil {
 		return nil, fmt.Errorf("malformed request to join: %w", err)
+	}
+	if record.ID != from {
+		return nil, fmt.Errorf("node %s asks for node %q to be taken in: a node joins for itself", from, record.ID)
 	}
 	answer, err := n.command(ctx, catalog.Call(catalog.OpPutNode, record))
 	if err != nil {

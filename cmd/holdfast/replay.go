@@ -121,6 +121,9 @@ func (c *cli) readRequests(path, key string) ([]request, int, error) {
 	if err != nil {
 		return nil, skipped, err
 	}
+	if len(list) == 0 && skipped > 0 {
+		return nil, skipped, fmt.Errorf("%s: none of %d lines can be read: %w", path, skipped, errLogLine)
+	}
 	slices.SortStableFunc(list, func(a, b request) int { return cmp.Compare(a.at, b.at) })
 	return list, skipped, nil
 }
