@@ -116,6 +116,8 @@ func checkPolicy(p *catalog.Policy) error {
 func checkRules(p *catalog.Policy) error {
 	algorithm, _ := counter.ParseAlgorithm(p.Algorithm)
 	switch {
+	case p.Burst != 0 && algorithm != 0 && !algorithm.Bursts():
+		return invalidf("burst_capacity is for token_bucket and leaky_bucket: %s has none", algorithm)
 	case p.Burst != 0:
 	case algorithm == counter.TokenBucket:
 		p.Burst = p.Rate
@@ -279,6 +281,10 @@ func merge(p *catalog.Policy, q *pb.UpdatePolicyRequest) (err error) {
 		p.Burst = *q.BurstCapacity
 	case burstFollows || q.Algorithm != nil:
 		p.Burst = 0
+	default: // a policy of before a burst was refused may have one without a use
+		if a, _ := counter.ParseAlgorithm(p.Algorithm); !a.Bursts() {
+			p.Burst = 0
+		}
 	}
 	if q.TimeWindow != nil {
 		p.WindowMS, err = milliseconds(*q.TimeWindow)

@@ -91,6 +91,25 @@ func TestAnUpdateWithoutARevisionIsNeverTooSlow(t *testing.T) {
 	}
 }
 
+// A policy of a time when a useless burst was taken can still be changed.
+func TestABurstGoesWithItsAlgorithm(t *testing.T) {
+	s, n := newPolicies(t)
+	n.shard.Do(catalog.Call(catalog.OpCreatePolicy, catalog.PolicyEdit{Policy: catalog.Policy{
+		Name: "old", Algorithm: "fixed_window", Rate: 5, Burst: 7, WindowMS: 1000, Scope: "client", OnUnavailable: "local",
+	}}))
+	p, err := s.UpdatePolicy(t.Context(), &pb.UpdatePolicyRequest{PolicyId: "old", RateLimit: proto.Uint32(6)})
+	if err != nil || p.BurstCapacity != 0 {
+		t.Errorf("%v, %v", p, err)
+	}
+	p, err = s.UpdatePolicy(t.Context(), &pb.UpdatePolicyRequest{PolicyId: "old", Algorithm: proto.String("token_bucket"), BurstCapacity: proto.Uint32(9)})
+	if err != nil || p.BurstCapacity != 9 {
+		t.Errorf("%v, %v", p, err)
+	}
+	if _, err := s.UpdatePolicy(t.Context(), &pb.UpdatePolicyRequest{PolicyId: "old", Algorithm: proto.String("sliding_window"), BurstCapacity: proto.Uint32(9)}); kindOf(err) != invalid || !strings.Contains(err.Error(), "burst_capacity") {
+		t.Errorf("sliding_window with a burst: %v", err)
+	}
+}
+
 func TestADescriptionIsCutNowhere(t *testing.T) {
 	s, _ := newPolicies(t)
 	for text, ok := range map[string]bool{

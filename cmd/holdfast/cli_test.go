@@ -93,6 +93,8 @@ func TestExitCodes(t *testing.T) {
 		{"cluster transfer 99 n1", exitRefused, "no shard 99"},
 		{"cluster transfer 1 nope", exitUsage, "nope"},
 		{"bench nothing", exitUsage, "limit-check"},
+		{"policy create --name a --algorithm fixed_window --rate 1 --window 1 --burst 2", exitUsage, "burst_capacity"},
+		{"limit replay /dev/null --algorithm sliding_log --rate 1 --burst 2", exitUsage, "--burst"},
 		{"policy create --name a", exitUsage, "See: holdfast policy create --help"},
 		{"limit replay cli_test.go --rate 1", exitRefused, "Combined Log Format"},
 	} {

@@ -76,6 +76,8 @@ func (r *replay) params() (counter.Params, error) {
 		p.Window = p.Calendar.Window()
 	}
 	switch {
+	case p.Burst != 0 && !p.Algorithm.Bursts():
+		return p, usageErrorf("--burst is for token_bucket and leaky_bucket: %s has none", p.Algorithm)
 	case p.Burst != 0:
 	case p.Algorithm == counter.TokenBucket:
 		p.Burst = p.Rate

@@ -234,6 +234,7 @@ func TestMistakesAreNamed(t *testing.T) {
 		"unlimited and limit": {"domain: a\ndescriptors: [{key: k, rate_limit: {unlimited: true, unit: second}}]", "unlimited"},
 		"too many":            {"domain: a\ndescriptors: [{key: k, rate_limit: {unit: second, requests_per_unit: 4000000000}}]", "1 to 1000000000"},
 		"too many in a year":  {"domain: a\ndescriptors: [{key: k, rate_limit: {unit: year, requests_per_unit: 146235605}}]", "use a shorter window"},
+		"burst":               {"domain: a\ndescriptors: [{key: k, rate_limit: {unit: second, requests_per_unit: 1, burst_capacity: 2}}]", "burst_capacity"},
 		"negative":            {"domain: a\ndescriptors: [{key: k, rate_limit: {unit: second, requests_per_unit: -1}}]", "not in the dialect"},
 		"star inside":         {"domain: a\ndescriptors: [{key: k, value: 'a*b', " + limit + "}]", "at the end"},
 		"share without star":  {"domain: a\ndescriptors: [{key: k, value: a, share_threshold: true, " + limit + "}]", "share_threshold"},

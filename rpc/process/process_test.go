@@ -186,6 +186,8 @@ func TestBadInput(t *testing.T) {
 		"forged token":         {"POST", "/api/v1/ratelimit/refund", `{"reservation_id":"AQEBAQAAAAAAAAABAAAAAAAAAAAAAAAA"}`, 404, "NOT_FOUND", "no such reservation"},
 		"unknown path":         {"GET", "/api/v1/nothing", ``, 404, "NOT_FOUND", "Not Found"},
 		"wrong method":         {"DELETE", "/api/v1/ratelimit/check", ``, 405, "NOT_FOUND", "Method Not Allowed"},
+		"burst of no use":      {"POST", "/api/v1/policies", `{"name":"x","algorithm":"sliding_log","rate_limit":1,"time_window":1,"burst_capacity":2}`, 400, "INVALID", "burst_capacity"},
+		"burst in an update":   {"PATCH", "/api/v1/policies/taken", `{"algorithm":"concurrency","burst_capacity":2}`, 400, "INVALID", "burst_capacity"},
 		"http_status":          {"POST", "/api/v1/ratelimit/check?http_status=maybe", `{"client_id":"a"}`, 400, "INVALID", "http_status"},
 		"domain":               {"POST", "/api/v1/policies:importEnvoy", `{"yaml":"domain: a\ndescriptors: [{value: x}]"}`, 400, "INVALID", "no key"},
 		"envoy without domain": {"POST", "/json", `{"descriptors":[{}]}`, 400, "INVALID", "domain"},
