@@ -248,7 +248,7 @@ func (s *policies) UpdatePolicy(ctx context.Context, q *pb.UpdatePolicyRequest) 
 }
 
 func (s *policies) update(ctx context.Context, p catalog.Policy, q *pb.UpdatePolicyRequest) (catalog.Policy, error) {
-	from := p.Revision
+	old, from := p, p.Revision
 	if q.ExpectedRevision != 0 {
 		from = q.ExpectedRevision
 	}
@@ -257,6 +257,9 @@ func (s *policies) update(ctx context.Context, p catalog.Policy, q *pb.UpdatePol
 	}
 	if err := checkPolicy(&p); err != nil {
 		return p, err
+	}
+	if p == old && from == old.Revision {
+		return p, nil // who asks for what is there has changed nothing, and wakes nobody
 	}
 	return change[catalog.Policy](ctx, s.node, catalog.Call(catalog.OpUpdatePolicy, catalog.PolicyEdit{Policy: p, Expected: from, Actor: actor(ctx)}))
 }
