@@ -96,7 +96,7 @@ func (p *Params) Validate() error {
 		return fmt.Errorf("calendar windows need fixed_window")
 	case int(p.Calendar) >= len(calendarNames):
 		return fmt.Errorf("unknown calendar window")
-	case uint64(largest) > maxTokenTime/uint64(p.Window):
+	case p.Algorithm.Bursts() && uint64(largest) > maxTokenTime/uint64(p.Window): // the others do not multiply
 		return fmt.Errorf("rate_limit or burst_capacity times time_window is too large: use a shorter window")
 	}
 	return nil
