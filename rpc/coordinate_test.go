@@ -435,7 +435,7 @@ func TestATokenForAShardThatThereIsNotIsInvalid(t *testing.T) {
 func TestALimitThatCannotBeCountedIsNotProposed(t *testing.T) {
 	g := newGroups(t, 1)
 	bad := limitIn(1)
-	bad.Rate, bad.Window = counter.MaxRate, counter.MaxWindow
+	bad.Rate = counter.MaxRate + 1
 	_, err := (&limits{node: g}).decideAll(t.Context(), []uint32{1}, []policy.Match{{Limit: bad}})
 	if kindOf(err) != invalid || g.calls != 0 {
 		t.Errorf("%v after %d calls", err, g.calls)
