@@ -49,7 +49,8 @@ func idempotencyKey(ctx context.Context) string {
 }
 
 // caller returns how this request's calls are executed: under the number of its operation in an SDK's frame, or under
-// its idempotency key if it has one.
+// its idempotency key if it has one. That costs a step in a shard of its own: a key that comes with another request is
+// refused before anything is done.
 func (l *limits) caller(ctx context.Context, q proto.Message) (caller, error) {
 	if o, ok := ctx.Value(frameKey{}).(frameOp); ok {
 		return framed(l.node, o.q, o.i), nil
@@ -66,14 +67,35 @@ func (l *limits) caller(ctx context.Context, q proto.Message) (caller, error) {
 		return caller{}, err
 	}
 	fingerprint := max(xxh3.HashSeed(text, xxh3.HashString(string(q.ProtoReflect().Descriptor().FullName()))), 1)
+	// The shards of one request are not those of another: where all requests with the key meet is a shard that the key
+	// belongs to. There each puts down what it is, under an id that the request itself does not use.
+	home, ok := l.node.ShardOf(key)
+	if !ok {
+		return caller{}, fsm.ErrNotLeader
+	}
+	out, err := l.named(xxh3.HashString128Seed(key, 1), fingerprint)(ctx, home, step{number: 1}, fsm.Noop())
+	if err == nil {
+		err = out.Err()
+	}
+	if codeOf(err) == fsm.Conflict {
+		return caller{}, fsm.Errorf(fsm.Conflict, "the idempotency key %q was used before for another request", key)
+	}
+	if err != nil {
+		return caller{}, fmt.Errorf("remember the idempotency key: %w", err)
+	}
 	hash := xxh3.HashString128(key)
-	id := fsm.OneShot(hash.Bytes())
-	return caller{id: hash.Lo, named: true, propose: func(ctx context.Context, group uint32, s step, call fsm.Call) (fsm.FrameOutcome, error) {
+	return caller{id: hash.Lo, named: true, propose: l.named(hash, fingerprint)}, nil
+}
+
+// named proposes calls under a name, for a day.
+func (l *limits) named(name xxh3.Uint128, fingerprint uint64) func(context.Context, uint32, step, fsm.Call) (fsm.FrameOutcome, error) {
+	id := fsm.OneShot(name.Bytes())
+	return func(ctx context.Context, group uint32, s step, call fsm.Call) (fsm.FrameOutcome, error) {
 		return l.node.Propose(ctx, group, &fsm.Frame{
 			Client: id, Seq: s.number, Deadline: l.node.Now(group) + fsm.Time(requestTimeout.Milliseconds()),
 			Retain: keyRetain, Fingerprint: fingerprint + s.choice, Calls: []fsm.Call{call},
 		})
-	}}, nil
+	}
 }
 
 // nobody is the caller of a request that is never repeated.

@@ -236,9 +236,22 @@ func TestIdempotencyKeyMakesARepetitionHarmless(t *testing.T) {
 	if other := r.ok("POST", "/api/v1/ratelimit/check", `{"client_id":"a"}`, "Idempotency-Key", "k2"); other["remaining_quota"] != json.Number("8") {
 		t.Fatalf("the repetition took a token: %v", other)
 	}
-	code, _, p := r.do("POST", "/api/v1/ratelimit/check", `{"client_id":"a","weight":2}`, "Idempotency-Key", "k1")
-	if code != http.StatusConflict || p["reason"] != "CONFLICT" {
-		t.Fatalf("a key used for another request: %d %v", code, p)
+	used := func() any {
+		return r.ok("GET", "/api/v1/ratelimit/status?client_id=a", "")["policies"].([]any)[0].(map[string]any)["current_usage"]
+	}
+	before := used()
+	others := []struct{ path, body string }{{"check", `{"client_id":"a","weight":2}`}, {"reset", `{"client_id":"a"}`}, {"reserve", `{"check":{"client_id":"a"}}`}}
+	for i := range 16 { // whatever shards they belong to
+		others = append(others, struct{ path, body string }{"check", fmt.Sprintf(`{"client_id":"other-%d"}`, i)})
+	}
+	for _, q := range others {
+		code, _, p := r.do("POST", "/api/v1/ratelimit/"+q.path, q.body, "Idempotency-Key", "k1")
+		if code != http.StatusConflict || p["reason"] != "CONFLICT" || !strings.Contains(fmt.Sprint(p["detail"]), `"k1"`) {
+			t.Fatalf("a key used for another request, %s %s: %d %v", q.path, q.body, code, p)
+		}
+	}
+	if used() != before {
+		t.Fatalf("of the refused requests one had an effect: %v used, before them %v", used(), before)
 	}
 	limits := pb.NewLimitsClient(dial(t, c))
 	ctx := metadata.AppendToOutgoingContext(t.Context(), "idempotency-key", "k1")
