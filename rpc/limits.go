@@ -125,7 +125,7 @@ func (l *limits) Check(ctx context.Context, q *pb.CheckRequest) (*pb.CheckRespon
 		return nil, statusOf(err)
 	}
 	r := l.answer(p, d.allowed, d.results, d.now)
-	r.ReleaseToken = encodeToken(d.holds)
+	r.ReleaseToken = encodeToken(slots, d.holds)
 	return r, nil
 }
 
@@ -298,8 +298,8 @@ const (
 	maxReserve     = counter.MaxReserve / 1000
 )
 
-// reservation checks how long a reservation shall last.
-func reservation(ttlSeconds uint32) (time.Duration, error) {
+// lasting checks how long a reservation shall last.
+func lasting(ttlSeconds uint32) (time.Duration, error) {
 	if ttlSeconds == 0 {
 		ttlSeconds = defaultReserve
 	}
@@ -315,7 +315,7 @@ func (l *limits) Reserve(ctx context.Context, q *pb.ReserveRequest) (*pb.Reserve
 	if err != nil {
 		return nil, statusOf(err)
 	}
-	ttl, err := reservation(q.TtlSeconds)
+	ttl, err := lasting(q.TtlSeconds)
 	if err != nil {
 		return nil, statusOf(err)
 	}
@@ -330,7 +330,7 @@ func (l *limits) Reserve(ctx context.Context, q *pb.ReserveRequest) (*pb.Reserve
 	if err != nil {
 		return nil, statusOf(err)
 	}
-	r := &pb.ReserveResponse{Check: l.answer(p, d.allowed, d.results, d.now), ReservationId: encodeToken(d.holds)}
+	r := &pb.ReserveResponse{Check: l.answer(p, d.allowed, d.results, d.now), ReservationId: encodeToken(reservation, d.holds)}
 	if len(d.holds) > 0 {
 		r.ExpiresAt = timestamp(d.now + fsm.Time(ttl.Milliseconds()))
 	}
@@ -339,9 +339,9 @@ func (l *limits) Reserve(ctx context.Context, q *pb.ReserveRequest) (*pb.Reserve
 
 // settle ends what a token names, in every group, also if one cannot be reached or has nothing: what the caller repeats
 // must not stop at a group that is done.
-func (l *limits) settle(ctx context.Context, q proto.Message, token string, actual uint32) (counter.SettleResult, error) {
+func (l *limits) settle(ctx context.Context, q proto.Message, kind tokenKind, token string, actual uint32) (counter.SettleResult, error) {
 	var all counter.SettleResult
-	holds, err := decodeToken(token)
+	holds, err := decodeToken(kind, token)
 	if err != nil {
 		return all, err
 	}
@@ -397,7 +397,7 @@ func (l *limits) Commit(ctx context.Context, q *pb.CommitRequest) (*pb.CommitRes
 	if q.Actual > counter.MaxRate {
 		return nil, statusOf(invalidf("actual must be at most %d", counter.MaxRate))
 	}
-	r, err := l.settle(ctx, q, q.ReservationId, q.Actual)
+	r, err := l.settle(ctx, q, reservation, q.ReservationId, q.Actual)
 	if err != nil {
 		return nil, statusOf(err)
 	}
@@ -406,7 +406,7 @@ func (l *limits) Commit(ctx context.Context, q *pb.CommitRequest) (*pb.CommitRes
 
 // Refund implements the service.
 func (l *limits) Refund(ctx context.Context, q *pb.RefundRequest) (*pb.RefundResponse, error) {
-	r, err := l.settle(ctx, q, q.ReservationId, 0)
+	r, err := l.settle(ctx, q, reservation, q.ReservationId, 0)
 	if err != nil {
 		return nil, statusOf(err)
 	}
@@ -415,7 +415,7 @@ func (l *limits) Refund(ctx context.Context, q *pb.RefundRequest) (*pb.RefundRes
 
 // Release implements the service.
 func (l *limits) Release(ctx context.Context, q *pb.ReleaseRequest) (*pb.ReleaseResponse, error) {
-	if _, err := l.settle(ctx, q, q.ReleaseToken, 0); err != nil {
+	if _, err := l.settle(ctx, q, slots, q.ReleaseToken, 0); err != nil {
 		return nil, statusOf(err)
 	}
 	return &pb.ReleaseResponse{Released: true}, nil
