@@ -185,10 +185,8 @@ func (n *Node) openStorage() (err error) {
 	if n.identity, found, err = loadIdentity(filesystem, n.cfg.Dir); err != nil {
 		return err
 	}
-	if !found {
-		if !n.cfg.Bootstrap && len(n.cfg.Join) == 0 {
-			return fmt.Errorf("data directory %s is new: start with --bootstrap to make a cluster, or with --join to become part of one", n.cfg.Dir)
-		}
+	if !found && !n.cfg.Bootstrap && len(n.cfg.Join) == 0 {
+		return fmt.Errorf("data directory %s is new: start with --bootstrap to make a cluster, or with --join to become part of one", n.cfg.Dir)
 	}
 	kind := logPebble
 	if n.cfg.BoltLog {
@@ -199,6 +197,9 @@ func (n *Node) openStorage() (err error) {
 	}
 	changed, err := n.identity.useLog(kind)
 	if err != nil {
+		return err
+	}
+	if err := n.checkDir(filesystem, found); err != nil {
 		return err
 	}
 	if changed {
@@ -218,22 +219,22 @@ func (n *Node) openStorage() (err error) {
 		n.log.Warn("a write to the disk takes long", "duration", d, "path", path)
 	}
 	n.state, err = storage.Open(storage.Options{
-		FS: n.cfg.FS, Dir: filesystem.PathJoin(n.cfg.Dir, "state"), Logger: n.log, OnDiskSlow: slow, OnFatal: n.cfg.OnFatal,
+		FS: n.cfg.FS, Dir: filesystem.PathJoin(n.cfg.Dir, stateDir), Logger: n.log, OnDiskSlow: slow, OnFatal: n.cfg.OnFatal,
 	})
 	if err != nil {
 		return err
 	}
-	if n.logs, err = n.openLogs(filesystem, "raft", n.cfg.BoltLog, slow); err != nil {
+	parts := n.parts()
+	if n.logs, err = n.openLogs(filesystem, parts[1], slow); err != nil {
 		return err
 	}
-	// BoltDB needs real files; with another file system the catalog shares the format of the shards.
-	n.catLogs, err = n.openLogs(filesystem, "catalog", n.cfg.FS == nil, slow)
+	n.catLogs, err = n.openLogs(filesystem, parts[2], slow)
 	return err
 }
 
-func (n *Node) openLogs(filesystem vfs.FS, name string, useBolt bool, slow func(time.Duration, string)) (p raftlog.Provider, err error) {
-	dir := filesystem.PathJoin(n.cfg.Dir, name)
-	if useBolt {
+func (n *Node) openLogs(filesystem vfs.FS, where part, slow func(time.Duration, string)) (p raftlog.Provider, err error) {
+	dir := filesystem.PathJoin(n.cfg.Dir, where.name)
+	if where.bolt {
 		p, err = bolt.Open(bolt.Options{Dir: dir, OnSync: n.cfg.OnSync, OnFatal: n.cfg.OnFatal})
 	} else {
 		p, err = raftlog.Open(raftlog.Options{
@@ -355,6 +356,9 @@ func (n *Node) openGroup(group uint32, gen uint32, bootstrap bool) error {
 	log, err := provider.Open(group)
 	if err != nil {
 		return err
+	}
+	if err := checkLog(group, log, n.state.Shard(group)); err != nil {
+		return errors.Join(err, log.Close())
 	}
 	var onCommit func([]*raft.Log)
 	if n.cfg.OnCommit != nil {
