@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
+	"strings"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -71,6 +73,27 @@ func (p part) exists(filesystem vfs.FS, path string) (bool, error) {
 	}
 	return found.Exists, nil
 }
+
+// explained adds to an error that tells of damage what to do about it.
+func (n *Node) explained(err error) error {
+	if !damaged(err) {
+		return err
+	}
+	return fmt.Errorf("%w: the data directory %s is damaged, and this node cannot go on with it: remove it as a whole and start with --join: "+
+		"the node then enters the cluster as a new one and gets everything from the others", err, n.cfg.Dir)
+}
+
+// damaged tells whether an error says that on the disk is not what was written.
+func damaged(err error) bool {
+	if errors.Is(err, pebble.ErrCorruption) || errors.Is(err, raftlog.ErrCorrupt) || errors.Is(err, storage.ErrCorrupt) {
+		return true
+	}
+	return err != nil && slices.ContainsFunc(damageWords, func(words string) bool { return strings.Contains(err.Error(), words) })
+}
+
+// damageWords are those of Pebble for damage that it gives no error value of its own: what it finds when it opens, and, the
+// first, what it finds later and tells its logger.
+var damageWords = []string{"on-disk corruption", "malformed manifest", "object size mismatch", "unknown to the objstorage provider"}
 
 // checkLog refuses the log of a group that is empty though the group has a state: a log that a node has written to keeps at
 // least its term.

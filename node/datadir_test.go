@@ -2,11 +2,15 @@ package node
 
 import (
 	"context"
+	"errors"
+	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/cockroachdb/pebble/v2"
 
 	"github.com/holdfastdb/holdfast/fsm"
 	"github.com/holdfastdb/holdfast/fsm/counter"
@@ -76,5 +80,62 @@ func TestADataDirectoryOfWhichAPartIsMissingIsRefused(t *testing.T) {
 				t.Errorf("when it was put back: %v", err)
 			}
 		})
+	}
+}
+
+// Whoever runs a node with a damaged disk reads what is damaged and what to do, on one line.
+func TestADamagedDataDirectoryIsRefusedWithAdvice(t *testing.T) {
+	noise := func(b []byte) []byte {
+		random := rand.New(rand.NewPCG(1, 1))
+		for i := range b {
+			b[i] = byte(random.Uint32())
+		}
+		return b
+	}
+	half := func(b []byte) []byte { return b[:len(b)/2] }
+	for file, damage := range map[string]func([]byte) []byte{
+		"catalog/group-0.db": half, "raft/MANIFEST-*": noise, "state/MANIFEST-*": noise, "state/*.sst": half,
+	} {
+		t.Run(strings.ReplaceAll(file, "/", "-"), func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			n := startTestNode(t, "n1", dir, "")
+			eventually(t, "ready", func() bool { return n.Ready() == nil })
+			if err := n.state.Shard(catalogGroup).Compact(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if err := n.Close(); err != nil {
+				t.Fatal(err)
+			}
+			files, err := filepath.Glob(filepath.Join(dir, file))
+			if err != nil || len(files) == 0 {
+				t.Fatalf("no files %s: %v", file, err)
+			}
+			for _, path := range files {
+				b, err := os.ReadFile(path)
+				if err == nil {
+					err = os.WriteFile(path, damage(b), 0o600)
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			why := refused(t, dir, func(*Config) {})
+			if !strings.Contains(why, dir+" is damaged") || !strings.Contains(why, "--join") || strings.Contains(why, "\n") {
+				t.Errorf("refused with %q", why)
+			}
+		})
+	}
+}
+
+func TestDamageThatIsFoundLaterIsToldWithAdvice(t *testing.T) {
+	n := &Node{cfg: Config{Dir: "d"}}
+	found := errors.New(pebble.DataCorruptionInfo{Path: "1.sst", Details: errors.New("checksum mismatch")}.String())
+	if why := n.explained(found).Error(); !strings.Contains(why, "checksum mismatch") || !strings.Contains(why, "directory d is damaged") {
+		t.Errorf("damage: %s", why)
+	}
+	full := errors.New("no space left on device")
+	if why := n.explained(full); why != full {
+		t.Errorf("a full disk: %v", why)
 	}
 }

@@ -158,14 +158,15 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 			err = errors.Join(err, n.Close())
 		}
 	}()
+	n.cfg.OnFatal = func(err error) { cfg.OnFatal(n.explained(err)) }
 	if err := n.openStorage(); err != nil {
-		return nil, err
+		return nil, n.explained(err)
 	}
 	if err := n.openNetwork(); err != nil {
 		return nil, err
 	}
 	if err := n.enter(ctx); err != nil {
-		return nil, err
+		return nil, n.explained(err)
 	}
 	n.loop.Go(n.reconcileLoop)
 	n.work.Go(n.clockLoop)
