@@ -262,7 +262,7 @@ func (n *Node) openNetwork() (err error) {
 	n.confirmer = &confirmer{ask: n.net.ConfirmTerms, self: n.identity.NodeID}
 	n.net.Handle(callPropose, func(ctx context.Context, _ string, q []byte) ([]byte, error) { return n.router.servePropose(ctx, q) })
 	n.net.Handle(callQuery, func(ctx context.Context, _ string, q []byte) ([]byte, error) { return n.router.serveQuery(ctx, q) })
-	n.net.Handle(callJoin, n.serveJoin)
+	n.net.HandleOpen(callJoin, n.serveJoin)
 	n.net.Handle(callStatus, n.serveStatus)
 	n.net.Handle(callCatalogAt, n.serveCatalogAt)
 	n.net.Handle(callTransfer, n.serveTransfer)
