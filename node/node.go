@@ -259,7 +259,7 @@ func (n *Node) openNetwork() (err error) {
 	})
 	n.router = &router{nodeID: n.identity.NodeID, local: n.local, hint: n.gossipLeader, call: n.net.Call, log: n.log}
 	n.gateway = newGateway(randomID(), n.Now, n.router.propose)
-	n.confirmer = &confirmer{ask: n.net.ConfirmTerms, self: n.identity.NodeID}
+	n.confirmer = newConfirmer(n.identity.NodeID, n.net.ConfirmTerms)
 	n.net.Handle(callPropose, func(ctx context.Context, _ string, q []byte) ([]byte, error) { return n.router.servePropose(ctx, q) })
 	n.net.Handle(callQuery, func(ctx context.Context, _ string, q []byte) ([]byte, error) { return n.router.serveQuery(ctx, q) })
 	n.net.HandleOpen(callJoin, n.serveJoin)
@@ -434,6 +434,9 @@ func (n *Node) close() error {
 	closing.Wait()
 	if n.peers != nil {
 		n.peers.Stop()
+	}
+	if n.confirmer != nil {
+		n.confirmer.close()
 	}
 	if n.net != nil {
 		n.net.Close()
