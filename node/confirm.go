@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/holdfastdb/holdfast/fsm"
 	"github.com/holdfastdb/holdfast/node/shard"
 	"github.com/holdfastdb/holdfast/rpc/raftnet"
 )
@@ -17,19 +18,55 @@ type confirmer struct {
 	self string
 	ask  func(ctx context.Context, nodeID string, queries []raftnet.TermQuery) ([]uint64, error)
 
+	ctx  context.Context
+	stop context.CancelFunc
+	work sync.WaitGroup // the lanes that are busy
+
 	mu    sync.Mutex
 	lanes map[string]*confirmLane // by node
 }
 
-// confirmLane is the questions for one node.
-type confirmLane struct {
-	busy    bool
-	waiting []question
+func newConfirmer(self string, ask func(ctx context.Context, nodeID string, queries []raftnet.TermQuery) ([]uint64, error)) *confirmer {
+	c := &confirmer{self: self, ask: ask, lanes: make(map[string]*confirmLane)}
+	c.ctx, c.stop = context.WithCancel(context.Background())
+	return c
 }
 
-type question struct {
-	query  raftnet.TermQuery
-	answer chan<- termAnswer
+// close ends the calls under way and returns when nothing runs any more.
+func (c *confirmer) close() {
+	c.mu.Lock()
+	c.stop()
+	c.mu.Unlock() // no lane begins after this
+	c.work.Wait()
+}
+
+// confirmLane is the questions for one node: each once, with all who want to know. What a node that is silent is asked next
+// does not grow with the reads that wait for it.
+type confirmLane struct {
+	busy    bool
+	queries []raftnet.TermQuery
+	places  map[raftnet.TermQuery]int // in queries and askers
+	askers  [][]chan<- termAnswer
+}
+
+func (l *confirmLane) add(q raftnet.TermQuery, answer chan<- termAnswer) {
+	place, asked := l.places[q]
+	if !asked {
+		if l.places == nil {
+			l.places = make(map[raftnet.TermQuery]int)
+		}
+		place = len(l.queries)
+		l.places[q] = place
+		l.queries, l.askers = append(l.queries, q), append(l.askers, nil)
+	}
+	l.askers[place] = append(l.askers[place], answer)
+}
+
+// next takes out what waits.
+func (l *confirmLane) next() (queries []raftnet.TermQuery, askers [][]chan<- termAnswer) {
+	queries, askers = l.queries, l.askers
+	l.queries, l.places, l.askers = nil, nil, nil
+	return queries, askers
 }
 
 type termAnswer struct {
@@ -52,7 +89,7 @@ func (c *confirmer) confirm(ctx context.Context, check shard.TermCheck) error {
 		}
 		asked++
 		node, _, _ := strings.Cut(voter, "/")
-		c.enqueue(node, question{raftnet.TermQuery{Group: check.Group, Replica: voter}, answers})
+		c.enqueue(node, raftnet.TermQuery{Group: check.Group, Replica: voter}, answers)
 	}
 	var failure error
 	for needed > 0 {
@@ -77,47 +114,45 @@ func (c *confirmer) confirm(ctx context.Context, check shard.TermCheck) error {
 	return nil
 }
 
-func (c *confirmer) enqueue(node string, q question) {
+func (c *confirmer) enqueue(node string, q raftnet.TermQuery, answer chan<- termAnswer) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.lanes == nil {
-		c.lanes = make(map[string]*confirmLane)
+	if c.ctx.Err() != nil {
+		answer <- termAnswer{err: fsm.ErrClosed} // has room for every voter's answer
+		return
 	}
 	l := c.lanes[node]
 	if l == nil {
 		l = &confirmLane{}
 		c.lanes[node] = l
 	}
-	l.waiting = append(l.waiting, q)
+	l.add(q, answer)
 	if !l.busy {
 		l.busy = true
-		go c.run(node, l) // ends when nothing waits; each call has a deadline
+		c.work.Go(func() { c.run(node, l) }) // ends when nothing waits; each call has a deadline
 	}
 }
 
 func (c *confirmer) run(node string, l *confirmLane) {
 	for {
 		c.mu.Lock()
-		batch := l.waiting
-		l.waiting = nil
-		l.busy = len(batch) > 0
+		queries, askers := l.next()
+		l.busy = len(queries) > 0
 		c.mu.Unlock()
-		if len(batch) == 0 {
+		if len(queries) == 0 {
 			return
 		}
-		queries := make([]raftnet.TermQuery, len(batch))
-		for i := range batch {
-			queries[i] = batch[i].query
-		}
-		ctx, cancel := context.WithTimeout(context.Background(), confirmTimeout)
+		ctx, cancel := context.WithTimeout(c.ctx, confirmTimeout)
 		terms, err := c.ask(ctx, node, queries)
 		cancel()
-		for i := range batch {
+		for i := range queries {
 			a := termAnswer{err: err}
 			if err == nil {
 				a.term = terms[i]
 			}
-			batch[i].answer <- a // has room for every voter's answer
+			for _, asker := range askers[i] {
+				asker <- a
+			}
 		}
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/holdfastdb/holdfast/fsm"
 	"github.com/holdfastdb/holdfast/node/shard"
 	"github.com/holdfastdb/holdfast/rpc/raftnet"
 )
@@ -72,7 +73,7 @@ func TestATermIsConfirmedByAMajority(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				p := &peers{terms: tt.terms, delay: time.Millisecond}
-				c := &confirmer{self: "a", ask: p.ask}
+				c := newConfirmer("a", p.ask)
 				err := c.confirm(t.Context(), tt.check)
 				if (err == nil) != (tt.says == "") || err != nil && !strings.Contains(err.Error(), tt.says) {
 					t.Errorf("got %v, want %q", err, tt.says)
@@ -87,7 +88,7 @@ func TestATermIsConfirmedByAMajority(t *testing.T) {
 func TestReadsShareTheCallAfterTheOneUnderWay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := &peers{terms: map[string]uint64{"b/1": 5, "c/1": 5}, delay: 10 * time.Millisecond}
-		c := &confirmer{self: "a", ask: p.ask}
+		c := newConfirmer("a", p.ask)
 		var running sync.WaitGroup
 		confirm := func() {
 			running.Go(func() {
@@ -110,8 +111,8 @@ func TestReadsShareTheCallAfterTheOneUnderWay(t *testing.T) {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		for _, node := range []string{"b", "c"} {
-			if calls := p.calls[node]; len(calls) != 2 || calls[0] != 1 || calls[1] != 100 {
-				t.Errorf("node %s got calls of %v questions", node, calls)
+			if calls := p.calls[node]; len(calls) != 2 || calls[0] != 1 || calls[1] != 1 {
+				t.Errorf("node %s got calls of %v questions, one each is enough", node, calls)
 			}
 		}
 	})
@@ -121,11 +122,11 @@ func TestReadsShareTheCallAfterTheOneUnderWay(t *testing.T) {
 func TestAnAnswerFromBeforeTheReadDoesNotCount(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := &peers{terms: map[string]uint64{"b/1": 5}, delay: 10 * time.Millisecond}
-		c := &confirmer{self: "a", ask: func(ctx context.Context, node string, q []raftnet.TermQuery) ([]uint64, error) {
+		c := newConfirmer("a", func(ctx context.Context, node string, q []raftnet.TermQuery) ([]uint64, error) {
 			terms, err := p.ask(ctx, node, q)
 			p.terms = map[string]uint64{"b/1": 6} // elected right after the first answer was given
 			return terms, err
-		}}
+		})
 		first := make(chan error, 1)
 		go func() { first <- c.confirm(t.Context(), check("a/1", "b/1")) }()
 		synctest.Wait()
@@ -141,7 +142,7 @@ func TestAnAnswerFromBeforeTheReadDoesNotCount(t *testing.T) {
 func TestASilentNodeDelaysNobodyForLong(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := &peers{terms: map[string]uint64{"b/1": 5}, delay: time.Hour}
-		c := &confirmer{self: "a", ask: p.ask}
+		c := newConfirmer("a", p.ask)
 		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 		defer cancel()
 		begin := time.Now()
@@ -157,6 +158,50 @@ func TestASilentNodeDelaysNobodyForLong(t *testing.T) {
 		}
 		if took := time.Since(begin); took > 2*confirmTimeout {
 			t.Errorf("without a deadline of its own it took %v", took)
+		}
+	})
+}
+
+func TestWhatGroupsAskTravelsTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &peers{terms: map[string]uint64{"b/1": 5}, delay: 10 * time.Millisecond}
+		c := newConfirmer("a", p.ask)
+		var running sync.WaitGroup
+		for i := range 30 {
+			q := check("a/1", "b/1")
+			q.Group = uint32(1 + i%10)
+			running.Go(func() {
+				if err := c.confirm(t.Context(), q); err != nil {
+					t.Error(err)
+				}
+			})
+			synctest.Wait()
+		}
+		running.Wait()
+		if calls := p.calls["b"]; len(calls) != 2 || calls[1] != 10 {
+			t.Errorf("calls of %v questions about 10 groups", calls)
+		}
+	})
+}
+
+// The bubble of the test ends only when no goroutine is left.
+func TestNothingOutlivesAClosedConfirmer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &peers{terms: map[string]uint64{"b/1": 5}, delay: time.Hour}
+		c := newConfirmer("a", p.ask)
+		waiting := make(chan error, 1)
+		go func() { waiting <- c.confirm(t.Context(), check("a/1", "b/1")) }()
+		synctest.Wait()
+		begin := time.Now()
+		c.close()
+		if err := <-waiting; err == nil {
+			t.Error("confirmed by nobody")
+		}
+		if err := c.confirm(t.Context(), check("a/1", "b/1")); !errors.Is(err, fsm.ErrClosed) {
+			t.Errorf("after it was closed: %v", err)
+		}
+		if took := time.Since(begin); took > 0 {
+			t.Errorf("it took %v", took)
 		}
 	})
 }

@@ -46,10 +46,15 @@ func (n *Node) enter(ctx context.Context) error {
 			return err
 		}
 	default:
-		if err := n.join(ctx); err != nil {
+		id, err := n.join(ctx)
+		if err != nil {
 			return err
 		}
+		// As with a bootstrap: who has a cluster in its identity has a log.
 		if err := n.openGroup(catalogGroup, 1, false); err != nil {
+			return err
+		}
+		if err := n.setIdentity(id); err != nil {
 			return err
 		}
 	}
@@ -105,11 +110,11 @@ func (n *Node) command(ctx context.Context, call fsm.Call) ([]byte, error) {
 // joinRetry is how often a node asks to be taken in.
 const joinRetry = time.Second
 
-// join asks the members that gossip finds until one takes this node in.
-func (n *Node) join(ctx context.Context) error {
+// join asks the members that gossip finds until one takes this node in, and returns whose members they are.
+func (n *Node) join(ctx context.Context) (clusterID string, err error) {
 	request, err := json.Marshal(n.record())
 	if err != nil {
-		return fmt.Errorf("join: %w", err)
+		return "", fmt.Errorf("join: %w", err)
 	}
 	told := false
 	for {
@@ -117,7 +122,7 @@ func (n *Node) join(ctx context.Context) error {
 		if err == nil {
 			var id string
 			if id, err = n.askToJoin(ctx, request); err == nil {
-				return n.setIdentity(id)
+				return id, nil
 			}
 		}
 		if !told {
@@ -125,7 +130,7 @@ func (n *Node) join(ctx context.Context) error {
 			told = true
 		}
 		if stop := wait(ctx, joinRetry); stop != nil {
-			return fmt.Errorf("join %v: %w", n.cfg.Join, errors.Join(err, stop))
+			return "", fmt.Errorf("join %v: %w", n.cfg.Join, errors.Join(err, stop))
 		}
 	}
 }
@@ -152,8 +157,11 @@ func (n *Node) askToJoin(ctx context.Context, request []byte) (string, error) {
 
 func (n *Node) serveJoin(ctx context.Context, from string, request []byte) ([]byte, error) {
 	record, err := catalog.Decode[catalog.Node](request)
-	if err != nil || record.ID != from {
+	if err != nil {
 		return nil, fmt.Errorf("malformed request to join: %w", err)
+	}
+	if record.ID != from {
+		return nil, fmt.Errorf("node %s asks for node %q to be taken in: a node joins for itself", from, record.ID)
 	}
 	answer, err := n.command(ctx, catalog.Call(catalog.OpPutNode, record))
 	if err != nil {

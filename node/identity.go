@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"io/fs"
 
@@ -65,16 +66,62 @@ func loadIdentity(filesystem vfs.FS, dir string) (id identity, found bool, err e
 	if err != nil {
 		return identity{}, false, fmt.Errorf("read %s: %w", path, err)
 	}
-	if err := json.Unmarshal(b, &id); err != nil || len(id.NodeID) != 32 {
-		return identity{}, false, fmt.Errorf("%s is damaged (%w): restore it, or start this node with an empty data directory", path, err)
+	if id, err = parseIdentity(b); err != nil {
+		return identity{}, false, fmt.Errorf("%s is damaged: %w: %s", path, err, adviceLost)
 	}
 	return id, true, nil
 }
 
+// sealed is what the file holds: the identity and a checksum over it. With a bit of it changed the node would be another
+// one, or in another cluster.
+type sealed struct {
+	identity
+	Checksum string `json:"checksum,omitempty"`
+}
+
+// checksumOf is over all fields but the checksum, also those that a later version adds: CRC-32C of their JSON without
+// blanks, ordered by name.
+func checksumOf(b []byte) (string, error) {
+	var fields map[string]any
+	if err := json.Unmarshal(b, &fields); err != nil {
+		return "", err
+	}
+	delete(fields, "checksum")
+	canonical, err := json.Marshal(fields)
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("%08x", crc32.Checksum(canonical, crc32.MakeTable(crc32.Castagnoli))), nil
+}
+
+func parseIdentity(b []byte) (identity, error) {
+	var file sealed
+	if err := json.Unmarshal(b, &file); err != nil {
+		return identity{}, err
+	}
+	sum, err := checksumOf(b)
+	switch {
+	case err != nil:
+		return identity{}, err
+	case file.Checksum != "" && file.Checksum != sum: // the first versions wrote none
+		return identity{}, fmt.Errorf("its checksum is %s, by what is in it %s", file.Checksum, sum)
+	case len(file.NodeID) != 32:
+		return identity{}, fmt.Errorf("node_id has %d digits, not 32", len(file.NodeID))
+	}
+	return file.identity, nil
+}
+
 // save writes the identity so that a crash leaves the old one or the new one.
 func (id identity) save(filesystem vfs.FS, dir string) error {
-	b, err := json.MarshalIndent(id, "", "  ")
+	b, err := json.Marshal(id)
 	if err != nil {
+		return fmt.Errorf("encode the node's identity: %w", err)
+	}
+	file := sealed{identity: id}
+	if file.Checksum, err = checksumOf(b); err != nil {
+		return fmt.Errorf("encode the node's identity: %w", err)
+	}
+	if b, err = json.MarshalIndent(file, "", "  "); err != nil {
 		return fmt.Errorf("encode the node's identity: %w", err)
 	}
 	path := filesystem.PathJoin(dir, identityFile)

@@ -1,10 +1,12 @@
 package node
 
 import (
+	"bytes"
 	"context"
 	"flag"
 	"net"
 	"os"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -51,6 +53,40 @@ func TestIdentityFileIsPinned(t *testing.T) {
 	got, found, err := loadIdentity(fs, "")
 	if err != nil || !found || got != want {
 		t.Errorf("read %+v, %v, %v", got, found, err)
+	}
+}
+
+func TestADamagedIdentityIsRefused(t *testing.T) {
+	good, err := os.ReadFile("testdata/node.json.golden")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := parseIdentity(good)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := regexp.MustCompile(`,\s*"checksum": "[0-9a-f]+"`).ReplaceAll(good, nil) // as the first versions wrote it
+	if got, err := parseIdentity(before); err != nil || got != want || len(before) == len(good) {
+		t.Errorf("without a checksum: %+v, %v", got, err)
+	}
+	later := bytes.Replace(before, []byte("{"), []byte(`{"new_field": 7, `), 1)
+	if sum, err := checksumOf(later); err != nil || sum == "" {
+		t.Fatal(err)
+	} else if got, err := parseIdentity(bytes.Replace(later, []byte("{"), []byte(`{"checksum": "`+sum+`", `), 1)); err != nil || got != want {
+		t.Errorf("of a later version: %+v, %v", got, err)
+	}
+	for name, text := range map[string]string{
+		"empty": "", "cut off": string(good[:len(good)/2]), "another node": strings.Replace(string(good), "abab", "abac", 1),
+		"another cluster": strings.Replace(string(good), "cdcd", "cdce", 1), "another log": strings.Replace(string(good), "pebble", "boltdb", 1),
+		"a short id": `{"node_id": "ab"}`,
+	} {
+		fs := vfs.NewMem()
+		if err := writeSynced(fs, identityFile, []byte(text)); err != nil {
+			t.Fatal(err)
+		}
+		if id, _, err := loadIdentity(fs, ""); err == nil || !strings.Contains(err.Error(), "is damaged") || strings.Contains(err.Error(), "%!") {
+			t.Errorf("%s: %+v, %v", name, id, err)
+		}
 	}
 }
 

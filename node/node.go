@@ -160,14 +160,15 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 			err = errors.Join(err, n.Close())
 		}
 	}()
+	n.cfg.OnFatal = func(err error) { cfg.OnFatal(n.explained(err)) }
 	if err := n.openStorage(); err != nil {
-		return nil, err
+		return nil, n.explained(err)
 	}
 	if err := n.openNetwork(); err != nil {
 		return nil, err
 	}
 	if err := n.enter(ctx); err != nil {
-		return nil, err
+		return nil, n.explained(err)
 	}
 	n.loop.Go(n.reconcileLoop)
 	n.work.Go(n.clockLoop)
@@ -187,10 +188,8 @@ func (n *Node) openStorage() (err error) {
 	if n.identity, found, err = loadIdentity(filesystem, n.cfg.Dir); err != nil {
 		return err
 	}
-	if !found {
-		if !n.cfg.Bootstrap && len(n.cfg.Join) == 0 {
-			return fmt.Errorf("data directory %s is new: start with --bootstrap to make a cluster, or with --join to become part of one", n.cfg.Dir)
-		}
+	if !found && !n.cfg.Bootstrap && len(n.cfg.Join) == 0 {
+		return fmt.Errorf("data directory %s is new: start with --bootstrap to make a cluster, or with --join to become part of one", n.cfg.Dir)
 	}
 	kind := logPebble
 	if n.cfg.BoltLog {
@@ -201,6 +200,9 @@ func (n *Node) openStorage() (err error) {
 	}
 	changed, err := n.identity.useLog(kind)
 	if err != nil {
+		return err
+	}
+	if err := n.checkDir(filesystem, found); err != nil {
 		return err
 	}
 	if changed {
@@ -220,22 +222,22 @@ func (n *Node) openStorage() (err error) {
 		n.log.Warn("a write to the disk takes long", "duration", d, "path", path)
 	}
 	n.state, err = storage.Open(storage.Options{
-		FS: n.cfg.FS, Dir: filesystem.PathJoin(n.cfg.Dir, "state"), Logger: n.log, OnDiskSlow: slow, OnFatal: n.cfg.OnFatal,
+		FS: n.cfg.FS, Dir: filesystem.PathJoin(n.cfg.Dir, stateDir), Logger: n.log, OnDiskSlow: slow, OnFatal: n.cfg.OnFatal,
 	})
 	if err != nil {
 		return err
 	}
-	if n.logs, err = n.openLogs(filesystem, "raft", n.cfg.BoltLog, slow); err != nil {
+	parts := n.parts()
+	if n.logs, err = n.openLogs(filesystem, parts[1], slow); err != nil {
 		return err
 	}
-	// BoltDB needs real files; with another file system the catalog shares the format of the shards.
-	n.catLogs, err = n.openLogs(filesystem, "catalog", n.cfg.FS == nil, slow)
+	n.catLogs, err = n.openLogs(filesystem, parts[2], slow)
 	return err
 }
 
-func (n *Node) openLogs(filesystem vfs.FS, name string, useBolt bool, slow func(time.Duration, string)) (p raftlog.Provider, err error) {
-	dir := filesystem.PathJoin(n.cfg.Dir, name)
-	if useBolt {
+func (n *Node) openLogs(filesystem vfs.FS, where part, slow func(time.Duration, string)) (p raftlog.Provider, err error) {
+	dir := filesystem.PathJoin(n.cfg.Dir, where.name)
+	if where.bolt {
 		p, err = bolt.Open(bolt.Options{Dir: dir, OnSync: n.cfg.OnSync, OnFatal: n.cfg.OnFatal})
 	} else {
 		p, err = raftlog.Open(raftlog.Options{
@@ -260,10 +262,10 @@ func (n *Node) openNetwork() (err error) {
 	})
 	n.router = &router{nodeID: n.identity.NodeID, local: n.local, hint: n.gossipLeader, call: n.net.Call, log: n.log}
 	n.gateway = newGateway(randomID(), n.Now, n.router.propose)
-	n.confirmer = &confirmer{ask: n.net.ConfirmTerms, self: n.identity.NodeID}
+	n.confirmer = newConfirmer(n.identity.NodeID, n.net.ConfirmTerms)
 	n.net.Handle(callPropose, func(ctx context.Context, _ string, q []byte) ([]byte, error) { return n.router.servePropose(ctx, q) })
 	n.net.Handle(callQuery, func(ctx context.Context, _ string, q []byte) ([]byte, error) { return n.router.serveQuery(ctx, q) })
-	n.net.Handle(callJoin, n.serveJoin)
+	n.net.HandleOpen(callJoin, n.serveJoin)
 	n.net.Handle(callStatus, n.serveStatus)
 	n.net.Handle(callCatalogAt, n.serveCatalogAt)
 	n.net.Handle(callTransfer, n.serveTransfer)
@@ -359,6 +361,9 @@ func (n *Node) openGroup(group uint32, gen uint32, bootstrap bool) error {
 	if err != nil {
 		return err
 	}
+	if err := checkLog(group, log, n.state.Shard(group)); err != nil {
+		return errors.Join(err, log.Close())
+	}
 	var onCommit func([]*raft.Log)
 	if n.cfg.OnCommit != nil {
 		onCommit = func(entries []*raft.Log) { n.cfg.OnCommit(group, entries) }
@@ -433,6 +438,9 @@ func (n *Node) close() error {
 	closing.Wait()
 	if n.peers != nil {
 		n.peers.Stop()
+	}
+	if n.confirmer != nil {
+		n.confirmer.close()
 	}
 	if n.net != nil {
 		n.net.Close()

@@ -3,6 +3,7 @@ package node
 import (
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -11,6 +12,16 @@ import (
 
 	"github.com/holdfastdb/holdfast/storage/raftlog"
 )
+
+// The one who asks reads why it is not taken in.
+func TestANodeIsTakenInForItselfOnly(t *testing.T) {
+	for request, says := range map[string]string{`{"ID":"b"}`: `for node "b"`, `{`: "malformed"} {
+		_, err := (&Node{}).serveJoin(t.Context(), "a", []byte(request))
+		if err == nil || !strings.Contains(err.Error(), says) || strings.Contains(err.Error(), "%!") {
+			t.Errorf("%s: %v", request, err)
+		}
+	}
+}
 
 // The first start may end at any moment: started again, the node makes its cluster.
 func TestAFirstStartThatWasCutOffCanBeRepeated(t *testing.T) {

@@ -404,7 +404,7 @@ func TestSettlingReachesEveryGroup(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	token := encodeToken(d.holds)
+	token := encodeToken(reservation, d.holds)
 	g.fault = func(_ int, group uint32) fault { return map[bool]fault{true: refused}[group == 2] }
 	if _, err := l.Commit(t.Context(), &pb.CommitRequest{ReservationId: token, Actual: 1}); kindOf(err) != overloaded {
 		t.Errorf("with a group out of reach: %v", err)
@@ -425,7 +425,7 @@ func TestSettlingReachesEveryGroup(t *testing.T) {
 
 func TestATokenForAShardThatThereIsNotIsInvalid(t *testing.T) {
 	g := newGroups(t, 1)
-	token := encodeToken([]held{{group: 77, id: 1, keys: []counter.Key{{1}}}})
+	token := encodeToken(reservation, []held{{group: 77, id: 1, keys: []counter.Key{{1}}}})
 	if _, err := (&limits{node: g}).Refund(t.Context(), &pb.RefundRequest{ReservationId: token}); kindOf(err) != invalid || g.calls != 0 {
 		t.Errorf("%v after %d calls", err, g.calls)
 	}
@@ -435,7 +435,7 @@ func TestATokenForAShardThatThereIsNotIsInvalid(t *testing.T) {
 func TestALimitThatCannotBeCountedIsNotProposed(t *testing.T) {
 	g := newGroups(t, 1)
 	bad := limitIn(1)
-	bad.Rate, bad.Window = counter.MaxRate, counter.MaxWindow
+	bad.Rate = counter.MaxRate + 1
 	_, err := (&limits{node: g}).decideAll(t.Context(), []uint32{1}, []policy.Match{{Limit: bad}})
 	if kindOf(err) != invalid || g.calls != 0 {
 		t.Errorf("%v after %d calls", err, g.calls)

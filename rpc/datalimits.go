@@ -72,7 +72,7 @@ func (s *data) checked(room *answerRoom, p *plan, d decision, err error) (proto.
 		return nil, err
 	}
 	m := s.limits.answerIn(room, p, d.allowed, d.results, d.now)
-	m.ReleaseToken = encodeToken(d.holds)
+	m.ReleaseToken = encodeToken(slots, d.holds)
 	return m, nil
 }
 

@@ -90,21 +90,26 @@ func TestTheDocumentedTableIsTheOneInUse(t *testing.T) {
 
 func TestTokensName(t *testing.T) {
 	holds := []held{{group: 3, id: 7, keys: []counter.Key{{1}, {2}}}, {group: 4, id: 1 << 60, keys: []counter.Key{{3}}}}
-	got, err := decodeToken(encodeToken(holds))
+	got, err := decodeToken(slots, encodeToken(slots, holds))
 	if err != nil || fmt.Sprint(got) != fmt.Sprint(holds) {
 		t.Errorf("%v, %v; want %v", got, err, holds)
 	}
-	if encodeToken(nil) != "" {
+	for kind, other := range map[tokenKind]tokenKind{slots: reservation, reservation: slots} {
+		if _, err := decodeToken(other, encodeToken(kind, holds)); kindOf(err) != invalid || !errors.Is(err, errKind[kind]) {
+			t.Errorf("a token of kind %d for one of kind %d: %v", kind, other, err)
+		}
+	}
+	if encodeToken(slots, nil) != "" {
 		t.Error("nothing held has a token")
 	}
 }
 
 func FuzzToken(f *testing.F) {
-	f.Add(encodeToken([]held{{group: 3, id: 7, keys: []counter.Key{{1}, {2}}}}))
+	f.Add(encodeToken(slots, []held{{group: 3, id: 7, keys: []counter.Key{{1}, {2}}}}))
 	f.Add("")
 	f.Add("AAAA")
 	f.Fuzz(func(t *testing.T, token string) {
-		holds, err := decodeToken(token)
+		holds, err := decodeToken(slots, token)
 		if err != nil {
 			if kindOf(err) != invalid {
 				t.Errorf("a bad token is %v", kindOf(err))

@@ -49,7 +49,8 @@ func idempotencyKey(ctx context.Context) string {
 }
 
 // caller returns how this request's calls are executed: under the number of its operation in an SDK's frame, or under
-// its idempotency key if it has one.
+// its idempotency key if it has one. That costs a step in a shard of its own: a key that comes with another request is
+// refused before anything is done.
 func (l *limits) caller(ctx context.Context, q proto.Message) (caller, error) {
 	if o, ok := ctx.Value(frameKey{}).(frameOp); ok {
 		return framed(l.node, o.q, o.i), nil
@@ -66,14 +67,35 @@ func (l *limits) caller(ctx context.Context, q proto.Message) (caller, error) {
 		return caller{}, err
 	}
 	fingerprint := max(xxh3.HashSeed(text, xxh3.HashString(string(q.ProtoReflect().Descriptor().FullName()))), 1)
+	// The shards of one request are not those of another: where all requests with the key meet is a shard that the key
+	// belongs to. There each puts down what it is, under an id that the request itself does not use.
+	home, ok := l.node.ShardOf(key)
+	if !ok {
+		return caller{}, fsm.ErrNotLeader
+	}
+	out, err := l.named(xxh3.HashString128Seed(key, 1), fingerprint)(ctx, home, step{number: 1}, fsm.Noop())
+	if err == nil {
+		err = out.Err()
+	}
+	if codeOf(err) == fsm.Conflict {
+		return caller{}, fsm.Errorf(fsm.Conflict, "the idempotency key %q was used before for another request", key)
+	}
+	if err != nil {
+		return caller{}, fmt.Errorf("remember the idempotency key: %w", err)
+	}
 	hash := xxh3.HashString128(key)
-	id := fsm.OneShot(hash.Bytes())
-	return caller{id: hash.Lo, named: true, propose: func(ctx context.Context, group uint32, s step, call fsm.Call) (fsm.FrameOutcome, error) {
+	return caller{id: hash.Lo, named: true, propose: l.named(hash, fingerprint)}, nil
+}
+
+// named proposes calls under a name, for a day.
+func (l *limits) named(name xxh3.Uint128, fingerprint uint64) func(context.Context, uint32, step, fsm.Call) (fsm.FrameOutcome, error) {
+	id := fsm.OneShot(name.Bytes())
+	return func(ctx context.Context, group uint32, s step, call fsm.Call) (fsm.FrameOutcome, error) {
 		return l.node.Propose(ctx, group, &fsm.Frame{
 			Client: id, Seq: s.number, Deadline: l.node.Now(group) + fsm.Time(requestTimeout.Milliseconds()),
 			Retain: keyRetain, Fingerprint: fingerprint + s.choice, Calls: []fsm.Call{call},
 		})
-	}}, nil
+	}
 }
 
 // nobody is the caller of a request that is never repeated.
@@ -103,7 +125,7 @@ func (l *limits) Check(ctx context.Context, q *pb.CheckRequest) (*pb.CheckRespon
 		return nil, statusOf(err)
 	}
 	r := l.answer(p, d.allowed, d.results, d.now)
-	r.ReleaseToken = encodeToken(d.holds)
+	r.ReleaseToken = encodeToken(slots, d.holds)
 	return r, nil
 }
 
@@ -276,8 +298,8 @@ const (
 	maxReserve     = counter.MaxReserve / 1000
 )
 
-// reservation checks how long a reservation shall last.
-func reservation(ttlSeconds uint32) (time.Duration, error) {
+// lasting checks how long a reservation shall last.
+func lasting(ttlSeconds uint32) (time.Duration, error) {
 	if ttlSeconds == 0 {
 		ttlSeconds = defaultReserve
 	}
@@ -293,7 +315,7 @@ func (l *limits) Reserve(ctx context.Context, q *pb.ReserveRequest) (*pb.Reserve
 	if err != nil {
 		return nil, statusOf(err)
 	}
-	ttl, err := reservation(q.TtlSeconds)
+	ttl, err := lasting(q.TtlSeconds)
 	if err != nil {
 		return nil, statusOf(err)
 	}
@@ -308,7 +330,7 @@ func (l *limits) Reserve(ctx context.Context, q *pb.ReserveRequest) (*pb.Reserve
 	if err != nil {
 		return nil, statusOf(err)
 	}
-	r := &pb.ReserveResponse{Check: l.answer(p, d.allowed, d.results, d.now), ReservationId: encodeToken(d.holds)}
+	r := &pb.ReserveResponse{Check: l.answer(p, d.allowed, d.results, d.now), ReservationId: encodeToken(reservation, d.holds)}
 	if len(d.holds) > 0 {
 		r.ExpiresAt = timestamp(d.now + fsm.Time(ttl.Milliseconds()))
 	}
@@ -317,9 +339,9 @@ func (l *limits) Reserve(ctx context.Context, q *pb.ReserveRequest) (*pb.Reserve
 
 // settle ends what a token names, in every group, also if one cannot be reached or has nothing: what the caller repeats
 // must not stop at a group that is done.
-func (l *limits) settle(ctx context.Context, q proto.Message, token string, actual uint32) (counter.SettleResult, error) {
+func (l *limits) settle(ctx context.Context, q proto.Message, kind tokenKind, token string, actual uint32) (counter.SettleResult, error) {
 	var all counter.SettleResult
-	holds, err := decodeToken(token)
+	holds, err := decodeToken(kind, token)
 	if err != nil {
 		return all, err
 	}
@@ -375,7 +397,7 @@ func (l *limits) Commit(ctx context.Context, q *pb.CommitRequest) (*pb.CommitRes
 	if q.Actual > counter.MaxRate {
 		return nil, statusOf(invalidf("actual must be at most %d", counter.MaxRate))
 	}
-	r, err := l.settle(ctx, q, q.ReservationId, q.Actual)
+	r, err := l.settle(ctx, q, reservation, q.ReservationId, q.Actual)
 	if err != nil {
 		return nil, statusOf(err)
 	}
@@ -384,7 +406,7 @@ func (l *limits) Commit(ctx context.Context, q *pb.CommitRequest) (*pb.CommitRes
 
 // Refund implements the service.
 func (l *limits) Refund(ctx context.Context, q *pb.RefundRequest) (*pb.RefundResponse, error) {
-	r, err := l.settle(ctx, q, q.ReservationId, 0)
+	r, err := l.settle(ctx, q, reservation, q.ReservationId, 0)
 	if err != nil {
 		return nil, statusOf(err)
 	}
@@ -393,7 +415,7 @@ func (l *limits) Refund(ctx context.Context, q *pb.RefundRequest) (*pb.RefundRes
 
 // Release implements the service.
 func (l *limits) Release(ctx context.Context, q *pb.ReleaseRequest) (*pb.ReleaseResponse, error) {
-	if _, err := l.settle(ctx, q, q.ReleaseToken, 0); err != nil {
+	if _, err := l.settle(ctx, q, slots, q.ReleaseToken, 0); err != nil {
 		return nil, statusOf(err)
 	}
 	return &pb.ReleaseResponse{Released: true}, nil

@@ -116,6 +116,8 @@ func checkPolicy(p *catalog.Policy) error {
 func checkRules(p *catalog.Policy) error {
 	algorithm, _ := counter.ParseAlgorithm(p.Algorithm)
 	switch {
+	case p.Burst != 0 && algorithm != 0 && !algorithm.Bursts():
+		return invalidf("burst_capacity is for token_bucket and leaky_bucket: %s has none", algorithm)
 	case p.Burst != 0:
 	case algorithm == counter.TokenBucket:
 		p.Burst = p.Rate
@@ -246,7 +248,7 @@ func (s *policies) UpdatePolicy(ctx context.Context, q *pb.UpdatePolicyRequest) 
 }
 
 func (s *policies) update(ctx context.Context, p catalog.Policy, q *pb.UpdatePolicyRequest) (catalog.Policy, error) {
-	from := p.Revision
+	old, from := p, p.Revision
 	if q.ExpectedRevision != 0 {
 		from = q.ExpectedRevision
 	}
@@ -255,6 +257,9 @@ func (s *policies) update(ctx context.Context, p catalog.Policy, q *pb.UpdatePol
 	}
 	if err := checkPolicy(&p); err != nil {
 		return p, err
+	}
+	if p == old && from == old.Revision {
+		return p, nil // who asks for what is there has changed nothing, and wakes nobody
 	}
 	return change[catalog.Policy](ctx, s.node, catalog.Call(catalog.OpUpdatePolicy, catalog.PolicyEdit{Policy: p, Expected: from, Actor: actor(ctx)}))
 }
@@ -279,6 +284,10 @@ func merge(p *catalog.Policy, q *pb.UpdatePolicyRequest) (err error) {
 		p.Burst = *q.BurstCapacity
 	case burstFollows || q.Algorithm != nil:
 		p.Burst = 0
+	default: // a policy of before a burst was refused may have one without a use
+		if a, _ := counter.ParseAlgorithm(p.Algorithm); !a.Bursts() {
+			p.Burst = 0
+		}
 	}
 	if q.TimeWindow != nil {
 		p.WindowMS, err = milliseconds(*q.TimeWindow)

@@ -91,6 +91,46 @@ func TestAnUpdateWithoutARevisionIsNeverTooSlow(t *testing.T) {
 	}
 }
 
+func TestAnUpdateThatChangesNothingIsNone(t *testing.T) {
+	s, n := newPolicies(t)
+	p := create(t, s, "api")
+	same := &pb.UpdatePolicyRequest{PolicyId: "api", RateLimit: proto.Uint32(5), Algorithm: proto.String("token_bucket"), Scope: proto.String("client")}
+	n.before = func() { t.Error("a command was executed") }
+	for _, same.ExpectedRevision = range []uint32{0, p.Revision} {
+		if got, err := s.UpdatePolicy(t.Context(), same); err != nil || !proto.Equal(got, p) {
+			t.Errorf("%v, %v, want %v", got, err, p)
+		}
+	}
+	n.before = func() {}
+	same.ExpectedRevision = 7
+	if _, err := s.UpdatePolicy(t.Context(), same); kindOf(err) != conflict {
+		t.Errorf("of another revision: %v", err)
+	}
+	same.ExpectedRevision, same.RateLimit = 0, proto.Uint32(6)
+	if got, err := s.UpdatePolicy(t.Context(), same); err != nil || got.Revision != 2 {
+		t.Errorf("a change: %v, %v", got, err)
+	}
+}
+
+// A policy of a time when a useless burst was taken can still be changed.
+func TestABurstGoesWithItsAlgorithm(t *testing.T) {
+	s, n := newPolicies(t)
+	n.shard.Do(catalog.Call(catalog.OpCreatePolicy, catalog.PolicyEdit{Policy: catalog.Policy{
+		Name: "old", Algorithm: "fixed_window", Rate: 5, Burst: 7, WindowMS: 1000, Scope: "client", OnUnavailable: "local",
+	}}))
+	p, err := s.UpdatePolicy(t.Context(), &pb.UpdatePolicyRequest{PolicyId: "old", RateLimit: proto.Uint32(6)})
+	if err != nil || p.BurstCapacity != 0 {
+		t.Errorf("%v, %v", p, err)
+	}
+	p, err = s.UpdatePolicy(t.Context(), &pb.UpdatePolicyRequest{PolicyId: "old", Algorithm: proto.String("token_bucket"), BurstCapacity: proto.Uint32(9)})
+	if err != nil || p.BurstCapacity != 9 {
+		t.Errorf("%v, %v", p, err)
+	}
+	if _, err := s.UpdatePolicy(t.Context(), &pb.UpdatePolicyRequest{PolicyId: "old", Algorithm: proto.String("sliding_window"), BurstCapacity: proto.Uint32(9)}); kindOf(err) != invalid || !strings.Contains(err.Error(), "burst_capacity") {
+		t.Errorf("sliding_window with a burst: %v", err)
+	}
+}
+
 func TestADescriptionIsCutNowhere(t *testing.T) {
 	s, _ := newPolicies(t)
 	for text, ok := range map[string]bool{

@@ -118,9 +118,13 @@ type httpStatusKey struct{}
 // withHTTPStatus notes that the caller wants a denial as status 429.
 func withHTTPStatus(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.RawQuery != "" && r.URL.Query().Get("http_status") == "true" {
-			r = r.WithContext(context.WithValue(r.Context(), httpStatusKey{}, true))
-			query := r.URL.Query()
+		if query := r.URL.Query(); query.Has("http_status") {
+			want, err := strconv.ParseBool(query.Get("http_status"))
+			if err != nil {
+				writeProblem(r.Context(), nil, nil, w, r, statusOf(invalidf("http_status %q: use true or false", query.Get("http_status"))))
+				return
+			}
+			r = r.WithContext(context.WithValue(r.Context(), httpStatusKey{}, want))
 			query.Del("http_status")
 			r.URL.RawQuery = query.Encode()
 		}

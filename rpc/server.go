@@ -77,12 +77,13 @@ func New(o Options) (*Server, error) {
 		data: &data{node: o.Node, limits: l, metrics: o.Metrics, closing: make(chan struct{})},
 	}
 	s.data = services.data
-	pb.RegisterLimitsServer(s.GRPC, services.limits)
-	pb.RegisterPoliciesServer(s.GRPC, services.policies)
-	pb.RegisterClusterServer(s.GRPC, services.cluster)
-	pb.RegisterDataServer(s.GRPC, services.data)
-	rls.RegisterRateLimitServiceServer(s.GRPC, s.envoy)
-	grpc_health_v1.RegisterHealthServer(s.GRPC, healthService{node: o.Node})
+	in := registrar{s.GRPC}
+	pb.RegisterLimitsServer(in, services.limits)
+	pb.RegisterPoliciesServer(in, services.policies)
+	pb.RegisterClusterServer(in, services.cluster)
+	pb.RegisterDataServer(in, services.data)
+	rls.RegisterRateLimitServiceServer(in, s.envoy)
+	grpc_health_v1.RegisterHealthServer(in, healthService{node: o.Node})
 	reflection.Register(s.GRPC)
 	o.Metrics.registry.MustRegister(newShardCollector(o.Node))
 	mux := http.NewServeMux()

@@ -16,20 +16,31 @@ type held struct {
 	keys  []counter.Key
 }
 
-// A token names holds for the caller: a version, then group, id and keys of each, in URL-safe base64.
+// tokenKind is what a token is for, and the first byte of it: a reservation is settled, slots are released.
+type tokenKind byte
+
+// A token names holds for the caller: its kind, then group, id and keys of each, in URL-safe base64.
 const (
-	tokenVersion  = 1
-	maxTokenParts = counter.MaxLimits
-	minTokenPart  = 10
+	reservation   tokenKind = 1
+	slots         tokenKind = 2
+	maxTokenParts           = counter.MaxLimits
+	minTokenPart            = 10
 )
 
-var errToken = invalidf("the token is not one that a check or a reservation gave")
+var (
+	errToken = invalidf("the token is not one that a check or a reservation gave")
+	// errKind is by the kind that a token has and should not have.
+	errKind = map[tokenKind]error{
+		reservation: invalidf("this is the reservation_id of a reservation, not the release_token of a check: commit it, or refund it"),
+		slots:       invalidf("this is the release_token of a check, not the reservation_id of a reservation: release it"),
+	}
+)
 
-func encodeToken(holds []held) string {
+func encodeToken(kind tokenKind, holds []held) string {
 	if len(holds) == 0 {
 		return ""
 	}
-	b := binary.AppendUvarint([]byte{tokenVersion}, uint64(len(holds)))
+	b := binary.AppendUvarint([]byte{byte(kind)}, uint64(len(holds)))
 	for _, h := range holds {
 		b = binary.AppendUvarint(b, uint64(h.group))
 		b = binary.LittleEndian.AppendUint64(b, h.id)
@@ -41,15 +52,18 @@ func encodeToken(holds []held) string {
 	return base64.RawURLEncoding.EncodeToString(b)
 }
 
-func decodeToken(token string) ([]held, error) {
+func decodeToken(want tokenKind, token string) ([]held, error) {
 	b, err := base64.RawURLEncoding.DecodeString(token)
 	if err != nil || token == "" {
 		return nil, errToken
 	}
 	d := wire.NewDecoder(b)
-	version := d.Byte()
+	kind := tokenKind(d.Byte())
+	if errKind[kind] == nil {
+		d.Fail()
+	}
 	n := d.Count(minTokenPart)
-	if version != tokenVersion || n == 0 || n > maxTokenParts {
+	if n == 0 || n > maxTokenParts {
 		d.Fail()
 		n = 0
 	}
@@ -69,6 +83,9 @@ func decodeToken(token string) ([]held, error) {
 	}
 	if d.End("token") != nil {
 		return nil, errToken
+	}
+	if kind != want {
+		return nil, errKind[kind]
 	}
 	return holds, nil
 }

@@ -93,10 +93,20 @@ func TestExitCodes(t *testing.T) {
 		{"cluster transfer 99 n1", exitRefused, "no shard 99"},
 		{"cluster transfer 1 nope", exitUsage, "nope"},
 		{"bench nothing", exitUsage, "limit-check"},
+		{"policy create --name a --algorithm fixed_window --rate 1 --window 1 --burst 2", exitUsage, "burst_capacity"},
+		{"limit replay /dev/null --algorithm sliding_log --rate 1 --burst 2", exitUsage, "--burst"},
+		{"policy create --name a", exitUsage, "See: holdfast policy create --help"},
+		{"limit replay cli_test.go --rate 1", exitRefused, "Combined Log Format"},
 	} {
 		out, errs, code := holdfast(t, strings.Fields(tt.line)...)
 		if code != tt.code || !strings.Contains(errs, tt.says) || code != exitDone && !strings.HasPrefix(errs, "holdfast: ") {
 			t.Errorf("holdfast %s: exit code %d, want %d, and something about %q\n%s%s", tt.line, code, tt.code, tt.says, out, errs)
+		}
+	}
+	for _, addr := range []string{"nonsense", "127.0.0.1", "127.0.0.1:0", "127.0.0.1:grpc"} {
+		var out, errs bytes.Buffer
+		if code := run(t.Context(), []string{"cluster", "status", "--addr", addr}, &out, &errs); code != exitUsage || !strings.Contains(errs.String(), "HOST:PORT") {
+			t.Errorf("--addr %s: exit code %d\n%s", addr, code, errs.String())
 		}
 	}
 	var out, errs bytes.Buffer
@@ -110,7 +120,7 @@ func TestAnswersForMachines(t *testing.T) {
 	must(t, "policy", "assign", "machines", "bob", "eve")
 	for _, line := range []string{
 		"cluster status", "cluster nodes", "cluster shards", "policy list", "policy get machines", "policy clients machines",
-		"policy history machines", "limit check bob", "limit check bob --peek", "limit status bob",
+		"policy history machines", "limit check bob", "limit check bob --peek", "limit status bob", "version",
 	} {
 		args := strings.Fields(line)
 		var fromJSON, fromYAML any
@@ -125,6 +135,24 @@ func TestAnswersForMachines(t *testing.T) {
 		table := must(t, args...)
 		if strings.HasPrefix(table, "{") || table == "" {
 			t.Errorf("%s: not a table:\n%s", line, table)
+		}
+	}
+}
+
+func TestNodesAndShardsAreOnlyThose(t *testing.T) {
+	for _, field := range []string{"nodes", "shards"} {
+		var answer map[string][]any
+		text := must(t, "cluster", field, "-o", "json")
+		if err := json.Unmarshal([]byte(text), &answer); err != nil || len(answer) != 1 || len(answer[field]) == 0 {
+			t.Errorf("cluster %s: %v\n%s", field, err, text)
+		}
+	}
+}
+
+func TestASizeThatIsNotKnownIsNoSize(t *testing.T) {
+	for size, want := range map[float64]string{0: "-", 1: "1 B", 1500: "1.5 kB"} {
+		if got := bytesText(size); got != want {
+			t.Errorf("%v is %q, want %q", size, got, want)
 		}
 	}
 }

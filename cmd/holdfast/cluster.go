@@ -17,21 +17,22 @@ func newCluster(c *cli) *cobra.Command {
 		Short:   "The cluster: status, nodes, shards, transfer",
 		Example: "  holdfast cluster status\n  holdfast cluster shards -o json\n  holdfast cluster transfer 3 n2",
 	}
-	verb := func(use, short string, show func(*pb.ClusterStatusResponse) *table) *cobra.Command {
+	// field is the part of the status that the verb is about, empty for all of it.
+	verb := func(use, short, field string, show func(*pb.ClusterStatusResponse) *table) *cobra.Command {
 		return &cobra.Command{Use: use, Short: short, Example: "  holdfast cluster " + use, Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
 			return c.with(cmd.Context(), func(ctx context.Context, cl *client.Client) error {
 				r, err := pb.NewClusterClient(cl.Conn()).Status(ctx, &pb.ClusterStatusRequest{})
 				if err != nil {
 					return err
 				}
-				return c.printer().message(r, show(r))
+				return c.printer().field(r, field, show(r))
 			})
 		}}
 	}
 	cmd.AddCommand(
-		verb("status", "Who is up and who leads what", statusTable),
-		verb("nodes", "The nodes and their addresses", nodesTable),
-		verb("shards", "The shards and their replicas", shardsTable),
+		verb("status", "Who is up and who leads what", "", statusTable),
+		verb("nodes", "The nodes and their addresses", "nodes", nodesTable),
+		verb("shards", "The shards and their replicas", "shards", shardsTable),
 		newTransfer(c),
 	)
 	return cmd
@@ -92,7 +93,12 @@ func shardsTable(r *pb.ClusterStatusResponse) *table {
 	return t
 }
 
+// bytesText is a size for people, a dash if it is not known: a replica that has written nothing but its log yet, or one
+// that cannot be asked.
 func bytesText(n float64) string {
+	if n == 0 {
+		return "-"
+	}
 	for _, unit := range []string{"B", "kB", "MB"} {
 		if n < 1000 {
 			return fmt.Sprintf("%.3g %s", n, unit)

@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"errors"
+	"net"
+	"strconv"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -28,6 +30,12 @@ func (c *cli) with(ctx context.Context, do func(context.Context, *client.Client)
 }
 
 func (c *cli) dial(ctx context.Context) (*client.Client, error) {
+	for _, addr := range c.addrs {
+		_, port, err := net.SplitHostPort(addr)
+		if n, numErr := strconv.ParseUint(port, 10, 16); err != nil || numErr != nil || n == 0 {
+			return nil, usageErrorf("--addr %q: use HOST:PORT", addr)
+		}
+	}
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
 	cl, err := client.Dial(ctx, client.Config{Addrs: c.addrs})

@@ -48,17 +48,17 @@ func main() {
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root := newRoot(stdout, stderr)
 	root.SetArgs(args)
-	err := root.ExecuteContext(ctx)
+	cmd, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		return exitDone
 	}
 	code := exitCode(err)
 	if !errors.Is(err, errDenied) {
 		fmt.Fprintln(stderr, "holdfast:", strings.TrimPrefix(err.Error(), "holdfast: ")) // errors of the SDK say so themselves
-		if strings.HasPrefix(err.Error(), "unknown command") {
-			fmt.Fprintln(stderr, "See: holdfast --help")
-		}
-		if code == exitUnreachable {
+		switch code {
+		case exitUsage:
+			fmt.Fprintf(stderr, "See: %s --help\n", cmd.CommandPath())
+		case exitUnreachable:
 			fmt.Fprintln(stderr, "Is a node running? Start one with: holdfast dev. Other addresses: --addr or $HOLDFAST_ADDR.")
 		}
 	}

@@ -27,7 +27,10 @@ type table struct {
 func (t *table) add(cells ...string) { t.rows = append(t.rows, cells) }
 
 // message prints a protobuf message: as the table that it is given, or as data with the names of the REST interface.
-func (p *printer) message(m proto.Message, t *table) error {
+func (p *printer) message(m proto.Message, t *table) error { return p.field(m, "", t) }
+
+// field prints, as data, only the named field of a message.
+func (p *printer) field(m proto.Message, name string, t *table) error {
 	if p.format == "table" {
 		return p.table(t)
 	}
@@ -35,7 +38,14 @@ func (p *printer) message(m proto.Message, t *table) error {
 	if err != nil {
 		return fmt.Errorf("encode the answer: %w", err)
 	}
-	return p.raw(b)
+	if name == "" {
+		return p.raw(b)
+	}
+	var all map[string]json.RawMessage
+	if err := json.Unmarshal(b, &all); err != nil {
+		return fmt.Errorf("encode the answer: %w", err)
+	}
+	return p.value(map[string]json.RawMessage{name: all[name]}, t)
 }
 
 // value prints any value that encodes as JSON.

@@ -76,6 +76,8 @@ func (r *replay) params() (counter.Params, error) {
 		p.Window = p.Calendar.Window()
 	}
 	switch {
+	case p.Burst != 0 && !p.Algorithm.Bursts():
+		return p, usageErrorf("--burst is for token_bucket and leaky_bucket: %s has none", p.Algorithm)
 	case p.Burst != 0:
 	case p.Algorithm == counter.TokenBucket:
 		p.Burst = p.Rate
@@ -120,6 +122,9 @@ func (c *cli) readRequests(path, key string) ([]request, int, error) {
 	})
 	if err != nil {
 		return nil, skipped, err
+	}
+	if len(list) == 0 && skipped > 0 {
+		return nil, skipped, fmt.Errorf("%s: none of %d lines can be read: %w", path, skipped, errLogLine)
 	}
 	slices.SortStableFunc(list, func(a, b request) int { return cmp.Compare(a.at, b.at) })
 	return list, skipped, nil

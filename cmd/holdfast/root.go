@@ -45,12 +45,10 @@ Start here:
 	}
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return usageErrorf("%w\nSee: %s --help", err, cmd.CommandPath())
-	})
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageErrorf("%w", err) })
 	root.PersistentFlags().StringSliceVar(&c.addrs, "addr", defaultAddrs(), "gRPC addresses of the cluster; $HOLDFAST_ADDR")
 	root.PersistentFlags().StringVarP(&c.format, "output", "o", "table", "table, json or yaml")
-	root.AddCommand(newDev(c), newStart(c), newCluster(c), newPolicy(c), newLimit(c), newBench(c), newDebug(c))
+	root.AddCommand(newDev(c), newStart(c), newCluster(c), newPolicy(c), newLimit(c), newBench(c), newDebug(c), newVersion(c))
 	usageOnBadArgs(root)
 	return root
 }
@@ -75,7 +73,7 @@ func usageOnBadArgs(cmd *cobra.Command) {
 	if cmd.RunE == nil && cmd.Run == nil {
 		cmd.RunE = func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return usageErrorf("%q is not a verb of %s\nSee: %s --help", args[0], cmd.CommandPath(), cmd.CommandPath())
+				return usageErrorf("%q is not a verb of %s", args[0], cmd.CommandPath())
 			}
 			return cmd.Help()
 		}
@@ -97,8 +95,10 @@ func exitCode(err error) int {
 	if status.Code(err) == codes.Unavailable {
 		return exitUnreachable
 	}
-	if strings.HasPrefix(err.Error(), "unknown ") { // cobra has no type for it
-		return exitUsage
+	for _, words := range []string{"unknown ", "required flag"} { // cobra has no types for them
+		if strings.HasPrefix(err.Error(), words) {
+			return exitUsage
+		}
 	}
 	return exitRefused
 }

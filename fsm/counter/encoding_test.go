@@ -208,7 +208,7 @@ func TestValidate(t *testing.T) {
 	good := []Params{
 		bucket(1, 1, 1), bucket(MaxRate, MaxRate, 1000), bucket(1, 1, MaxWindow), params(LeakyBucket, 5, 5),
 		params(FixedWindow, MaxRate, 1000), params(SlidingLog, MaxListed, MaxWindow), params(Concurrency, MaxListed, 1),
-		{FixedWindow, 1, 1, 0, Year},
+		{FixedWindow, 1, 1, 0, Year}, {FixedWindow, MaxRate, MaxWindow, 0, Year}, params(SlidingWindow, MaxRate, MaxWindow),
 	}
 	for _, p := range good {
 		if err := p.Validate(); err != nil {
@@ -220,6 +220,7 @@ func TestValidate(t *testing.T) {
 		params(FixedWindow, 1, 0), params(FixedWindow, 1, -1), params(FixedWindow, 1, MaxWindow+1),
 		params(SlidingLog, MaxListed+1, 1), params(Concurrency, MaxListed+1, 1), bucket(1, 0, 1), bucket(1, MaxRate+1, 1),
 		{TokenBucket, 1, 1, 1, Day}, {FixedWindow, 1, 1, 0, 7}, bucket(1, MaxRate, MaxWindow), bucket(MaxRate, 1, MaxWindow),
+		{LeakyBucket, MaxRate, MaxWindow, 1, None},
 	}
 	for _, p := range bad {
 		if p.Validate() == nil {

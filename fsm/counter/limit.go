@@ -54,6 +54,9 @@ func ParseAlgorithm(name string) (Algorithm, bool) {
 	return 0, false
 }
 
+// Bursts tells whether the algorithm has a burst capacity.
+func (a Algorithm) Bursts() bool { return a == TokenBucket || a == LeakyBucket }
+
 // Params are the rules of a limit.
 type Params struct {
 	Algorithm Algorithm
@@ -87,13 +90,13 @@ func (p *Params) Validate() error {
 		return fmt.Errorf("time_window must be 0.001 to %d seconds", MaxWindow/1000)
 	case (p.Algorithm == SlidingLog || p.Algorithm == Concurrency) && p.Rate > MaxListed:
 		return fmt.Errorf("rate_limit of %s must be at most %d: it keeps a list; use another algorithm", p.Algorithm, MaxListed)
-	case (p.Algorithm == TokenBucket || p.Algorithm == LeakyBucket) && (p.Burst < 1 || p.Burst > MaxRate):
+	case p.Algorithm.Bursts() && (p.Burst < 1 || p.Burst > MaxRate):
 		return fmt.Errorf("burst_capacity must be 1 to %d", MaxRate)
 	case p.Calendar != 0 && p.Algorithm != FixedWindow:
 		return fmt.Errorf("calendar windows need fixed_window")
 	case int(p.Calendar) >= len(calendarNames):
 		return fmt.Errorf("unknown calendar window")
-	case uint64(largest) > maxTokenTime/uint64(p.Window):
+	case p.Algorithm.Bursts() && uint64(largest) > maxTokenTime/uint64(p.Window): // the others do not multiply
 		return fmt.Errorf("rate_limit or burst_capacity times time_window is too large: use a shorter window")
 	}
 	return nil

@@ -160,6 +160,31 @@ func TestHugeChargeSaturates(t *testing.T) {
 	})
 }
 
+// The largest rate and the longest window go together where they are not multiplied, also when what is leased moves to
+// another algorithm.
+func TestTheLargestRateInTheLongestWindow(t *testing.T) {
+	eachAlgorithm(t, []Algorithm{FixedWindow, SlidingWindow}, func(t *testing.T, a Algorithm) {
+		s := newShard(t)
+		l := limit(1, params(a, MaxRate, MaxWindow))
+		r := s.take(MaxRate-1, l)
+		if !r.Allowed || r.Limits[0].Remaining != 1 {
+			t.Fatalf("nearly all: %+v", r)
+		}
+		if r := s.take(2, l); r.Allowed || r.Limits[0].RetryIn <= 0 || r.Limits[0].RetryIn > 2*MaxWindow {
+			t.Fatalf("one too many: %+v", r)
+		}
+		s.now += fsm.Time(r.Limits[0].ResetIn)
+		s.lease(MaxRate, MaxLease, nil, l)
+		for _, p := range []Params{bucket(1, 1, MaxWindow), params(SlidingWindow, MaxRate, 1), params(FixedWindow, MaxRate, MaxWindow)} {
+			l.Params = p
+			if s.take(MaxRate, l).Allowed {
+				t.Fatalf("half of the tokens are leased, %+v has all", p)
+			}
+		}
+		s.check()
+	})
+}
+
 // Tokens of short windows become many token milliseconds when the rules change to long ones.
 func TestHoldsSurviveALongerWindow(t *testing.T) {
 	eachAlgorithm(t, []Algorithm{TokenBucket, LeakyBucket}, func(t *testing.T, a Algorithm) {

@@ -72,8 +72,18 @@ func (GRPC) Marshal(v any) (mem.BufferSlice, error) {
 	return mem.BufferSlice{mem.SliceBuffer(b)}, nil
 }
 
+// Tried is a message to decode into, for who wants to answer bytes that are none: gRPC sees no error.
+type Tried struct {
+	Message any
+	Err     error
+}
+
 // Unmarshal implements encoding.CodecV2.
-func (GRPC) Unmarshal(data mem.BufferSlice, v any) error {
+func (c GRPC) Unmarshal(data mem.BufferSlice, v any) error {
+	if t, ok := v.(*Tried); ok {
+		t.Err = c.Unmarshal(data, t.Message)
+		return nil
+	}
 	m, ok := v.(unmarshaler)
 	if !ok {
 		return encoding.GetCodecV2(grpcproto.Name).Unmarshal(data, v)

@@ -125,7 +125,7 @@ func TestHitsAreBounded(t *testing.T) {
 // A limit that a request brings is as large as a counter can hold, or it is none.
 func TestALimitOfTheRequestIsBounded(t *testing.T) {
 	const year = typev3.RateLimitUnit_YEAR
-	for perUnit, counts := range map[uint32]bool{0: false, 1: true, 146_235_604: true, 146_235_605: false, 1<<32 - 1: false} {
+	for perUnit, counts := range map[uint32]bool{0: false, 1: true, 1_000_000_000: true, 1_000_000_001: false, 1<<32 - 1: false} {
 		s := &Service{}
 		domains := map[string]*Domain{"shop": parse(t, example)}
 		s.domains.Store(&domains)
@@ -233,7 +233,7 @@ func TestMistakesAreNamed(t *testing.T) {
 		"no unit":             {"domain: a\ndescriptors: [{key: k, rate_limit: {requests_per_unit: 1}}]", "unit"},
 		"unlimited and limit": {"domain: a\ndescriptors: [{key: k, rate_limit: {unlimited: true, unit: second}}]", "unlimited"},
 		"too many":            {"domain: a\ndescriptors: [{key: k, rate_limit: {unit: second, requests_per_unit: 4000000000}}]", "1 to 1000000000"},
-		"too many in a year":  {"domain: a\ndescriptors: [{key: k, rate_limit: {unit: year, requests_per_unit: 146235605}}]", "use a shorter window"},
+		"burst":               {"domain: a\ndescriptors: [{key: k, rate_limit: {unit: second, requests_per_unit: 1, burst_capacity: 2}}]", "burst_capacity"},
 		"negative":            {"domain: a\ndescriptors: [{key: k, rate_limit: {unit: second, requests_per_unit: -1}}]", "not in the dialect"},
 		"star inside":         {"domain: a\ndescriptors: [{key: k, value: 'a*b', " + limit + "}]", "at the end"},
 		"share without star":  {"domain: a\ndescriptors: [{key: k, value: a, share_threshold: true, " + limit + "}]", "share_threshold"},

@@ -30,11 +30,13 @@ type Policy struct {
 	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	// token_bucket, sliding_window, sliding_log, fixed_window, leaky_bucket or concurrency.
 	Algorithm string `protobuf:"bytes,3,opt,name=algorithm,proto3" json:"algorithm,omitempty"`
-	// Tokens per time_window; slots for concurrency. 1 to 1,000,000,000.
+	// Tokens per time_window; slots for concurrency. 1 to 1,000,000,000; for sliding_log and concurrency at most 10,000. For
+	// token_bucket and leaky_bucket the larger of rate_limit and burst_capacity, times time_window, is at most 4.6e15: all of
+	// a billion in windows of up to 53 days.
 	RateLimit uint32 `protobuf:"varint,4,opt,name=rate_limit,json=rateLimit,proto3" json:"rate_limit,omitempty"`
 	// Seconds, may be a fraction down to 0.001; up to 366 days. For concurrency: how long a slot is held at most.
 	TimeWindow float64 `protobuf:"fixed64,5,opt,name=time_window,json=timeWindow,proto3" json:"time_window,omitempty"`
-	// Tokens that may be taken at once by token_bucket (default rate_limit) and leaky_bucket (default 1).
+	// Tokens that may be taken at once by token_bucket (default rate_limit) and leaky_bucket (default 1). The others have none.
 	BurstCapacity uint32 `protobuf:"varint,6,opt,name=burst_capacity,json=burstCapacity,proto3" json:"burst_capacity,omitempty"`
 	Active        bool   `protobuf:"varint,7,opt,name=active,proto3" json:"active,omitempty"`
 	// Count and report, never deny.

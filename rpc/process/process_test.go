@@ -186,6 +186,9 @@ func TestBadInput(t *testing.T) {
 		"forged token":         {"POST", "/api/v1/ratelimit/refund", `{"reservation_id":"AQEBAQAAAAAAAAABAAAAAAAAAAAAAAAA"}`, 404, "NOT_FOUND", "no such reservation"},
 		"unknown path":         {"GET", "/api/v1/nothing", ``, 404, "NOT_FOUND", "Not Found"},
 		"wrong method":         {"DELETE", "/api/v1/ratelimit/check", ``, 405, "NOT_FOUND", "Method Not Allowed"},
+		"burst of no use":      {"POST", "/api/v1/policies", `{"name":"x","algorithm":"sliding_log","rate_limit":1,"time_window":1,"burst_capacity":2}`, 400, "INVALID", "burst_capacity"},
+		"burst in an update":   {"PATCH", "/api/v1/policies/taken", `{"algorithm":"concurrency","burst_capacity":2}`, 400, "INVALID", "burst_capacity"},
+		"http_status":          {"POST", "/api/v1/ratelimit/check?http_status=maybe", `{"client_id":"a"}`, 400, "INVALID", "http_status"},
 		"domain":               {"POST", "/api/v1/policies:importEnvoy", `{"yaml":"domain: a\ndescriptors: [{value: x}]"}`, 400, "INVALID", "no key"},
 		"envoy without domain": {"POST", "/json", `{"descriptors":[{}]}`, 400, "INVALID", "domain"},
 	} {
@@ -220,6 +223,27 @@ func TestTextAfterTheBodyIsRefusedBeforeAnythingIsTaken(t *testing.T) {
 	}
 }
 
+// rawBytes is a codec that sends what it is given.
+type rawBytes struct{}
+
+func (rawBytes) Marshal(v any) ([]byte, error)   { return v.([]byte), nil }
+func (rawBytes) Unmarshal(b []byte, v any) error { *v.(*[]byte) = b; return nil }
+func (rawBytes) Name() string                    { return "proto" }
+
+func TestARequestThatIsNoMessageIsInvalid(t *testing.T) {
+	conn := dial(t, holdfasttest.Start(t, 1))
+	for _, method := range []string{
+		"/holdfast.v1.Limits/Check", "/holdfast.v1.Policies/GetPolicy", "/holdfast.v1.Cluster/Status", "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit",
+		"/grpc.health.v1.Health/Check",
+	} {
+		var answer []byte
+		err := conn.Invoke(t.Context(), method, []byte{0xff, 0xff, 0xff}, &answer, grpc.ForceCodec(rawBytes{}))
+		if status.Code(err) != codes.InvalidArgument {
+			t.Errorf("%s: %v", method, err)
+		}
+	}
+}
+
 func TestIdempotencyKeyMakesARepetitionHarmless(t *testing.T) {
 	c := holdfasttest.Start(t, 1)
 	r := rest{t, c.URL(0)}
@@ -233,9 +257,22 @@ func TestIdempotencyKeyMakesARepetitionHarmless(t *testing.T) {
 	if other := r.ok("POST", "/api/v1/ratelimit/check", `{"client_id":"a"}`, "Idempotency-Key", "k2"); other["remaining_quota"] != json.Number("8") {
 		t.Fatalf("the repetition took a token: %v", other)
 	}
-	code, _, p := r.do("POST", "/api/v1/ratelimit/check", `{"client_id":"a","weight":2}`, "Idempotency-Key", "k1")
-	if code != http.StatusConflict || p["reason"] != "CONFLICT" {
-		t.Fatalf("a key used for another request: %d %v", code, p)
+	used := func() any {
+		return r.ok("GET", "/api/v1/ratelimit/status?client_id=a", "")["policies"].([]any)[0].(map[string]any)["current_usage"]
+	}
+	before := used()
+	others := []struct{ path, body string }{{"check", `{"client_id":"a","weight":2}`}, {"reset", `{"client_id":"a"}`}, {"reserve", `{"check":{"client_id":"a"}}`}}
+	for i := range 16 { // whatever shards they belong to
+		others = append(others, struct{ path, body string }{"check", fmt.Sprintf(`{"client_id":"other-%d"}`, i)})
+	}
+	for _, q := range others {
+		code, _, p := r.do("POST", "/api/v1/ratelimit/"+q.path, q.body, "Idempotency-Key", "k1")
+		if code != http.StatusConflict || p["reason"] != "CONFLICT" || !strings.Contains(fmt.Sprint(p["detail"]), `"k1"`) {
+			t.Fatalf("a key used for another request, %s %s: %d %v", q.path, q.body, code, p)
+		}
+	}
+	if used() != before {
+		t.Fatalf("of the refused requests one had an effect: %v used, before them %v", used(), before)
 	}
 	limits := pb.NewLimitsClient(dial(t, c))
 	ctx := metadata.AppendToOutgoingContext(t.Context(), "idempotency-key", "k1")
@@ -458,7 +495,7 @@ func TestEnvoyRateLimitService(t *testing.T) {
 	}
 	tooMany := &ratelimit.RateLimitDescriptor{
 		Entries: descriptor("user", "dave").Entries,
-		Limit:   &ratelimit.RateLimitDescriptor_RateLimitOverride{RequestsPerUnit: 1e9, Unit: typev3.RateLimitUnit_YEAR},
+		Limit:   &ratelimit.RateLimitDescriptor_RateLimitOverride{RequestsPerUnit: 1e9 + 1, Unit: typev3.RateLimitUnit_YEAR},
 	}
 	if r := ask("shop", tooMany); r.OverallCode != ok || r.Statuses[0].CurrentLimit != nil {
 		t.Fatalf("a limit that no counter can hold: %v", r)

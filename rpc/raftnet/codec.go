@@ -151,6 +151,9 @@ func appendLog(dst []byte, l *raft.Log) []byte {
 
 const (
 	minLogBytes = 6
+	// maxTerm is far above what elections get to. A replica takes over any term that it is told: with the last one there is,
+	// its group could never elect again.
+	maxTerm = 1 << 62
 	// maxLogs is far above what Raft sends at once; it keeps a message of tiny entries from growing in memory.
 	maxLogs = 8192
 )
@@ -236,7 +239,24 @@ func decodeRequest(k kind, b []byte) (any, error) {
 	default:
 		return nil, fmt.Errorf("%w: request of kind %d between nodes", wire.ErrCorrupt, k)
 	}
+	if term := termOf(request); term > maxTerm {
+		return nil, fmt.Errorf("%w: term %d", wire.ErrCorrupt, term)
+	}
 	return request, d.End("request between nodes")
+}
+
+func termOf(request any) uint64 {
+	switch q := request.(type) {
+	case *raft.AppendEntriesRequest:
+		return q.Term
+	case *raft.RequestVoteRequest:
+		return q.Term
+	case *raft.RequestPreVoteRequest:
+		return q.Term
+	case *raft.InstallSnapshotRequest:
+		return q.Term
+	}
+	return 0
 }
 
 // appendAnswer encodes what the Raft library answered.

@@ -143,7 +143,7 @@ func (g *GroupTransport) mayLead() bool {
 
 // serveInstall receives a replica's state: the request, then the bytes; then it answers.
 func (n *Net) serveInstall(st grpc.ServerStream) error {
-	from, err := n.sender(st.Context())
+	from, err := n.sender(st.Context(), false)
 	if err != nil {
 		return err
 	}
@@ -171,6 +171,7 @@ func (n *Net) serveInstall(st grpc.ServerStream) error {
 	}
 	request, err := decodeRequest(f.kind, f.body)
 	if err != nil {
+		n.refused(from, err)
 		return status.Error(codes.InvalidArgument, err.Error())
 	}
 	ctx, cancel := context.WithCancel(st.Context())

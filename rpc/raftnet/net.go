@@ -67,7 +67,12 @@ type Net struct {
 	peers    map[string]*peer
 	groups   map[uint32]*GroupTransport
 	handlers map[string]Handler
+	open     map[string]bool // methods that a node may call which is in no cluster
 	clocks   map[string]time.Duration
+	refusals struct {
+		count  int // since the last was logged
+		logged time.Time
+	}
 }
 
 var (
@@ -108,7 +113,7 @@ func New(cfg Config) *Net {
 	}
 	n := &Net{
 		cfg: cfg, log: cfg.Logger, peers: make(map[string]*peer), groups: make(map[uint32]*GroupTransport),
-		handlers: make(map[string]Handler), clocks: make(map[string]time.Duration),
+		handlers: make(map[string]Handler), open: make(map[string]bool), clocks: make(map[string]time.Duration),
 	}
 	n.ctx, n.stop = context.WithCancel(context.Background())
 	n.Handle(methodTerms, n.serveTerms)
@@ -145,6 +150,20 @@ func (n *Net) Handle(method string, h Handler) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.handlers[method] = h
+}
+
+// HandleOpen is Handle for a method that a node may call which belongs to no cluster yet.
+func (n *Net) HandleOpen(method string, h Handler) {
+	n.Handle(method, h)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.open[method] = true
+}
+
+func (n *Net) isOpen(method string) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.open[method]
 }
 
 // push sends a frame by way of Tamper. What gets lost on its way, nobody tells.

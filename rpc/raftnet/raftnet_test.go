@@ -62,6 +62,9 @@ func startNode(t *testing.T, b *book, id string, cfg Config) *node {
 	t.Helper()
 	cfg.NodeID, cfg.Resolve, cfg.Logger = id, b.find, slog.New(slog.DiscardHandler)
 	cfg.Heartbeat = 300 * time.Millisecond
+	if cfg.ClusterID == nil {
+		cfg.ClusterID = func() string { return "one" }
+	}
 	n := &node{Net: New(cfg)}
 	n.server = grpc.NewServer(n.ServerOptions()...)
 	n.Register(n.server)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"time"
 
 	"github.com/hashicorp/raft"
 	"google.golang.org/grpc"
@@ -54,9 +55,14 @@ func (n *Net) outgoing(ctx context.Context, target string) context.Context {
 	return metadata.AppendToOutgoingContext(ctx, headerNode, n.cfg.NodeID, headerTarget, target, headerCluster, n.cfg.ClusterID())
 }
 
-// sender tells which node a request comes from, and refuses one of another cluster, or for a node that had this one's
-// address before.
-func (n *Net) sender(ctx context.Context) (string, error) {
+// sender tells which node a request comes from, and refuses one that is not from a member of this node's cluster, or for a
+// node that had this one's address before. A stranger, which is in no cluster yet, may ask what is open to it.
+func (n *Net) sender(ctx context.Context, open bool) (id string, err error) {
+	defer func() {
+		if err != nil {
+			n.refused(id, err)
+		}
+	}()
 	md, _ := metadata.FromIncomingContext(ctx)
 	first := func(key string) string {
 		if v := md.Get(key); len(v) > 0 {
@@ -64,18 +70,41 @@ func (n *Net) sender(ctx context.Context) (string, error) {
 		}
 		return ""
 	}
+	id = first(headerNode)
 	mine, theirs := n.cfg.ClusterID(), first(headerCluster)
-	if mine != "" && theirs != "" && mine != theirs {
-		return "", status.Errorf(codes.FailedPrecondition, "this node belongs to cluster %s, not %s", mine, theirs)
+	switch {
+	case mine == "": // nobody can be of the same
+		return id, status.Error(codes.FailedPrecondition, "this node belongs to no cluster yet")
+	case theirs == "" && !open:
+		return id, status.Errorf(codes.FailedPrecondition, "this node belongs to cluster %s, the sender to none", mine)
+	case theirs != "" && theirs != mine:
+		return id, status.Errorf(codes.FailedPrecondition, "this node belongs to cluster %s, not %s", mine, theirs)
 	}
 	if target := first(headerTarget); target != "" && target != n.cfg.NodeID {
-		return "", status.Errorf(codes.FailedPrecondition, "this is node %s, not %s", n.cfg.NodeID, target)
+		return id, status.Errorf(codes.FailedPrecondition, "this is node %s, not %s", n.cfg.NodeID, target)
 	}
-	id := first(headerNode)
 	if id == "" {
-		return "", status.Error(codes.Unauthenticated, "the sender does not say which node it is")
+		return id, status.Error(codes.Unauthenticated, "the sender does not say which node it is")
 	}
 	return id, nil
+}
+
+// refusalPause is how long refusals are only counted after one was logged: who is refused tries again and again.
+const refusalPause = 10 * time.Second
+
+// refused logs that a request was turned away.
+func (n *Net) refused(node string, err error) {
+	n.mu.Lock()
+	n.refusals.count++
+	count, now := n.refusals.count, time.Now()
+	tell := now.Sub(n.refusals.logged) >= refusalPause
+	if tell {
+		n.refusals.logged, n.refusals.count = now, 0
+	}
+	n.mu.Unlock()
+	if tell {
+		n.log.Warn("refused a request between nodes", "node", node, "error", err, "refused", count)
+	}
 }
 
 func encodeCall(method string, request []byte) []byte {
@@ -83,16 +112,16 @@ func encodeCall(method string, request []byte) []byte {
 }
 
 func (n *Net) serveCall(ctx context.Context, decode func(any) error) (any, error) {
-	from, err := n.sender(ctx)
-	if err != nil {
-		return nil, err
-	}
 	var b []byte
 	if err := decode(&b); err != nil {
 		return nil, err
 	}
 	d := wire.NewDecoder(b)
 	method := d.Text()
+	from, err := n.sender(ctx, n.isOpen(method))
+	if err != nil {
+		return nil, err
+	}
 	h, ok := n.handler(method)
 	if d.Bad() || !ok {
 		return nil, status.Errorf(codes.Unimplemented, "no method %q: upgrade this node", method)
@@ -106,7 +135,7 @@ func (n *Net) serveCall(ctx context.Context, decode func(any) error) (any, error
 
 // serveFrames takes the requests of another node's replicas until the stream ends.
 func (n *Net) serveFrames(st grpc.ServerStream) error {
-	from, err := n.sender(st.Context())
+	from, err := n.sender(st.Context(), false)
 	if err != nil {
 		return err
 	}
@@ -181,6 +210,7 @@ func (in *inbound) take(f *frame) error {
 	}
 	request, err := decodeRequest(f.kind, f.body)
 	if err != nil {
+		in.n.refused(in.from, err)
 		in.fail(f.id, err)
 		return nil
 	}

@@ -60,6 +60,10 @@ func TestRequestsThatRaftWouldPanicOverAreRefused(t *testing.T) {
 		"configuration":      &raft.AppendEntriesRequest{Entries: []*raft.Log{{Index: 1, Type: raft.LogConfiguration, Data: []byte("?")}}},
 		"state's":            &raft.InstallSnapshotRequest{SnapshotVersion: 1, Configuration: []byte("?")},
 		"no configuration":   &raft.InstallSnapshotRequest{SnapshotVersion: 1},
+		"term of entries":    &raft.AppendEntriesRequest{Term: maxTerm + 1},
+		"term of a vote":     &raft.RequestVoteRequest{Term: 1<<64 - 1},
+		"term of a pre-vote": &raft.RequestPreVoteRequest{Term: maxTerm + 1},
+		"term of a state":    &raft.InstallSnapshotRequest{SnapshotVersion: 1, Configuration: configuration, Term: maxTerm + 1},
 		"a state's bad size": &raft.InstallSnapshotRequest{SnapshotVersion: 1, Configuration: configuration, Size: -1},
 	}
 	for name, q := range bad {

@@ -114,12 +114,19 @@ const keyVote = "Vote"
 // Open implements raftlog.Provider.
 func (p *Provider) Open(group uint32) (raftlog.Log, error) {
 	path := filepath.Join(p.opts.Dir, fmt.Sprintf("group-%d.db", group))
-	store, err := raftboltdb.New(raftboltdb.Options{
-		Path: path,
-		BoltOptions: &bbolt.Options{
-			NoFreelistSync: true, FreelistType: bbolt.FreelistMapType, Timeout: 5 * time.Second, ReadOnly: p.opts.ReadOnly,
-		},
-		MsgpackUseNewTimeFormat: true,
+	var store *raftboltdb.BoltStore
+	err := caught(path, func() (err error) {
+		if err = check(path); err != nil {
+			return err
+		}
+		store, err = raftboltdb.New(raftboltdb.Options{
+			Path: path,
+			BoltOptions: &bbolt.Options{
+				NoFreelistSync: true, FreelistType: bbolt.FreelistMapType, Timeout: lockTimeout, ReadOnly: p.opts.ReadOnly,
+			},
+			MsgpackUseNewTimeFormat: true,
+		})
+		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", path, err)
