@@ -48,6 +48,8 @@ func (n *oneNode) Query(_ context.Context, _ uint32, calls []fsm.Call) ([]fsm.Re
 
 func (n *oneNode) CatalogView() kv.View { return n.shard.View() }
 
+func (n *oneNode) WatchCatalog(func()) (stop func()) { return func() {} }
+
 func create(t *testing.T, s *policies, name string) *pb.Policy {
 	t.Helper()
 	p, err := s.CreatePolicy(t.Context(), &pb.CreatePolicyRequest{Name: name, RateLimit: 5, TimeWindow: 60})
