@@ -54,6 +54,8 @@ var (
 const (
 	retryMin = 10 * time.Millisecond
 	retryMax = 500 * time.Millisecond
+	// leaderCheck is how often a call that waits looks who leads.
+	leaderCheck = 500 * time.Millisecond
 )
 
 // propose has the frame executed by the group's leader. It tries again until ctx ends: after a refusal always, after an
@@ -95,7 +97,7 @@ func (r *router) proposeOnce(ctx context.Context, group uint32, f *fsm.Frame, re
 	if !ok {
 		return fsm.FrameOutcome{}, errNoLeader
 	}
-	answer, err := r.call(ctx, leader, callPropose, request)
+	answer, err := r.ask(ctx, group, leader, callPropose, request)
 	if err != nil {
 		return fsm.FrameOutcome{}, fmt.Errorf("%w: node %s: %w", fsm.ErrOutcomeUnknown, leader, err)
 	}
@@ -149,7 +151,7 @@ func (r *router) queryOnce(ctx context.Context, group uint32, calls []fsm.Call) 
 		return nil, fsm.Applied{}, errNoLeader
 	}
 	f := fsm.Frame{Calls: calls}
-	answer, err := r.call(ctx, leader, callQuery, f.Append(binary.AppendUvarint(nil, uint64(group))))
+	answer, err := r.ask(ctx, group, leader, callQuery, f.Append(binary.AppendUvarint(nil, uint64(group))))
 	if err != nil {
 		return nil, fsm.Applied{}, fmt.Errorf("node %s: %w", leader, err)
 	}
@@ -161,16 +163,41 @@ func (r *router) queryOnce(ctx context.Context, group uint32, calls []fsm.Call) 
 	return out.Results, fsm.Applied{Index: out.Index, Time: out.Time}, err
 }
 
+// ask calls the leader, until another node leads: one that is frozen keeps its connections and answers nothing.
+func (r *router) ask(ctx context.Context, group uint32, leader, method string, request []byte) ([]byte, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		tick := time.NewTicker(leaderCheck)
+		defer tick.Stop()
+		for now := leader; now == leader || now == ""; now = r.leads(group) {
+			select {
+			case <-tick.C:
+			case <-ctx.Done():
+				return
+			}
+		}
+		cancel()
+	}()
+	return r.call(ctx, leader, method, request)
+}
+
 // leader finds the node that leads a group, never this one: a group that leads here is asked directly.
 func (r *router) leader(group uint32) (string, bool) {
+	node := r.leads(group)
+	return node, node != "" && node != r.nodeID
+}
+
+// leads names the node that leads a group as far as this one knows, empty if it does not.
+func (r *router) leads(group uint32) string {
 	if g, here := r.local(group); here {
 		if id, _ := g.Leader(); id != "" {
 			node, _, _ := strings.Cut(id, "/")
-			return node, node != r.nodeID
+			return node
 		}
 	}
-	node, ok := r.hint(group)
-	return node, ok && node != r.nodeID
+	node, _ := r.hint(group)
+	return node
 }
 
 // The answer to a call between nodes starts with one of these.
