@@ -93,8 +93,15 @@ func Start(cfg Config) (*Gossip, error) {
 	if err != nil {
 		return nil, fmt.Errorf("gossip address %q: port: %w", cfg.Bind, err)
 	}
-	if len(cfg.Key) == 0 && cfg.Transport == nil && !isLoopback(host) {
-		return nil, fmt.Errorf("gossip address %q: refusing to gossip in plain text off loopback: set a gossip key", cfg.Bind)
+	if cfg.Transport == nil {
+		ip, err := resolve(host)
+		if err != nil {
+			return nil, fmt.Errorf("gossip address %q: %w", cfg.Bind, err)
+		}
+		if len(cfg.Key) == 0 && !ip.IsLoopback() {
+			return nil, fmt.Errorf("gossip address %q: refusing to gossip in plain text off loopback: set a gossip key", cfg.Bind)
+		}
+		host = ip.String()
 	}
 	g := &Gossip{
 		cfg: cfg, meta: cfg.Meta,
@@ -398,7 +405,15 @@ func (w logWriter) Write(b []byte) (int, error) {
 
 var _ io.Writer = logWriter{}
 
-func isLoopback(host string) bool {
-	ip := net.ParseIP(host)
-	return host == "localhost" || (ip != nil && ip.IsLoopback())
+// resolve finds the IP of a host, all interfaces for an empty one. memberlist takes only an IP as such: at a name it
+// listens on every interface.
+func resolve(host string) (net.IP, error) {
+	if host == "" {
+		return net.IPv4zero, nil
+	}
+	addr, err := net.ResolveIPAddr("ip", host)
+	if err != nil {
+		return nil, err
+	}
+	return addr.IP, nil
 }

@@ -3,6 +3,7 @@ package gossip
 import (
 	"encoding/json"
 	"log/slog"
+	"net"
 	"testing"
 	"time"
 )
@@ -88,6 +89,22 @@ func TestNodesOfAnotherClusterAreNotAccepted(t *testing.T) {
 	}
 	if m, ok := b.Member("a"); ok {
 		t.Errorf("b accepted %+v", m)
+	}
+}
+
+// The name of an interface is not all of them.
+func TestANameIsListenedAtAsItsAddress(t *testing.T) {
+	for _, key := range [][]byte{nil, make([]byte, 32)} {
+		g, err := Start(Config{NodeID: "a", Bind: "localhost:0", Key: key, Logger: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if host, _, err := net.SplitHostPort(g.Addr()); err != nil || !net.ParseIP(host).IsLoopback() {
+			t.Errorf("it is at %s, %v", g.Addr(), err)
+		}
+		if err := g.Close(); err != nil {
+			t.Error(err)
+		}
 	}
 }
 
