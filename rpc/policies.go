@@ -261,7 +261,8 @@ func (s *policies) update(ctx context.Context, p catalog.Policy, q *pb.UpdatePol
 
 // merge applies the fields that are present.
 func merge(p *catalog.Policy, q *pb.UpdatePolicyRequest) (err error) {
-	burstFollows := p.Burst == p.Rate // as by default
+	burstFollows := p.Algorithm == counter.TokenBucket.String() && p.Burst == p.Rate // as by default
+	changes := q.Algorithm != nil && *q.Algorithm != p.Algorithm
 	set(&p.Name, q.Name)
 	set(&p.Algorithm, q.Algorithm)
 	set(&p.Rate, q.RateLimit)
@@ -277,7 +278,7 @@ func merge(p *catalog.Policy, q *pb.UpdatePolicyRequest) (err error) {
 	switch {
 	case q.BurstCapacity != nil:
 		p.Burst = *q.BurstCapacity
-	case burstFollows || q.Algorithm != nil:
+	case burstFollows || changes:
 		p.Burst = 0
 	}
 	if q.TimeWindow != nil {

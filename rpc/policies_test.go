@@ -46,6 +46,36 @@ func (n *oneNode) Query(_ context.Context, _ uint32, calls []fsm.Call) ([]fsm.Re
 	return []fsm.Result{n.shard.Query(calls[0])}, fsm.Applied{}, nil
 }
 
+// A burst that was given stays until another is given, or the algorithm becomes another one.
+func TestAnUpdateLeavesTheBurstAlone(t *testing.T) {
+	token, leaky := proto.String("token_bucket"), proto.String("leaky_bucket")
+	for name, tt := range map[string]struct {
+		algorithm string
+		burst     uint32
+		update    *pb.UpdatePolicyRequest
+		want      uint32
+	}{
+		"a leaky bucket as large as its rate":  {*leaky, 5, &pb.UpdatePolicyRequest{Description: proto.String("new")}, 5},
+		"its rate changes":                     {*leaky, 5, &pb.UpdatePolicyRequest{RateLimit: proto.Uint32(9)}, 5},
+		"the algorithm that it has":            {*token, 3, &pb.UpdatePolicyRequest{Algorithm: token}, 3},
+		"another algorithm":                    {*token, 3, &pb.UpdatePolicyRequest{Algorithm: leaky}, 1},
+		"a token bucket's follows the rate":    {*token, 0, &pb.UpdatePolicyRequest{RateLimit: proto.Uint32(9)}, 9},
+		"a token bucket's own does not follow": {*token, 3, &pb.UpdatePolicyRequest{RateLimit: proto.Uint32(9)}, 3},
+	} {
+		s, _ := newPolicies(t)
+		p, err := s.CreatePolicy(t.Context(), &pb.CreatePolicyRequest{
+			Name: "api", Algorithm: tt.algorithm, RateLimit: 5, TimeWindow: 60, BurstCapacity: tt.burst,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		tt.update.PolicyId = p.PolicyId
+		if p, err = s.UpdatePolicy(t.Context(), tt.update); err != nil || p.BurstCapacity != tt.want {
+			t.Errorf("%s: burst %d, %v; want %d", name, p.GetBurstCapacity(), err, tt.want)
+		}
+	}
+}
+
 func (n *oneNode) CatalogView() kv.View { return n.shard.View() }
 
 func (n *oneNode) WatchCatalog(func()) (stop func()) { return func() {} }
