@@ -83,6 +83,7 @@ func TestExitCodes(t *testing.T) {
 		{"cluster status -o xml", exitUsage, "table, json or yaml"},
 		{"limit replay /nothing --rate 1", exitUsage, "/nothing"},
 		{"limit replay /dev/null", exitUsage, "--rate"},
+		{"limit replay /dev/null --rate 5 --policy api", exitUsage, "--live"},
 		{"limit replay /dev/null --rate 1 --key shoe", exitUsage, "--key"},
 		{"limit replay /dev/null --rate 1 --algorithm magic", exitUsage, "token_bucket"},
 		{"start --shards 0", exitUsage, "--shards"},
