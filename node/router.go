@@ -48,6 +48,7 @@ const (
 // These tell of no effect, as shard.Safe does.
 var (
 	errNoLeader  = fmt.Errorf("%w: no leader is known at the moment", fsm.ErrNotLeader)
+	errNoAnswer  = fmt.Errorf("%w: the one that does cannot be asked", fsm.ErrNotLeader) // of a query: it has no effect anyhow
 	errMalformed = fmt.Errorf("%w: malformed request between nodes", fsm.ErrNotLeader)
 )
 
@@ -99,7 +100,7 @@ func (r *router) proposeOnce(ctx context.Context, group uint32, f *fsm.Frame, re
 	}
 	answer, err := r.ask(ctx, group, leader, callPropose, request)
 	if err != nil {
-		return fsm.FrameOutcome{}, fmt.Errorf("%w: node %s: %w", fsm.ErrOutcomeUnknown, leader, err)
+		return fsm.FrameOutcome{}, fmt.Errorf("%w: node %s: %v", fsm.ErrOutcomeUnknown, leader, err)
 	}
 	body, err := readAnswer(answer)
 	if err != nil {
@@ -153,7 +154,7 @@ func (r *router) queryOnce(ctx context.Context, group uint32, calls []fsm.Call) 
 	f := fsm.Frame{Calls: calls}
 	answer, err := r.ask(ctx, group, leader, callQuery, f.Append(binary.AppendUvarint(nil, uint64(group))))
 	if err != nil {
-		return nil, fsm.Applied{}, fmt.Errorf("node %s: %w", leader, err)
+		return nil, fsm.Applied{}, fmt.Errorf("%w: node %s: %v", errNoAnswer, leader, err)
 	}
 	body, err := readAnswer(answer)
 	if err != nil {

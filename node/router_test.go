@@ -11,6 +11,9 @@ import (
 	"testing/synctest"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
 	"github.com/holdfastdb/holdfast/fsm"
 )
 
@@ -191,6 +194,27 @@ func TestRouterLeavesALeaderThatIsFrozenForTheNextOne(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A connection's status is not that of the request, which may succeed elsewhere.
+func TestRouterTellsALeaderThatDoesNotAnswerInItsOwnWords(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		nodes := &fakeNodes{routers: map[string]*router{}}
+		a := nodes.add("a", &fakeReplica{leader: "b/1"}, "")
+		a.call = func(context.Context, string, string, []byte) ([]byte, error) {
+			return nil, status.Error(codes.DeadlineExceeded, "late")
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		var foreign interface{ GRPCStatus() *status.Status }
+		if _, _, err := a.query(ctx, 1, []fsm.Call{{Type: 1, Op: 64}}); !errors.Is(err, fsm.ErrNotLeader) || errors.As(err, &foreign) {
+			t.Errorf("query: %v", err)
+		}
+		_, err := a.propose(ctx, 1, &fsm.Frame{Client: [16]byte{1}, Seq: 1})
+		if !errors.Is(err, fsm.ErrOutcomeUnknown) || errors.As(err, &foreign) {
+			t.Errorf("propose: %v", err)
+		}
+	})
 }
 
 // An attempt whose outcome is unknown may have had its effect. What later attempts are told changes nothing about that: the

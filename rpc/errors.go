@@ -95,7 +95,8 @@ func statusOf(err error) error {
 	if err == nil {
 		return nil
 	}
-	if _, ok := status.FromError(err); ok {
+	var own *failure
+	if _, is := err.(interface{ GRPCStatus() *status.Status }); is || errors.As(err, &own) { //nolint:errorlint // what wraps a status is not one
 		return err
 	}
 	k := kindOf(err)

@@ -36,6 +36,7 @@ func TestErrorsHaveTheCodeReasonAndAdviceOfTheTable(t *testing.T) {
 		"closing":         {fsm.ErrClosed, codes.Unavailable, "UNAVAILABLE", true},
 		"timeout":         {context.DeadlineExceeded, codes.Unavailable, "UNAVAILABLE", true},
 		"anything else":   {errors.New("bug"), codes.Internal, "INTERNAL", false},
+		"another node's":  {status.Error(codes.DeadlineExceeded, "late"), codes.Internal, "INTERNAL", false}, // no answer to this request
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := status.Convert(statusOf(fmt.Errorf("do something: %w", tt.err)))
