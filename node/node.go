@@ -51,6 +51,8 @@ type Config struct {
 	Tamper func(to string, send func())
 	// PeerCreds secures the traffic between nodes; nil means plain text.
 	PeerCreds credentials.TransportCredentials
+	// Advertise is the host at which others reach gossip, if not the one it listens on.
+	Advertise string
 	// Gossip is the address to gossip at; GossipTransport replaces it in tests.
 	Gossip          string
 	GossipTransport memberlist.Transport
@@ -265,7 +267,7 @@ func (n *Node) openNetwork() (err error) {
 	n.net.Handle(callCatalogAt, n.serveCatalogAt)
 	n.net.Handle(callTransfer, n.serveTransfer)
 	n.gossip, err = gossip.Start(gossip.Config{
-		NodeID: n.identity.NodeID, Bind: n.cfg.Gossip, Transport: n.cfg.GossipTransport, Key: n.cfg.GossipKey,
+		NodeID: n.identity.NodeID, Bind: n.cfg.Gossip, Advertise: n.cfg.Advertise, Transport: n.cfg.GossipTransport, Key: n.cfg.GossipKey,
 		Meta: n.meta(), OnChange: n.wake, Logger: n.log,
 	})
 	if err != nil {

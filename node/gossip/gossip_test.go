@@ -108,6 +108,20 @@ func TestANameIsListenedAtAsItsAddress(t *testing.T) {
 	}
 }
 
+// Behind an address that others do not see, a node tells the one that they do.
+func TestTheAdvertisedHostIsTold(t *testing.T) {
+	g, err := Start(Config{
+		NodeID: "a", Bind: "127.0.0.1:0", Advertise: "192.0.2.7", Key: make([]byte, 32), Logger: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	if host, port, err := net.SplitHostPort(g.Addr()); err != nil || host != "192.0.2.7" || port == "0" {
+		t.Errorf("it is at %s, %v", g.Addr(), err)
+	}
+}
+
 func TestPlainTextIsRefusedOffLoopback(t *testing.T) {
 	if _, err := Start(Config{NodeID: "a", Bind: "0.0.0.0:0", Logger: slog.New(slog.DiscardHandler)}); err == nil {
 		t.Error("started without a key on a public address")
