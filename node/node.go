@@ -119,6 +119,9 @@ type Node struct {
 	// clockAhead is how far the right time is ahead of this node's clock, 0 if the clock is right; see clock.go.
 	clockAhead atomic.Int64
 
+	// full tells that the disk has hardly room for more; see disk.go.
+	full atomic.Bool
+
 	ctx  context.Context
 	stop context.CancelFunc
 	work sync.WaitGroup
@@ -172,14 +175,19 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 	n.loop.Go(n.reconcileLoop)
 	n.work.Go(n.clockLoop)
 	n.work.Go(n.watchDisk)
+	n.work.Go(n.watchSpace)
 	return n, nil
 }
 
-func (n *Node) openStorage() (err error) {
-	filesystem := n.cfg.FS
-	if filesystem == nil {
-		filesystem = vfs.Default
+func (n *Node) filesystem() vfs.FS {
+	if n.cfg.FS == nil {
+		return vfs.Default
 	}
+	return n.cfg.FS
+}
+
+func (n *Node) openStorage() (err error) {
+	filesystem := n.filesystem()
 	if err := makeDir(filesystem, n.cfg.Dir); err != nil {
 		return fmt.Errorf("make the data directory: %w", err)
 	}
@@ -375,7 +383,7 @@ func (n *Node) openGroup(group uint32, gen uint32, bootstrap bool) error {
 			return n.askSums(ctx, group, replicaIDs)
 		},
 		Timing: timing, TrailingEntries: n.cfg.TrailingEntries, Bootstrap: bootstrap, Logger: n.log, OnApplied: onApplied, OnFatal: n.cfg.OnFatal,
-		OnCommit: onCommit, Clock: n.cfg.Clock, ClockWrong: n.clockWrong,
+		OnCommit: onCommit, Clock: n.cfg.Clock, ClockWrong: n.clockWrong, DiskFull: n.full.Load,
 		Fit: func(ctx context.Context, replicaID string) bool {
 			g, ok := n.Group(group)
 			return ok && n.fit(ctx, g, replicaID)

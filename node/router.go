@@ -77,7 +77,7 @@ func (r *router) propose(ctx context.Context, group uint32, f *fsm.Frame) (fsm.F
 			unknown = true
 		}
 		var stop error
-		if !errors.Is(err, fsm.ErrOverloaded) { // that the caller is told at once, or queues grow everywhere
+		if !errors.Is(err, fsm.ErrOverloaded) && !errors.Is(err, fsm.ErrDiskFull) { // that the caller is told at once, or queues grow everywhere
 			if stop = wait(ctx, pause); stop == nil {
 				continue
 			}
@@ -206,7 +206,8 @@ const (
 	answerOutcome    byte = 0 // a frame outcome follows
 	answerRefused    byte = 1 // no effect; the message follows
 	answerOverloaded byte = 2 // no effect; the message follows
-	answerUnknown    byte = 3 // the message follows
+	answerUnknown    byte = 3 // the message follows; what else is not known counts as this
+	answerDiskFull   byte = 4 // no effect; nothing follows
 )
 
 func readAnswer(b []byte) ([]byte, error) {
@@ -218,6 +219,8 @@ func readAnswer(b []byte) ([]byte, error) {
 		return b[1:], nil
 	case answerRefused:
 		return nil, fmt.Errorf("%w: %s", fsm.ErrNotLeader, message)
+	case answerDiskFull:
+		return nil, fsm.ErrDiskFull
 	case answerOverloaded:
 		return nil, fmt.Errorf("%w: %s", fsm.ErrOverloaded, message)
 	default:
@@ -231,6 +234,8 @@ func writeAnswer(out *fsm.FrameOutcome, err error) []byte {
 		return fsm.AppendFrameOutcome([]byte{answerOutcome}, out)
 	case fsm.Safe(err) && errors.Is(err, fsm.ErrOverloaded):
 		return append([]byte{answerOverloaded}, err.Error()...)
+	case fsm.Safe(err) && errors.Is(err, fsm.ErrDiskFull):
+		return []byte{answerDiskFull}
 	case fsm.Safe(err):
 		return append([]byte{answerRefused}, err.Error()...)
 	default:

@@ -258,6 +258,7 @@ func TestAnswersBetweenNodesArePinned(t *testing.T) {
 	text := ""
 	for _, b := range [][]byte{
 		writeAnswer(&out, nil), writeAnswer(nil, fsm.ErrNotLeader), writeAnswer(nil, fsm.ErrOverloaded), writeAnswer(nil, fsm.ErrOutcomeUnknown),
+		writeAnswer(nil, fsm.ErrDiskFull),
 	} {
 		text += hex.EncodeToString(b) + "\n"
 	}

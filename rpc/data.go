@@ -266,7 +266,7 @@ func (x *stream) failed(q *pb.FrameRequest, err error) {
 	switch {
 	case errors.Is(err, fsm.ErrNotLeader):
 		reason = pb.FrameError_REASON_NOT_LEADER
-	case errors.Is(err, fsm.ErrOverloaded):
+	case errors.Is(err, fsm.ErrOverloaded), errors.Is(err, fsm.ErrDiskFull):
 		reason = pb.FrameError_REASON_OVERLOADED
 	case errors.Is(err, fsm.ErrClosed):
 		reason = pb.FrameError_REASON_UNAVAILABLE

@@ -51,6 +51,8 @@ func kindOf(err error) kind {
 		return kinds[refusal.Code]
 	case errors.Is(err, fsm.ErrOverloaded):
 		return overloaded
+	case errors.Is(err, fsm.ErrDiskFull):
+		return exhausted
 	case errors.Is(err, errNothingTaken), errors.Is(err, fsm.ErrNotLeader), errors.Is(err, fsm.ErrClosed),
 		errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 		return unavailable

@@ -31,6 +31,7 @@ func TestErrorsHaveTheCodeReasonAndAdviceOfTheTable(t *testing.T) {
 		"expired":         {fsm.Errorf(fsm.Expired, "no"), codes.DeadlineExceeded, "EXPIRED", true},
 		"window":          {fsm.Errorf(fsm.WindowFull, "no"), codes.ResourceExhausted, "OVERLOADED", true},
 		"overloaded":      {fsm.ErrOverloaded, codes.ResourceExhausted, "OVERLOADED", true},
+		"full disk":       {fsm.ErrDiskFull, codes.ResourceExhausted, "EXHAUSTED", true},
 		"unknown outcome": {fsm.ErrOutcomeUnknown, codes.DeadlineExceeded, "OUTCOME_UNKNOWN", false},
 		"no leader":       {fsm.ErrNotLeader, codes.Unavailable, "UNAVAILABLE", true},
 		"closing":         {fsm.ErrClosed, codes.Unavailable, "UNAVAILABLE", true},
