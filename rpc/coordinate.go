@@ -253,10 +253,16 @@ func (r *round) failed(ctx context.Context, err error) error {
 	if decided := r.refund(ctx, r.named && !never); r.named && !never && !decided {
 		return fmt.Errorf("%w: %w", fsm.ErrOutcomeUnknown, err)
 	}
-	if errors.Is(err, fsm.ErrOutcomeUnknown) {
+	if errors.Is(err, fsm.ErrOutcomeUnknown) && !r.lasts() {
 		return fmt.Errorf("%w: %s", errNothingTaken, err.Error()) // not wrapped: this outcome is known
 	}
 	return err
+}
+
+// lasts tells whether a first step that is executed after all, behind the refund that found nothing, takes something for
+// longer than a request lasts.
+func (r *round) lasts() bool {
+	return r.ttl != 0 || slices.ContainsFunc(r.parts, func(p part) bool { return len(p.slots(r.id)) > 0 })
 }
 
 // refund is the second step if not all could reserve. decided tells that a group recorded it without which nothing can be
