@@ -612,3 +612,29 @@ func TestAFrameSentAgainUnderOtherPoliciesTakesNothingMore(t *testing.T) {
 		t.Errorf("both first: %d and %d in use", a, b)
 	}
 }
+
+// A reservation ends when the first of what it holds is given back.
+func TestWhatAReservationHoldsIsHeldUntilItExpires(t *testing.T) {
+	slots := slotsIn(2)
+	for name, tt := range map[string]struct {
+		limits []counter.Limit
+		window time.Duration // of the slots
+		want   time.Duration
+	}{
+		"tokens":                 {[]counter.Limit{limitIn(1)}, 0, time.Minute},
+		"slots for longer":       {[]counter.Limit{slots}, time.Hour, time.Hour},
+		"slots for less":         {[]counter.Limit{slots}, time.Second, time.Second},
+		"tokens, slots longer":   {[]counter.Limit{limitIn(1), slots}, time.Hour, time.Minute},
+		"tokens, slots for less": {[]counter.Limit{limitIn(1), slots}, time.Second, time.Second},
+	} {
+		p := planOf(1, tt.limits...)
+		for i := range p.matches {
+			if l := &p.matches[i].Limit; l.Algorithm == counter.Concurrency {
+				l.Window = tt.window.Milliseconds()
+			}
+		}
+		if got := p.holdsFor(time.Minute); got != tt.want.Milliseconds() {
+			t.Errorf("%s: %d ms, want %v", name, got, tt.want)
+		}
+	}
+}

@@ -320,9 +320,22 @@ func (l *limits) Reserve(ctx context.Context, q *pb.ReserveRequest) (*pb.Reserve
 	}
 	r := &pb.ReserveResponse{Check: l.answer(p, d.allowed, d.results, d.now), ReservationId: encodeToken(d.holds)}
 	if len(d.holds) > 0 {
-		r.ExpiresAt = timestamp(d.now + fsm.Time(ttl.Milliseconds()))
+		r.ExpiresAt = timestamp(d.now + fsm.Time(p.holdsFor(ttl)))
 	}
 	return r, nil
+}
+
+// holdsFor is how long a reservation holds all that it took: slots last as long as their policy says.
+func (p *plan) holdsFor(ttl time.Duration) fsm.Millis {
+	first := fsm.Millis(counter.MaxWindow)
+	for i := range p.matches {
+		l, lasts := &p.matches[i].Limit, ttl.Milliseconds()
+		if l.Algorithm == counter.Concurrency {
+			lasts = l.Window
+		}
+		first = min(first, lasts)
+	}
+	return first
 }
 
 // settle ends what a token names, in every group, also if one cannot be reached or has nothing: what the caller repeats
