@@ -76,6 +76,31 @@ func TestAnUpdateLeavesTheBurstAlone(t *testing.T) {
 	}
 }
 
+// A list of much YAML comes in pages that a client takes.
+func TestDomainsAreListedInPages(t *testing.T) {
+	s, n := newPolicies(t)
+	const all = 12
+	for i := range all {
+		n.shard.Do(catalog.Call(catalog.OpPutDomain, catalog.Domain{Name: fmt.Sprintf("d%02d", i), YAML: strings.Repeat("#", 1<<20-100)}))
+	}
+	var names []string
+	pages := 0
+	for token, more := "", true; more; more = token != "" {
+		r, err := s.ListEnvoy(t.Context(), &pb.ListEnvoyRequest{PageToken: token})
+		if err != nil || proto.Size(r) > 4<<20 || len(r.Domains) == 0 {
+			t.Fatalf("%d domains, %d bytes, %v", len(r.GetDomains()), proto.Size(r), err)
+		}
+		for _, d := range r.Domains {
+			names = append(names, d.Domain)
+		}
+		token = r.NextPageToken
+		pages++
+	}
+	if len(names) != all || !slices.IsSorted(names) || len(slices.Compact(names)) != all || pages > all/2 {
+		t.Errorf("%d pages: %v", pages, names)
+	}
+}
+
 func (n *oneNode) CatalogView() kv.View { return n.shard.View() }
 
 func (n *oneNode) WatchCatalog(func()) (stop func()) { return func() {} }
