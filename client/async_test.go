@@ -1,6 +1,7 @@
 package client_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"sync"
@@ -253,5 +254,29 @@ func TestAnUnreachableClusterIsAnErrorForASubjectNeverSeen(t *testing.T) {
 	})
 	if _, err := c.Limits().Check(t.Context(), q); !errors.Is(err, client.ErrUnavailable) {
 		t.Errorf("check: %v", err)
+	}
+}
+
+// Whatever ends the wait for a lease, the error is one of those of the package.
+func TestTheWaitForALeaseEndsWithAnErrorOfThePackage(t *testing.T) {
+	q := limit(t, yearly(100))
+	c, n := dialCluster(t, 0)
+	n.cut()
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := c.Limits().Async(ctx, q); !errors.Is(err, client.ErrUnavailable) || !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("at the caller's deadline: %v", err)
+	}
+	waited := make(chan error, 1)
+	go func() {
+		_, err := c.Limits().Async(t.Context(), client.Request{Client: "never seen"})
+		waited <- err
+	}()
+	time.Sleep(50 * time.Millisecond)
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-waited; !errors.Is(err, client.ErrClosed) {
+		t.Errorf("at Close: %v", err)
 	}
 }

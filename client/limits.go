@@ -146,9 +146,20 @@ func (l *Limits) Async(ctx context.Context, q Request) (Decision, error) {
 			return decision, err
 		}
 	} else if err != nil {
-		return Decision{}, err
+		return Decision{}, leaseError(ctx, err)
 	}
 	return Decision{Allowed: d.Allowed, Remaining: d.Left, RetryAfter: d.Retry, Fallback: d.Fallback}, nil
+}
+
+// leaseError names what ended the wait for a lease. Nothing was taken for who waited.
+func leaseError(ctx context.Context, err error) error {
+	switch {
+	case ctx.Err() != nil:
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	case errors.Is(err, context.Canceled): // it is not the caller's, so it is the table's
+		return ErrClosed
+	}
+	return err
 }
 
 // policy is the one that the request names, if any.

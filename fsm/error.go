@@ -52,13 +52,15 @@ func (r Result) Err() error {
 	return &Error{Code: r.Code, Message: string(r.Body)}
 }
 
-// The errors of proposing a frame to a group. After the first three nothing happened and nothing will: trying again is
+// The errors of proposing a frame to a group. After all but the last nothing happened and nothing will: trying again is
 // safe, there or elsewhere.
 var (
 	// ErrNotLeader: the node asked does not lead the group.
 	ErrNotLeader = errors.New("this node does not lead the shard")
 	// ErrOverloaded: the group's queue is full; wait before trying again.
 	ErrOverloaded = errors.New("the shard's queue is full")
+	// ErrDiskFull: the leader keeps the space that is left for what must be written.
+	ErrDiskFull = errors.New("the disk of the shard's leader is nearly full: free some space or add a larger one")
 	// ErrClosed: the group is stopping on this node.
 	ErrClosed = errors.New("the shard is closed on this node")
 	// ErrOutcomeUnknown: the frame may have been executed, or may be later. The same frame may be sent again.
@@ -71,5 +73,5 @@ func Safe(err error) bool {
 	if errors.Is(err, ErrOutcomeUnknown) {
 		return false
 	}
-	return errors.Is(err, ErrNotLeader) || errors.Is(err, ErrOverloaded) || errors.Is(err, ErrClosed)
+	return errors.Is(err, ErrNotLeader) || errors.Is(err, ErrOverloaded) || errors.Is(err, ErrDiskFull) || errors.Is(err, ErrClosed)
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/holdfastdb/holdfast/fsm"
 	"github.com/holdfastdb/holdfast/fsm/catalog"
 	"github.com/holdfastdb/holdfast/node/shard"
+	"github.com/holdfastdb/holdfast/rpc/raftnet"
 	"github.com/holdfastdb/holdfast/storage/kv"
 )
 
@@ -334,7 +335,9 @@ func (n *Node) Transfer(ctx context.Context, group uint32, nodeID string) error 
 	if err != nil {
 		return fmt.Errorf("transfer: %w", err)
 	}
-	_, err = n.net.Call(ctx, leader, callTransfer, request)
+	if _, err = n.net.Call(ctx, leader, callTransfer, request); errors.Is(err, raftnet.ErrUnreachable) || errors.Is(err, raftnet.ErrNoAddress) {
+		return fmt.Errorf("transfer: %w: %v", errNoAnswer, err)
+	}
 	return err
 }
 

@@ -4,7 +4,10 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
 const (
@@ -15,6 +18,9 @@ const (
 	// nothing waits for this one any longer.
 	diskGone  = 20 * time.Second
 	diskEvery = time.Second
+	// diskReserve is the space that is kept for what must be written, such as what other leaders decide, on a small disk
+	// a twentieth of it. With less this node's leaders take no commands, until there is a quarter more.
+	diskReserve = 256 << 20
 )
 
 // diskWatch acts when the disk hangs (hashicorp/raft #503: the library does nothing).
@@ -50,12 +56,53 @@ func (w diskWatch) run(ctx context.Context) {
 	}
 }
 
+// spaceWatch acts before the disk is full. It is not a part of diskWatch because asking for the space may hang with the
+// disk.
+type spaceWatch struct {
+	usage    func() (vfs.DiskUsage, error) // an error if the file system does not tell
+	full     *atomic.Bool
+	handOver func() // must not block
+	log      *slog.Logger
+}
+
+func (w spaceWatch) run(ctx context.Context) {
+	ticks := time.NewTicker(diskEvery)
+	defer ticks.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticks.C:
+		}
+		u, err := w.usage()
+		if err != nil {
+			continue
+		}
+		reserve := min(diskReserve, u.TotalBytes/20)
+		switch full := w.full.Load(); {
+		case !full && u.AvailBytes < reserve:
+			w.log.Error("the disk is nearly full: this node takes no commands", "free_bytes", u.AvailBytes, "needed_bytes", reserve)
+			w.full.Store(true)
+			w.handOver()
+		case full && u.AvailBytes >= reserve+reserve/4:
+			w.log.Info("the disk has room again", "free_bytes", u.AvailBytes)
+			w.full.Store(false)
+		}
+	}
+}
+
 // diskPending is how long the oldest write to a Raft log has been under way.
 func (n *Node) diskPending() time.Duration { return max(n.logs.SyncPending(), n.catLogs.SyncPending()) }
 
 func (n *Node) watchDisk() {
-	diskWatch{
-		pending: n.diskPending, fatal: n.cfg.OnFatal, log: n.log,
-		handOver: func() { n.work.Go(func() { n.HandOver(n.ctx) }) },
+	diskWatch{pending: n.diskPending, fatal: n.cfg.OnFatal, log: n.log, handOver: n.beginHandOver}.run(n.ctx)
+}
+
+func (n *Node) watchSpace() {
+	spaceWatch{
+		usage: func() (vfs.DiskUsage, error) { return n.filesystem().GetDiskUsage(n.cfg.Dir) },
+		full:  &n.full, log: n.log, handOver: n.beginHandOver,
 	}.run(n.ctx)
 }
+
+func (n *Node) beginHandOver() { n.work.Go(func() { n.HandOver(n.ctx) }) }

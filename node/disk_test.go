@@ -3,9 +3,12 @@ package node
 import (
 	"context"
 	"log/slog"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
 // A write hangs from the tenth second on. Short hangs are nobody's business, longer ones cost the leadership, and one that
@@ -46,6 +49,44 @@ func TestADiskThatHangs(t *testing.T) {
 				}.run(ctx)
 				if handedOver != tt.handOver || first > 4*time.Second || (fatal != nil) != tt.fatal {
 					t.Errorf("handed over %d times, first after %v; end: %v", handedOver, first, fatal)
+				}
+			})
+		})
+	}
+}
+
+// A disk that fills up costs the leadership, and then commands, before it costs the node. What comes and goes in a moment
+// does not turn that on and off.
+func TestADiskThatFillsUp(t *testing.T) {
+	const reserve = diskReserve
+	for name, total := range map[string]uint64{"large": 1 << 40, "small": 10 * reserve} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				reserve := min(reserve, total/20)
+				handedOver := 0
+				var full atomic.Bool
+				var free atomic.Uint64
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				go spaceWatch{
+					usage:    func() (vfs.DiskUsage, error) { return vfs.DiskUsage{AvailBytes: free.Load(), TotalBytes: total}, nil },
+					full:     &full,
+					handOver: func() { handedOver++ },
+					log:      slog.New(slog.DiscardHandler),
+				}.run(ctx)
+				for i, step := range []struct {
+					free uint64
+					full bool
+				}{{2 * reserve, false}, {reserve, false}, {reserve - 1, true}, {0, true}, {reserve + 1, true}, {2 * reserve, false}} {
+					free.Store(step.free)
+					time.Sleep(2 * diskEvery)
+					synctest.Wait()
+					if full.Load() != step.full {
+						t.Errorf("step %d, %d bytes free: full %v", i, step.free, full.Load())
+					}
+				}
+				if handedOver != 1 {
+					t.Errorf("handed over %d times", handedOver)
 				}
 			})
 		})

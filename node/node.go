@@ -51,6 +51,8 @@ type Config struct {
 	Tamper func(to string, send func())
 	// PeerCreds secures the traffic between nodes; nil means plain text.
 	PeerCreds credentials.TransportCredentials
+	// Advertise is the host at which others reach gossip, if not the one it listens on.
+	Advertise string
 	// Gossip is the address to gossip at; GossipTransport replaces it in tests.
 	Gossip          string
 	GossipTransport memberlist.Transport
@@ -119,6 +121,9 @@ type Node struct {
 	// clockAhead is how far the right time is ahead of this node's clock, 0 if the clock is right; see clock.go.
 	clockAhead atomic.Int64
 
+	// full tells that the disk has hardly room for more; see disk.go.
+	full atomic.Bool
+
 	ctx  context.Context
 	stop context.CancelFunc
 	work sync.WaitGroup
@@ -173,14 +178,19 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 	n.loop.Go(n.reconcileLoop)
 	n.work.Go(n.clockLoop)
 	n.work.Go(n.watchDisk)
+	n.work.Go(n.watchSpace)
 	return n, nil
 }
 
-func (n *Node) openStorage() (err error) {
-	filesystem := n.cfg.FS
-	if filesystem == nil {
-		filesystem = vfs.Default
+func (n *Node) filesystem() vfs.FS {
+	if n.cfg.FS == nil {
+		return vfs.Default
 	}
+	return n.cfg.FS
+}
+
+func (n *Node) openStorage() (err error) {
+	filesystem := n.filesystem()
 	if err := makeDir(filesystem, n.cfg.Dir); err != nil {
 		return fmt.Errorf("make the data directory: %w", err)
 	}
@@ -270,7 +280,7 @@ func (n *Node) openNetwork() (err error) {
 	n.net.Handle(callCatalogAt, n.serveCatalogAt)
 	n.net.Handle(callTransfer, n.serveTransfer)
 	n.gossip, err = gossip.Start(gossip.Config{
-		NodeID: n.identity.NodeID, Bind: n.cfg.Gossip, Transport: n.cfg.GossipTransport, Key: n.cfg.GossipKey,
+		NodeID: n.identity.NodeID, Bind: n.cfg.Gossip, Advertise: n.cfg.Advertise, Transport: n.cfg.GossipTransport, Key: n.cfg.GossipKey,
 		Meta: n.meta(), OnChange: n.wake, Logger: n.log,
 	})
 	if err != nil {
@@ -382,7 +392,7 @@ func (n *Node) openGroup(group uint32, gen uint32, bootstrap bool) error {
 			return n.askSums(ctx, group, replicaIDs)
 		},
 		Timing: timing, TrailingEntries: n.cfg.TrailingEntries, Bootstrap: bootstrap, Logger: n.log, OnApplied: onApplied, OnFatal: n.cfg.OnFatal,
-		OnCommit: onCommit, Clock: n.cfg.Clock, ClockWrong: n.clockWrong,
+		OnCommit: onCommit, Clock: n.cfg.Clock, ClockWrong: n.clockWrong, DiskFull: n.full.Load,
 		Fit: func(ctx context.Context, replicaID string) bool {
 			g, ok := n.Group(group)
 			return ok && n.fit(ctx, g, replicaID)

@@ -48,12 +48,15 @@ const (
 // These tell of no effect, as shard.Safe does.
 var (
 	errNoLeader  = fmt.Errorf("%w: no leader is known at the moment", fsm.ErrNotLeader)
+	errNoAnswer  = fmt.Errorf("%w: the one that does cannot be asked", fsm.ErrNotLeader) // of a query: it has no effect anyhow
 	errMalformed = fmt.Errorf("%w: malformed request between nodes", fsm.ErrNotLeader)
 )
 
 const (
 	retryMin = 10 * time.Millisecond
 	retryMax = 500 * time.Millisecond
+	// leaderCheck is how often a call that waits looks who leads.
+	leaderCheck = 500 * time.Millisecond
 )
 
 // propose has the frame executed by the group's leader. It tries again until ctx ends: after a refusal always, after an
@@ -74,7 +77,7 @@ func (r *router) propose(ctx context.Context, group uint32, f *fsm.Frame) (fsm.F
 			unknown = true
 		}
 		var stop error
-		if !errors.Is(err, fsm.ErrOverloaded) { // that the caller is told at once, or queues grow everywhere
+		if !errors.Is(err, fsm.ErrOverloaded) && !errors.Is(err, fsm.ErrDiskFull) { // that the caller is told at once, or queues grow everywhere
 			if stop = wait(ctx, pause); stop == nil {
 				continue
 			}
@@ -95,9 +98,9 @@ func (r *router) proposeOnce(ctx context.Context, group uint32, f *fsm.Frame, re
 	if !ok {
 		return fsm.FrameOutcome{}, errNoLeader
 	}
-	answer, err := r.call(ctx, leader, callPropose, request)
+	answer, err := r.ask(ctx, group, leader, callPropose, request)
 	if err != nil {
-		return fsm.FrameOutcome{}, fmt.Errorf("%w: node %s: %w", fsm.ErrOutcomeUnknown, leader, err)
+		return fsm.FrameOutcome{}, fmt.Errorf("%w: node %s: %v", fsm.ErrOutcomeUnknown, leader, err)
 	}
 	body, err := readAnswer(answer)
 	if err != nil {
@@ -149,9 +152,9 @@ func (r *router) queryOnce(ctx context.Context, group uint32, calls []fsm.Call) 
 		return nil, fsm.Applied{}, errNoLeader
 	}
 	f := fsm.Frame{Calls: calls}
-	answer, err := r.call(ctx, leader, callQuery, f.Append(binary.AppendUvarint(nil, uint64(group))))
+	answer, err := r.ask(ctx, group, leader, callQuery, f.Append(binary.AppendUvarint(nil, uint64(group))))
 	if err != nil {
-		return nil, fsm.Applied{}, fmt.Errorf("node %s: %w", leader, err)
+		return nil, fsm.Applied{}, fmt.Errorf("%w: node %s: %v", errNoAnswer, leader, err)
 	}
 	body, err := readAnswer(answer)
 	if err != nil {
@@ -161,16 +164,41 @@ func (r *router) queryOnce(ctx context.Context, group uint32, calls []fsm.Call) 
 	return out.Results, fsm.Applied{Index: out.Index, Time: out.Time}, err
 }
 
+// ask calls the leader, until another node leads: one that is frozen keeps its connections and answers nothing.
+func (r *router) ask(ctx context.Context, group uint32, leader, method string, request []byte) ([]byte, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		tick := time.NewTicker(leaderCheck)
+		defer tick.Stop()
+		for now := leader; now == leader || now == ""; now = r.leads(group) {
+			select {
+			case <-tick.C:
+			case <-ctx.Done():
+				return
+			}
+		}
+		cancel()
+	}()
+	return r.call(ctx, leader, method, request)
+}
+
 // leader finds the node that leads a group, never this one: a group that leads here is asked directly.
 func (r *router) leader(group uint32) (string, bool) {
+	node := r.leads(group)
+	return node, node != "" && node != r.nodeID
+}
+
+// leads names the node that leads a group as far as this one knows, empty if it does not.
+func (r *router) leads(group uint32) string {
 	if g, here := r.local(group); here {
 		if id, _ := g.Leader(); id != "" {
 			node, _, _ := strings.Cut(id, "/")
-			return node, node != r.nodeID
+			return node
 		}
 	}
-	node, ok := r.hint(group)
-	return node, ok && node != r.nodeID
+	node, _ := r.hint(group)
+	return node
 }
 
 // The answer to a call between nodes starts with one of these.
@@ -178,7 +206,8 @@ const (
 	answerOutcome    byte = 0 // a frame outcome follows
 	answerRefused    byte = 1 // no effect; the message follows
 	answerOverloaded byte = 2 // no effect; the message follows
-	answerUnknown    byte = 3 // the message follows
+	answerUnknown    byte = 3 // the message follows; what else is not known counts as this
+	answerDiskFull   byte = 4 // no effect; nothing follows
 )
 
 func readAnswer(b []byte) ([]byte, error) {
@@ -190,6 +219,8 @@ func readAnswer(b []byte) ([]byte, error) {
 		return b[1:], nil
 	case answerRefused:
 		return nil, fmt.Errorf("%w: %s", fsm.ErrNotLeader, message)
+	case answerDiskFull:
+		return nil, fsm.ErrDiskFull
 	case answerOverloaded:
 		return nil, fmt.Errorf("%w: %s", fsm.ErrOverloaded, message)
 	default:
@@ -203,6 +234,8 @@ func writeAnswer(out *fsm.FrameOutcome, err error) []byte {
 		return fsm.AppendFrameOutcome([]byte{answerOutcome}, out)
 	case fsm.Safe(err) && errors.Is(err, fsm.ErrOverloaded):
 		return append([]byte{answerOverloaded}, err.Error()...)
+	case fsm.Safe(err) && errors.Is(err, fsm.ErrDiskFull):
+		return []byte{answerDiskFull}
 	case fsm.Safe(err):
 		return append([]byte{answerRefused}, err.Error()...)
 	default:

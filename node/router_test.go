@@ -6,9 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/holdfastdb/holdfast/fsm"
 )
@@ -34,6 +38,7 @@ type fakeNodes struct {
 	routers     map[string]*router
 	failBefore  int
 	failAfter   int
+	frozen      string // a node that takes calls and does not answer
 	callsServed int
 }
 
@@ -48,6 +53,10 @@ func (n *fakeNodes) add(id string, g *fakeReplica, hint string) *router {
 		if n.failBefore > 0 {
 			n.failBefore--
 			return nil, errors.New("connection refused")
+		}
+		if nodeID == n.frozen {
+			<-ctx.Done()
+			return nil, ctx.Err()
 		}
 		n.callsServed++
 		serve := n.routers[nodeID].servePropose
@@ -153,6 +162,61 @@ func TestRouterGivesUpWithItsContextAndTellsOverloadAtOnce(t *testing.T) {
 	})
 }
 
+// A frozen leader keeps its connections, and says nothing. The others elect a new one after a while; who waits for the old
+// one must not do so to the end of its own patience.
+func TestRouterLeavesALeaderThatIsFrozenForTheNextOne(t *testing.T) {
+	const elected = 2 * time.Second
+	for name, next := range map[string]string{"another node": "c", "this node": "a"} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				nodes := &fakeNodes{routers: map[string]*router{}, frozen: "b"}
+				nodes.add("c", &fakeReplica{leading: true, propose: echoOutcome}, "")
+				a := nodes.add("a", nil, "b")
+				var mine atomic.Pointer[fakeReplica]
+				mine.Store(&fakeReplica{leader: "b/1"})
+				a.local = func(uint32) (replica, bool) { return mine.Load(), true }
+				time.AfterFunc(elected, func() {
+					mine.Store(&fakeReplica{leader: next + "/1", leading: next == "a", propose: echoOutcome})
+				})
+				ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+				defer cancel()
+				begin := time.Now()
+				queried := make(chan error)
+				go func() {
+					_, _, err := a.query(ctx, 1, []fsm.Call{{Type: 1, Op: 64}})
+					queried <- err
+				}()
+				_, err := a.propose(ctx, 1, &fsm.Frame{Client: [16]byte{1}, Seq: 1, Calls: []fsm.Call{{Type: 1, Op: 1}}})
+				if err := errors.Join(err, <-queried); err != nil || time.Since(begin) > elected+2*leaderCheck {
+					t.Errorf("after %v: %v", time.Since(begin), err)
+				}
+				synctest.Wait() // what watched the leaders has ended
+			})
+		})
+	}
+}
+
+// A connection's status is not that of the request, which may succeed elsewhere.
+func TestRouterTellsALeaderThatDoesNotAnswerInItsOwnWords(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		nodes := &fakeNodes{routers: map[string]*router{}}
+		a := nodes.add("a", &fakeReplica{leader: "b/1"}, "")
+		a.call = func(context.Context, string, string, []byte) ([]byte, error) {
+			return nil, status.Error(codes.DeadlineExceeded, "late")
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		var foreign interface{ GRPCStatus() *status.Status }
+		if _, _, err := a.query(ctx, 1, []fsm.Call{{Type: 1, Op: 64}}); !errors.Is(err, fsm.ErrNotLeader) || errors.As(err, &foreign) {
+			t.Errorf("query: %v", err)
+		}
+		_, err := a.propose(ctx, 1, &fsm.Frame{Client: [16]byte{1}, Seq: 1})
+		if !errors.Is(err, fsm.ErrOutcomeUnknown) || errors.As(err, &foreign) {
+			t.Errorf("propose: %v", err)
+		}
+	})
+}
+
 // An attempt whose outcome is unknown may have had its effect. What later attempts are told changes nothing about that: the
 // caller must not take the frame for one without effect and send it under another number.
 func TestAnUnknownOutcomeStaysUnknown(t *testing.T) {
@@ -194,6 +258,7 @@ func TestAnswersBetweenNodesArePinned(t *testing.T) {
 	text := ""
 	for _, b := range [][]byte{
 		writeAnswer(&out, nil), writeAnswer(nil, fsm.ErrNotLeader), writeAnswer(nil, fsm.ErrOverloaded), writeAnswer(nil, fsm.ErrOutcomeUnknown),
+		writeAnswer(nil, fsm.ErrDiskFull),
 	} {
 		text += hex.EncodeToString(b) + "\n"
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/holdfastdb/holdfast/fsm"
@@ -21,6 +22,9 @@ import (
 // number there, so whichever comes first holds, and the other one is told so. The first group that can deny is asked
 // before the others, which follow its decision. A request that finds its reservations given back, because it failed
 // before, begins a new round with numbers of its own.
+//
+// The policies may have changed since a request was carried out before. What a group recorded then stands: if it is the
+// whole decision, made by a group that was asked alone, it is the answer.
 
 const (
 	// reserveTTL is how long reservations wait for the second step: beyond the longest deadline of a frame, so that none
@@ -58,6 +62,8 @@ type decision struct {
 	results []counter.LimitResult
 	holds   []held
 	now     fsm.Time
+	// reserved tells of a first step that waits for the second.
+	reserved bool
 }
 
 // errGivenBack ends a round whose reservations were given back before.
@@ -84,6 +90,7 @@ type round struct {
 	ttl    time.Duration
 	number uint64 // of the first step
 	takes  []counter.TakeResult
+	again  atomic.Bool // a first step had been executed before
 }
 
 func (r *round) run(ctx context.Context) (decision, error) {
@@ -92,6 +99,12 @@ func (r *round) run(ctx context.Context) (decision, error) {
 		times[i], err = r.take(ctx, i)
 		return err
 	})
+	for i := range r.takes {
+		if t := &r.takes[i]; t.Allowed && t.Hold != r.id { // no reservation: the group took, when it was asked alone
+			r.refund(ctx, false)
+			return taken(r.plan, r.parts[i].group, t, times[i]), nil
+		}
+	}
 	if err != nil {
 		return decision{}, r.failed(ctx, err)
 	}
@@ -139,6 +152,9 @@ func (r *round) take(ctx context.Context, i int) (fsm.Time, error) {
 	if err != nil {
 		return 0, err
 	}
+	if out.Replayed {
+		r.again.Store(true)
+	}
 	r.takes[i], err = counter.DecodeTakeResult(body)
 	return out.Time, err
 }
@@ -180,7 +196,7 @@ func (r *round) ordered(contested bool, f func(i int) error) error {
 // keep is the second step if all could reserve: a check confirms, a reservation stays as it is, but nobody may give it
 // back any more because the first step failed elsewhere.
 func (r *round) keep(ctx context.Context) error {
-	if r.ttl != 0 && (!r.named || len(r.parts) == 1) {
+	if r.ttl != 0 && (!r.named || len(r.parts) == 1 && !r.again.Load()) { // when it came first there may have been more parts
 		return nil
 	}
 	err := r.ordered(r.named, func(i int) error {
@@ -237,10 +253,16 @@ func (r *round) failed(ctx context.Context, err error) error {
 	if decided := r.refund(ctx, r.named && !never); r.named && !never && !decided {
 		return fmt.Errorf("%w: %w", fsm.ErrOutcomeUnknown, err)
 	}
-	if errors.Is(err, fsm.ErrOutcomeUnknown) {
+	if errors.Is(err, fsm.ErrOutcomeUnknown) && !r.lasts() {
 		return fmt.Errorf("%w: %s", errNothingTaken, err.Error()) // not wrapped: this outcome is known
 	}
 	return err
+}
+
+// lasts tells whether a first step that is executed after all, behind the refund that found nothing, takes something for
+// longer than a request lasts.
+func (r *round) lasts() bool {
+	return r.ttl != 0 || slices.ContainsFunc(r.parts, func(p part) bool { return len(p.slots(r.id)) > 0 })
 }
 
 // refund is the second step if not all could reserve. decided tells that a group recorded it without which nothing can be

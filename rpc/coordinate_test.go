@@ -291,6 +291,30 @@ func TestAFailedRequestThatHadNoEffectIsNotOfUnknownOutcome(t *testing.T) {
 	}
 }
 
+// A first step that is executed after all, when the refund has found nothing, gives itself back: a check's after seconds,
+// but a reservation's after its own time, and a slot's after its window. Of those nobody can say that nothing was taken.
+func TestAReservationThatMayStillComeIsOfUnknownOutcome(t *testing.T) {
+	for name, tt := range map[string]struct {
+		ttl     time.Duration
+		limit   counter.Limit
+		unknown bool
+	}{
+		"a check":          {0, limitIn(2), false},
+		"a reservation":    {time.Hour, limitIn(2), true},
+		"a check of slots": {0, slotsIn(2), true},
+	} {
+		g := newGroups(t, 1, 2)
+		g.fault = func(n int, group uint32) fault { return map[bool]fault{true: lost}[n < 2 && group == 2] }
+		for _, c := range []caller{(&limits{node: g}).nobody(), g.requestOf(1)} {
+			g.calls = 0
+			_, err := coordinate(t.Context(), planOf(weight, limitIn(1), tt.limit), tt.ttl, c)
+			if k := kindOf(err); (k == outcomeUnknown) != tt.unknown || k != outcomeUnknown && k != unavailable {
+				t.Errorf("%s, named %v: %v is %v", name, c.named, err, k)
+			}
+		}
+	}
+}
+
 // Two nodes may carry out the same operation at the same time, when an SDK follows a leader.
 func TestTwoNodesCarryOutOneOperation(t *testing.T) {
 	for range 50 {
@@ -462,6 +486,32 @@ func TestAnOperationsErrorHasItsCode(t *testing.T) {
 			if codes.Code(r.Code) != tt.code || r.Message != tt.err.Error() || strings.Contains(r.Message, "rpc error") {
 				t.Errorf("%s: %v %q", name, codes.Code(r.Code), r.Message)
 			}
+		}
+	}
+}
+
+// A reservation ends when the first of what it holds is given back.
+func TestWhatAReservationHoldsIsHeldUntilItExpires(t *testing.T) {
+	slots := slotsIn(2)
+	for name, tt := range map[string]struct {
+		limits []counter.Limit
+		window time.Duration // of the slots
+		want   time.Duration
+	}{
+		"tokens":                 {[]counter.Limit{limitIn(1)}, 0, time.Minute},
+		"slots for longer":       {[]counter.Limit{slots}, time.Hour, time.Hour},
+		"slots for less":         {[]counter.Limit{slots}, time.Second, time.Second},
+		"tokens, slots longer":   {[]counter.Limit{limitIn(1), slots}, time.Hour, time.Minute},
+		"tokens, slots for less": {[]counter.Limit{limitIn(1), slots}, time.Second, time.Second},
+	} {
+		p := planOf(1, tt.limits...)
+		for i := range p.matches {
+			if l := &p.matches[i].Limit; l.Algorithm == counter.Concurrency {
+				l.Window = tt.window.Milliseconds()
+			}
+		}
+		if got := p.holdsFor(time.Minute); got != tt.want.Milliseconds() {
+			t.Errorf("%s: %d ms, want %v", name, got, tt.want)
 		}
 	}
 }

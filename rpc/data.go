@@ -266,7 +266,7 @@ func (x *stream) failed(q *pb.FrameRequest, err error) {
 	switch {
 	case errors.Is(err, fsm.ErrNotLeader):
 		reason = pb.FrameError_REASON_NOT_LEADER
-	case errors.Is(err, fsm.ErrOverloaded):
+	case errors.Is(err, fsm.ErrOverloaded), errors.Is(err, fsm.ErrDiskFull):
 		reason = pb.FrameError_REASON_OVERLOADED
 	case errors.Is(err, fsm.ErrClosed):
 		reason = pb.FrameError_REASON_UNAVAILABLE
@@ -295,11 +295,11 @@ func (x *stream) executed(q *pb.FrameRequest, ops []op, out fsm.FrameOutcome, er
 	var room answerRoom
 	var elsewhere []int
 	for i := range ops {
-		if ops[i].elsewhere != nil {
+		if ops[i].goesElsewhere(out.Results[i].Code) {
 			elsewhere = append(elsewhere, i)
 			continue
 		}
-		m, err := x.s.finish(&room, &ops[i], out.Results[i], out.Time)
+		m, err := x.s.finish(&room, &ops[i], q.Shard, out.Results[i], out.Time)
 		buf = appendResult(buf, r.Results[i], m, err)
 	}
 	if len(elsewhere) == 0 {
@@ -325,7 +325,13 @@ func (x *stream) carry(ctx context.Context, q *pb.FrameRequest, ops []op, which 
 		slots <- struct{}{}
 		running.Go(func() {
 			defer func() { <-slots }()
-			m, err := ops[i].elsewhere(ctx, q, i)
+			var m proto.Message
+			var err error
+			if o := &ops[i]; o.check != nil {
+				m, err = x.s.checkElsewhere(ctx, q, i, o.check)
+			} else {
+				m, err = o.elsewhere(ctx, q, i)
+			}
 			appendResult(nil, results[i], m, err)
 		})
 	}
@@ -384,12 +390,18 @@ func (x *stream) query(q *pb.FrameRequest, ops []op, replica Replica, begin time
 type op struct {
 	method uint32
 	call   fsm.Call // a placeholder for one that is not for this shard alone
-	// check is a check that this shard alone decides. It is the usual operation, and needs no closure.
+	// check is the plan of a check. It is the usual operation, and needs no closures, but for finish if it takes nothing.
 	check *plan
-	// finish builds the answer of another operation from the shard's result; for a placeholder it ignores it.
+	// finish builds the answer from the shard's result; for a placeholder it ignores it.
 	finish func(r fsm.Result, now fsm.Time) (proto.Message, error)
 	// elsewhere carries the operation out in several groups.
 	elsewhere func(ctx context.Context, q *pb.FrameRequest, i int) (proto.Message, error)
+}
+
+// goesElsewhere tells whether the operation is still to be carried out. What the shard answered decides, not the plan:
+// a frame that is sent again may have been executed under other policies, and then what it took is all that it takes.
+func (o *op) goesElsewhere(code fsm.Code) bool {
+	return code == fsm.Skipped && (o.elsewhere != nil || o.check != nil && o.finish == nil)
 }
 
 // What a usual check takes in a frame and its result in the answer. More is no error.
@@ -429,14 +441,14 @@ func (o *op) fail(err error) {
 }
 
 // finish builds the answer of an operation from the shard's result, in room if it is a check.
-func (s *data) finish(room *answerRoom, o *op, r fsm.Result, now fsm.Time) (proto.Message, error) {
-	if o.check == nil {
+func (s *data) finish(room *answerRoom, o *op, shard uint32, r fsm.Result, now fsm.Time) (proto.Message, error) {
+	if o.check == nil || o.finish != nil && r.Code == fsm.Skipped {
 		return o.finish(r, now)
 	}
 	if err := r.Err(); err != nil {
 		return nil, err
 	}
-	d, err := decided(o.check, r.Body, now)
+	d, err := decided(o.check, shard, r.Body, now)
 	return s.checked(room, o.check, d, err)
 }
 

@@ -49,22 +49,24 @@ func (x *stream) prepareCheck(o *op, in *pb.Op, q *pb.FrameRequest) {
 		return
 	}
 	p, err := s.limits.planCheck(&x.check)
+	o.check = p
 	switch {
 	case err != nil:
+		o.check = &plan{}
 		o.fail(err)
 	case len(p.parts) == 0:
 		o.finish = func(fsm.Result, fsm.Time) (proto.Message, error) { return s.limits.answer(p, true, nil, 0), nil }
 	case len(p.parts) == 1 && p.parts[0].group == q.Shard:
-		o.check = p
 		o.call, x.bodies = p.appendTake(x.bodies)
-	default:
-		// Some counters are not on the subject's shard: the frame holds the operation's place, and with it its
-		// number, while it is carried out in the other groups.
-		o.elsewhere = func(ctx context.Context, q *pb.FrameRequest, i int) (proto.Message, error) {
-			d, err := decide(ctx, p, framed(s.node, q, i))
-			return s.checked(new(answerRoom), p, d, err)
-		}
 	}
+	// Or some counters are not on the subject's shard: the frame holds the operation's place, and with it its number,
+	// while it is carried out in the other groups.
+}
+
+// checkElsewhere carries out a check that the frame's shard did not decide.
+func (s *data) checkElsewhere(ctx context.Context, q *pb.FrameRequest, i int, p *plan) (proto.Message, error) {
+	d, err := decide(ctx, p, framed(s.node, q, i))
+	return s.checked(new(answerRoom), p, d, err)
 }
 
 func (s *data) checked(room *answerRoom, p *plan, d decision, err error) (proto.Message, error) {
@@ -87,20 +89,13 @@ func (s *data) prepareLease(o *op, in *pb.Op, q *pb.FrameRequest) {
 		o.fail(err)
 		return
 	}
-	if call.Type == 0 || p.parts[0].group != q.Shard {
-		// The rows tell the rates, for the time when the cluster cannot be reached.
-		rates := make([]counter.LimitResult, len(p.matches))
-		for i := range rates {
-			rates[i] = counter.LimitResult{Policy: p.matches[i].Limit.Policy, Shadow: p.matches[i].Limit.Shadow}
-		}
-		state := s.limits.answer(p, true, rates, 0)
-		o.finish = func(fsm.Result, fsm.Time) (proto.Message, error) {
-			return &pb.LeaseResponse{State: state, OnUnavailable: strictest(p)}, nil
-		}
-		return
+	if call.Type != 0 && p.parts[0].group == q.Shard {
+		o.call = call
 	}
-	o.call = call
 	o.finish = func(r fsm.Result, now fsm.Time) (proto.Message, error) {
+		if r.Code == fsm.Skipped {
+			return s.limits.noLease(p), nil
+		}
 		if err := r.Err(); err != nil {
 			return nil, err
 		}
@@ -122,7 +117,7 @@ func (s *data) prepareQuery(o *op, in *pb.Op, q *pb.FrameRequest) {
 			if err := r.Err(); err != nil {
 				return nil, err
 			}
-			d, err := decided(p, r.Body, now)
+			d, err := decided(p, q.Shard, r.Body, now)
 			return answer(d), err
 		}
 	default:

@@ -51,6 +51,8 @@ func kindOf(err error) kind {
 		return kinds[refusal.Code]
 	case errors.Is(err, fsm.ErrOverloaded):
 		return overloaded
+	case errors.Is(err, fsm.ErrDiskFull):
+		return exhausted
 	case errors.Is(err, errNothingTaken), errors.Is(err, fsm.ErrNotLeader), errors.Is(err, fsm.ErrClosed),
 		errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 		return unavailable
@@ -95,7 +97,8 @@ func statusOf(err error) error {
 	if err == nil {
 		return nil
 	}
-	if _, ok := status.FromError(err); ok {
+	var own *failure
+	if _, is := err.(interface{ GRPCStatus() *status.Status }); is || errors.As(err, &own) { //nolint:errorlint // what wraps a status is not one
 		return err
 	}
 	k := kindOf(err)

@@ -31,11 +31,13 @@ func TestErrorsHaveTheCodeReasonAndAdviceOfTheTable(t *testing.T) {
 		"expired":         {fsm.Errorf(fsm.Expired, "no"), codes.DeadlineExceeded, "EXPIRED", true},
 		"window":          {fsm.Errorf(fsm.WindowFull, "no"), codes.ResourceExhausted, "OVERLOADED", true},
 		"overloaded":      {fsm.ErrOverloaded, codes.ResourceExhausted, "OVERLOADED", true},
+		"full disk":       {fsm.ErrDiskFull, codes.ResourceExhausted, "EXHAUSTED", true},
 		"unknown outcome": {fsm.ErrOutcomeUnknown, codes.DeadlineExceeded, "OUTCOME_UNKNOWN", false},
 		"no leader":       {fsm.ErrNotLeader, codes.Unavailable, "UNAVAILABLE", true},
 		"closing":         {fsm.ErrClosed, codes.Unavailable, "UNAVAILABLE", true},
 		"timeout":         {context.DeadlineExceeded, codes.Unavailable, "UNAVAILABLE", true},
 		"anything else":   {errors.New("bug"), codes.Internal, "INTERNAL", false},
+		"another node's":  {status.Error(codes.DeadlineExceeded, "late"), codes.Internal, "INTERNAL", false}, // no answer to this request
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := status.Convert(statusOf(fmt.Errorf("do something: %w", tt.err)))

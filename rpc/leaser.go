@@ -122,6 +122,15 @@ var onUnavailable = map[string]pb.OnUnavailable{
 	"local": pb.OnUnavailable_ON_UNAVAILABLE_LOCAL,
 }
 
+// noLease tells of limits that cannot be leased. The rows tell the rates, for the time when the cluster cannot be reached.
+func (l *limits) noLease(p *plan) *pb.LeaseResponse {
+	rates := make([]counter.LimitResult, len(p.matches))
+	for i := range rates {
+		rates[i] = counter.LimitResult{Policy: p.matches[i].Limit.Policy, Shadow: p.matches[i].Limit.Shadow}
+	}
+	return &pb.LeaseResponse{State: l.answer(p, true, rates, 0), OnUnavailable: strictest(p)}
+}
+
 // leaseAnswer builds the response of a lease.
 func (l *limits) leaseAnswer(p *plan, body []byte, now fsm.Time) (*pb.LeaseResponse, error) {
 	g, err := counter.DecodeLeaseResult(body)

@@ -143,22 +143,32 @@ func decide(ctx context.Context, p *plan, c caller) (decision, error) {
 		if err != nil {
 			return decision{}, err
 		}
-		return decided(p, body, out.Time)
+		d, err := decided(p, p.parts[0].group, body, out.Time)
+		if !d.reserved {
+			return d, err
+		}
+		// There were more parts when the request came first: what is reserved is still to be confirmed.
 	}
 	return coordinate(ctx, p, 0, c)
 }
 
-// decided reads the result of a take.
-func decided(p *plan, body []byte, now fsm.Time) (decision, error) {
+// decided reads the result of a take in a group.
+func decided(p *plan, group uint32, body []byte, now fsm.Time) (decision, error) {
 	t, err := counter.DecodeTakeResultInto(body, p.room.results[:])
 	if err != nil {
 		return decision{}, err
 	}
-	d := decision{allowed: t.Allowed, results: t.Limits, now: now}
-	if t.Hold != 0 {
-		d.holds = p.parts[0].slots(t.Hold)
+	return taken(p, group, &t, now), nil
+}
+
+func taken(p *plan, group uint32, t *counter.TakeResult, now fsm.Time) decision {
+	d := decision{allowed: t.Allowed, results: t.Limits, now: now, reserved: t.Hold >= crossHold}
+	for i := range p.parts {
+		if t.Hold != 0 && p.parts[i].group == group {
+			d.holds = append(d.holds, p.parts[i].slots(t.Hold)...)
+		}
 	}
-	return d, nil
+	return d
 }
 
 // decideAll takes tokens, a number of its own from each, from limits that another protocol has found.
@@ -332,9 +342,22 @@ func (l *limits) Reserve(ctx context.Context, q *pb.ReserveRequest) (*pb.Reserve
 	}
 	r := &pb.ReserveResponse{Check: l.answer(p, d.allowed, d.results, d.now), ReservationId: encodeToken(reservation, d.holds)}
 	if len(d.holds) > 0 {
-		r.ExpiresAt = timestamp(d.now + fsm.Time(ttl.Milliseconds()))
+		r.ExpiresAt = timestamp(d.now + fsm.Time(p.holdsFor(ttl)))
 	}
 	return r, nil
+}
+
+// holdsFor is how long a reservation holds all that it took: slots last as long as their policy says.
+func (p *plan) holdsFor(ttl time.Duration) fsm.Millis {
+	first := fsm.Millis(counter.MaxWindow)
+	for i := range p.matches {
+		l, lasts := &p.matches[i].Limit, ttl.Milliseconds()
+		if l.Algorithm == counter.Concurrency {
+			lasts = l.Window
+		}
+		first = min(first, lasts)
+	}
+	return first
 }
 
 // settle ends what a token names, in every group, also if one cannot be reached or has nothing: what the caller repeats

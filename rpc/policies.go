@@ -266,7 +266,8 @@ func (s *policies) update(ctx context.Context, p catalog.Policy, q *pb.UpdatePol
 
 // merge applies the fields that are present.
 func merge(p *catalog.Policy, q *pb.UpdatePolicyRequest) (err error) {
-	burstFollows := p.Burst == p.Rate // as by default
+	burstFollows := p.Algorithm == counter.TokenBucket.String() && p.Burst == p.Rate // as by default
+	changes := q.Algorithm != nil && *q.Algorithm != p.Algorithm
 	set(&p.Name, q.Name)
 	set(&p.Algorithm, q.Algorithm)
 	set(&p.Rate, q.RateLimit)
@@ -282,7 +283,7 @@ func merge(p *catalog.Policy, q *pb.UpdatePolicyRequest) (err error) {
 	switch {
 	case q.BurstCapacity != nil:
 		p.Burst = *q.BurstCapacity
-	case burstFollows || q.Algorithm != nil:
+	case burstFollows || changes:
 		p.Burst = 0
 	default: // a policy of before a burst was refused may have one without a use
 		if a, _ := counter.ParseAlgorithm(p.Algorithm); !a.Bursts() {
@@ -464,17 +465,24 @@ func (s *policies) putDomain(ctx context.Context, d catalog.Domain) error {
 	return err
 }
 
+// envoyPage is how much YAML is enough for a page. One domain more may be on it, and a client takes 4 MiB in all.
+const envoyPage = 2 << 20
+
 // ListEnvoy implements the service.
-func (s *policies) ListEnvoy(context.Context, *pb.ListEnvoyRequest) (*pb.ListEnvoyResponse, error) {
-	list, err := s.domains()
-	if err != nil {
-		return nil, statusOf(err)
-	}
-	r := &pb.ListEnvoyResponse{}
-	for _, d := range list {
+func (s *policies) ListEnvoy(_ context.Context, q *pb.ListEnvoyRequest) (*pb.ListEnvoyResponse, error) {
+	view := s.node.CatalogView()
+	defer view.Close()
+	r, size := &pb.ListEnvoyResponse{}, 0
+	err := catalog.DomainsAfter(catalog.View(view), q.PageToken, func(d catalog.Domain) bool {
+		if size >= envoyPage {
+			r.NextPageToken = r.Domains[len(r.Domains)-1].Domain
+			return false
+		}
 		r.Domains = append(r.Domains, &pb.EnvoyDomain{Domain: d.Name, Yaml: d.YAML, Actor: d.Actor, UpdatedAt: timestamp(d.Updated)})
-	}
-	return r, nil
+		size += len(d.YAML)
+		return true
+	})
+	return r, statusOf(err)
 }
 
 // DeleteEnvoy implements the service.

@@ -46,7 +46,64 @@ func (n *oneNode) Query(_ context.Context, _ uint32, calls []fsm.Call) ([]fsm.Re
 	return []fsm.Result{n.shard.Query(calls[0])}, fsm.Applied{}, nil
 }
 
+// A burst that was given stays until another is given, or the algorithm becomes another one.
+func TestAnUpdateLeavesTheBurstAlone(t *testing.T) {
+	token, leaky := proto.String("token_bucket"), proto.String("leaky_bucket")
+	for name, tt := range map[string]struct {
+		algorithm string
+		burst     uint32
+		update    *pb.UpdatePolicyRequest
+		want      uint32
+	}{
+		"a leaky bucket as large as its rate":  {*leaky, 5, &pb.UpdatePolicyRequest{Description: proto.String("new")}, 5},
+		"its rate changes":                     {*leaky, 5, &pb.UpdatePolicyRequest{RateLimit: proto.Uint32(9)}, 5},
+		"the algorithm that it has":            {*token, 3, &pb.UpdatePolicyRequest{Algorithm: token}, 3},
+		"another algorithm":                    {*token, 3, &pb.UpdatePolicyRequest{Algorithm: leaky}, 1},
+		"a token bucket's follows the rate":    {*token, 0, &pb.UpdatePolicyRequest{RateLimit: proto.Uint32(9)}, 9},
+		"a token bucket's own does not follow": {*token, 3, &pb.UpdatePolicyRequest{RateLimit: proto.Uint32(9)}, 3},
+	} {
+		s, _ := newPolicies(t)
+		p, err := s.CreatePolicy(t.Context(), &pb.CreatePolicyRequest{
+			Name: "api", Algorithm: tt.algorithm, RateLimit: 5, TimeWindow: 60, BurstCapacity: tt.burst,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		tt.update.PolicyId = p.PolicyId
+		if p, err = s.UpdatePolicy(t.Context(), tt.update); err != nil || p.BurstCapacity != tt.want {
+			t.Errorf("%s: burst %d, %v; want %d", name, p.GetBurstCapacity(), err, tt.want)
+		}
+	}
+}
+
+// A list of much YAML comes in pages that a client takes.
+func TestDomainsAreListedInPages(t *testing.T) {
+	s, n := newPolicies(t)
+	const all = 12
+	for i := range all {
+		n.shard.Do(catalog.Call(catalog.OpPutDomain, catalog.Domain{Name: fmt.Sprintf("d%02d", i), YAML: strings.Repeat("#", 1<<20-100)}))
+	}
+	var names []string
+	pages := 0
+	for token, more := "", true; more; more = token != "" {
+		r, err := s.ListEnvoy(t.Context(), &pb.ListEnvoyRequest{PageToken: token})
+		if err != nil || proto.Size(r) > 4<<20 || len(r.Domains) == 0 {
+			t.Fatalf("%d domains, %d bytes, %v", len(r.GetDomains()), proto.Size(r), err)
+		}
+		for _, d := range r.Domains {
+			names = append(names, d.Domain)
+		}
+		token = r.NextPageToken
+		pages++
+	}
+	if len(names) != all || !slices.IsSorted(names) || len(slices.Compact(names)) != all || pages > all/2 {
+		t.Errorf("%d pages: %v", pages, names)
+	}
+}
+
 func (n *oneNode) CatalogView() kv.View { return n.shard.View() }
+
+func (n *oneNode) WatchCatalog(func()) (stop func()) { return func() {} }
 
 func create(t *testing.T, s *policies, name string) *pb.Policy {
 	t.Helper()

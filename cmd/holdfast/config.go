@@ -174,7 +174,7 @@ func (c *serverConfig) check() error {
 	case c.heartbeat != 0 && (c.heartbeat < minHeartbeat || c.heartbeat > maxHeartbeat):
 		return usageErrorf("--heartbeat must be %v to %v", minHeartbeat, maxHeartbeat)
 	}
-	for _, a := range [...]struct{ flag, addr string }{{"grpc", c.grpc}, {"http", c.http}, {"peer", c.peer}, {"gossip", c.gossip}} {
+	for _, a := range c.addresses() {
 		host, _, err := net.SplitHostPort(a.addr)
 		if err != nil {
 			return usageErrorf("--%s %q: use HOST:PORT", a.flag, a.addr)
@@ -191,4 +191,29 @@ func (c *serverConfig) check() error {
 		return usageErrorf("--%s %s is reachable from other machines and speaks plain text: say --insecure if the network is private", a.flag, a.addr)
 	}
 	return nil
+}
+
+type address struct{ flag, addr string }
+
+func (c *serverConfig) addresses() [4]address {
+	return [...]address{{"grpc", c.grpc}, {"http", c.http}, {"peer", c.peer}, {"gossip", c.gossip}}
+}
+
+// checkReachable refuses addresses that others cannot come back to: a node tells the cluster where it listens.
+func (c *serverConfig) checkReachable() error {
+	if _, _, err := net.SplitHostPort(c.advertise); err == nil || isWildcard(c.advertise) && c.advertise != "" {
+		return usageErrorf("--advertise %q: use a host name or an IP address, without a port", c.advertise)
+	}
+	for _, a := range c.addresses() {
+		if host, _, err := net.SplitHostPort(a.addr); err == nil && isWildcard(host) && c.advertise == "" {
+			return usageErrorf("--%s %s listens everywhere and tells nobody where: say at which host others reach this node, with --advertise HOST", a.flag, a.addr)
+		}
+	}
+	return nil
+}
+
+// isWildcard tells of a host that stands for every interface.
+func isWildcard(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "" || ip != nil && ip.IsUnspecified()
 }

@@ -62,7 +62,7 @@ func plain(err error) error {
 	s := carrier.GRPCStatus()
 	code := exitRefused
 	switch s.Code() {
-	case codes.Unavailable:
+	case codes.Unavailable, codes.DeadlineExceeded:
 		code = exitUnreachable
 	case codes.InvalidArgument:
 		code = exitUsage

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -62,13 +63,15 @@ func (p *printer) value(v any, t *table) error {
 
 func (p *printer) raw(b []byte) error {
 	var v any
-	if err := json.Unmarshal(b, &v); err != nil {
+	dec := json.NewDecoder(bytes.NewReader(b))
+	dec.UseNumber() // as a float, 1000000 is 1e+06 in YAML
+	if err := dec.Decode(&v); err != nil {
 		return fmt.Errorf("encode the answer: %w", err)
 	}
 	if p.format == "yaml" {
 		enc := yaml.NewEncoder(p.out)
 		enc.SetIndent(2)
-		if err := enc.Encode(v); err != nil {
+		if err := enc.Encode(numbers(v)); err != nil {
 			return fmt.Errorf("write the answer: %w", err)
 		}
 		return enc.Close()
@@ -80,6 +83,28 @@ func (p *printer) raw(b []byte) error {
 		return fmt.Errorf("write the answer: %w", err)
 	}
 	return nil
+}
+
+// numbers makes numbers of what was read as json.Number, which YAML takes for text.
+func numbers(v any) any {
+	switch v := v.(type) {
+	case json.Number:
+		if n, err := v.Int64(); err == nil {
+			return n
+		}
+		if f, err := v.Float64(); err == nil {
+			return f
+		}
+	case []any:
+		for i := range v {
+			v[i] = numbers(v[i])
+		}
+	case map[string]any:
+		for k := range v {
+			v[k] = numbers(v[k])
+		}
+	}
+	return v
 }
 
 func (p *printer) table(t *table) error {

@@ -58,9 +58,13 @@ func newPolicyDomains(c *cli) *cobra.Command {
 		Use: "domains", Short: "List what was imported for Envoy", Example: "  holdfast policy domains\n  holdfast policy domains -o yaml", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return c.policies(cmd, func(ctx context.Context, s pb.PoliciesClient) error {
-				r, err := s.ListEnvoy(ctx, &pb.ListEnvoyRequest{})
-				if err != nil {
-					return err
+				r := &pb.ListEnvoyResponse{}
+				for more := true; more; more = r.NextPageToken != "" {
+					page, err := s.ListEnvoy(ctx, &pb.ListEnvoyRequest{PageToken: r.NextPageToken})
+					if err != nil {
+						return err
+					}
+					r.Domains, r.NextPageToken = append(r.Domains, page.Domains...), page.NextPageToken
 				}
 				t := &table{header: []string{"domain", "size", "imported", "by"}}
 				for _, d := range r.Domains {

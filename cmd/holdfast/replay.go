@@ -195,7 +195,10 @@ func (c *cli) replay(ctx context.Context, r *replay, path string) error {
 	if !slices.Contains(logKeys, r.key) {
 		return usageErrorf("--key %q: use ip, user, path or user-agent", r.key)
 	}
-	if r.rate == 0 && (!r.live || r.policy == "") {
+	if r.policy != "" && !r.live {
+		return usageErrorf("--policy needs --live: the rules of a policy are in the cluster; without it give them with --rate")
+	}
+	if r.rate == 0 && r.policy == "" {
 		return usageErrorf("say how many requests a window admits: --rate N")
 	}
 	var params counter.Params

@@ -159,6 +159,9 @@ Each flag is also a key of the YAML file and an environment variable: --raft-log
 			if err := cfg.check(); err != nil {
 				return err
 			}
+			if err := cfg.checkReachable(); err != nil {
+				return err
+			}
 			return c.start(cmd.Context(), cfg)
 		},
 	}

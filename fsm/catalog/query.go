@@ -56,11 +56,20 @@ func PolicyByNumber(r kv.Reader, number uint32) (Policy, bool, error) {
 // AllDomains reads all domains from a view of the type's keys.
 func AllDomains(r kv.Reader) ([]Domain, error) {
 	var list []Domain
-	err := each(r, []byte(prefixDomain), after([]byte(prefixDomain)), func(_ []byte, d Domain) bool {
+	err := DomainsAfter(r, "", func(d Domain) bool {
 		list = append(list, d)
 		return true
 	})
 	return list, err
+}
+
+// DomainsAfter reads the domains behind one, by name, as long as f returns true.
+func DomainsAfter(r kv.Reader, name string, f func(Domain) bool) error {
+	begin := []byte(prefixDomain)
+	if name != "" {
+		begin = append(begin, name+"\x00"...) // no name has one
+	}
+	return each(r, begin, after([]byte(prefixDomain)), func(_ []byte, d Domain) bool { return f(d) })
 }
 
 func getPolicy(v *fsm.View, q *Body[PolicyRef]) (Body[Policy], error) {

@@ -42,7 +42,9 @@ type Member struct {
 type Config struct {
 	NodeID string
 	Bind   string // host:port
-	Meta   Meta
+	// Advertise is the host that others reach this node at, if not the one it listens on.
+	Advertise string
+	Meta      Meta
 	// Key encrypts and authenticates the traffic: 16, 24 or 32 bytes. Without it the traffic is plain, which is
 	// refused on an address that is not loopback.
 	Key []byte
@@ -93,15 +95,28 @@ func Start(cfg Config) (*Gossip, error) {
 	if err != nil {
 		return nil, fmt.Errorf("gossip address %q: port: %w", cfg.Bind, err)
 	}
-	if len(cfg.Key) == 0 && cfg.Transport == nil && !isLoopback(host) {
-		return nil, fmt.Errorf("gossip address %q: refusing to gossip in plain text off loopback: set a gossip key", cfg.Bind)
+	mc := memberlist.DefaultLANConfig()
+	if cfg.Transport == nil {
+		ip, err := resolve(host)
+		if err != nil {
+			return nil, fmt.Errorf("gossip address %q: %w", cfg.Bind, err)
+		}
+		if len(cfg.Key) == 0 && !ip.IsLoopback() {
+			return nil, fmt.Errorf("gossip address %q: refusing to gossip in plain text off loopback: set a gossip key", cfg.Bind)
+		}
+		host = ip.String()
+		if cfg.Advertise != "" {
+			if ip, err = resolve(cfg.Advertise); err != nil {
+				return nil, fmt.Errorf("advertised host %q: %w", cfg.Advertise, err)
+			}
+			mc.AdvertiseAddr = ip.String()
+		}
 	}
 	g := &Gossip{
 		cfg: cfg, meta: cfg.Meta,
 		members: make(map[string]Member), leads: make(map[uint32]Lead), changed: make(chan struct{}, 1),
 		learned: make(chan struct{}, 1),
 	}
-	mc := memberlist.DefaultLANConfig()
 	mc.Name, mc.BindAddr, mc.BindPort, mc.AdvertisePort = cfg.NodeID, host, port, port
 	mc.Transport = cfg.Transport
 	mc.SecretKey = cfg.Key
@@ -398,7 +413,15 @@ func (w logWriter) Write(b []byte) (int, error) {
 
 var _ io.Writer = logWriter{}
 
-func isLoopback(host string) bool {
-	ip := net.ParseIP(host)
-	return host == "localhost" || (ip != nil && ip.IsLoopback())
+// resolve finds the IP of a host, all interfaces for an empty one. memberlist takes only an IP as such: at a name it
+// listens on every interface.
+func resolve(host string) (net.IP, error) {
+	if host == "" {
+		return net.IPv4zero, nil
+	}
+	addr, err := net.ResolveIPAddr("ip", host)
+	if err != nil {
+		return nil, err
+	}
+	return addr.IP, nil
 }

@@ -3,6 +3,7 @@ package gossip
 import (
 	"encoding/json"
 	"log/slog"
+	"net"
 	"testing"
 	"time"
 )
@@ -88,6 +89,36 @@ func TestNodesOfAnotherClusterAreNotAccepted(t *testing.T) {
 	}
 	if m, ok := b.Member("a"); ok {
 		t.Errorf("b accepted %+v", m)
+	}
+}
+
+// The name of an interface is not all of them.
+func TestANameIsListenedAtAsItsAddress(t *testing.T) {
+	for _, key := range [][]byte{nil, make([]byte, 32)} {
+		g, err := Start(Config{NodeID: "a", Bind: "localhost:0", Key: key, Logger: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if host, _, err := net.SplitHostPort(g.Addr()); err != nil || !net.ParseIP(host).IsLoopback() {
+			t.Errorf("it is at %s, %v", g.Addr(), err)
+		}
+		if err := g.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// Behind an address that others do not see, a node tells the one that they do.
+func TestTheAdvertisedHostIsTold(t *testing.T) {
+	g, err := Start(Config{
+		NodeID: "a", Bind: "127.0.0.1:0", Advertise: "192.0.2.7", Key: make([]byte, 32), Logger: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	if host, port, err := net.SplitHostPort(g.Addr()); err != nil || host != "192.0.2.7" || port == "0" {
+		t.Errorf("it is at %s, %v", g.Addr(), err)
 	}
 }
 

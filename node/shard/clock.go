@@ -28,6 +28,13 @@ func (c *clock) start(state fsm.Time) {
 
 func (c *clock) set() { c.base, c.since = fsm.Time(c.wall().UnixMilli()), time.Now() }
 
+// raise makes the clock go on from the state's time if it is behind.
+func (c *clock) raise(state fsm.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.last = max(c.last, state)
+}
+
 // now is the leader's time.
 func (c *clock) now() fsm.Time {
 	c.mu.Lock()

@@ -79,3 +79,21 @@ func TestAWrongClockIsBetterThanNone(t *testing.T) {
 		c.eventually("the only replica leads", func() bool { return r.IsLeader() })
 	})
 }
+
+// The state on disk is behind the log, also in its time: that of the entries which a new leader finds in its log counts.
+func TestALeaderIsNotBehindTheTimeOfItsLog(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, Timing{})
+		defer func() { c.stop() }()
+		l := c.leader(c.replicas...)
+		l.skew.Store(int64(time.Hour))
+		l.askRestart("for a new term, with this clock")
+		c.eventually("a term at the wrong time", func() bool { return l.IsLeader() && l.Applied().Time > realTime()+30*60_000 })
+		l.skew.Store(0)
+		c.powerCut(1)
+		l = c.leader(c.replicas...)
+		if now, reached := l.Now(), l.Applied().Time; now < reached || reached < realTime() {
+			t.Errorf("the leader's clock is %d ms behind shard time: every deadline is over", reached-now)
+		}
+	})
+}

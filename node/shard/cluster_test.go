@@ -188,6 +188,7 @@ type replica struct {
 	engine *storage.Engine
 	logs   *raftlog.Store
 	log    raftlog.Log
+	full   atomic.Bool  // its disk
 	skew   atomic.Int64 // of its clock, in nanoseconds; the node's verdict is that a skewed clock is wrong
 
 	delay atomic.Int64 // of each write to the log, in nanoseconds
@@ -263,6 +264,7 @@ func (r *replica) start() {
 		Attach:     func(*raft.Raft) { r.attached.Add(1) },
 		Clock:      func() time.Time { return time.Now().Add(time.Duration(r.skew.Load())) },
 		ClockWrong: func() bool { return r.skew.Load() != 0 },
+		DiskFull:   r.full.Load,
 		AskSums:    func(_ context.Context, ids []string) map[string]fsm.Sum { return r.c.askSums(ids) },
 		Confirm: func(ctx context.Context, check TermCheck) error {
 			if r.c.confirm != nil {

@@ -88,6 +88,8 @@ type Config struct {
 	// ClockWrong tells that most other nodes say that this node's clock is wrong; nil means never. Such a replica does not
 	// begin to lead if another can: shard time would jump, or stand still.
 	ClockWrong func() bool
+	// DiskFull tells that the disk has hardly room for more; nil means never. Such a replica takes no frames.
+	DiskFull func() bool
 	// Fit tells that another replica could lead: its node is alive, its clock right and its log caught up. Nil means
 	// that any could.
 	Fit func(ctx context.Context, replicaID string) bool

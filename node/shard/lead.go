@@ -81,6 +81,7 @@ func (g *Group) followState() {
 	err := g.append(&fsm.Entry{Kind: fsm.TermStart}, 16).Error()
 	switch {
 	case err == nil:
+		g.clock.raise(g.machine.Applied().Time) // before, the state may have been behind the log
 		g.follow(term)
 	case errors.Is(err, raft.ErrNotLeader), errors.Is(err, raft.ErrLeadershipLost), errors.Is(err, raft.ErrRaftShutdown):
 	default:

@@ -173,6 +173,9 @@ func (g *Group) ProposeAsync(f *fsm.Frame, done func(fsm.FrameOutcome, error)) e
 	if !g.IsLeader() {
 		return fsm.ErrNotLeader
 	}
+	if g.cfg.DiskFull != nil && g.cfg.DiskFull() {
+		return fsm.ErrDiskFull
+	}
 	return g.proposer.submit(f, done)
 }
 

@@ -1,6 +1,7 @@
 package shard
 
 import (
+	"errors"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -55,4 +56,28 @@ func TestTheQueueIsBoundedByBytes(t *testing.T) {
 	if p.bytes != 0 || p.ops != 0 {
 		t.Errorf("the empty queue has %d bytes, %d operations", p.bytes, p.ops)
 	}
+}
+
+// A leader whose disk has hardly room for more takes no frames, and says that they had no effect. It can still be asked.
+func TestALeaderWithAFullDiskTakesNoFrames(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, Timing{})
+		defer c.stop()
+		l := c.leader(c.replicas...)
+		if _, _, err := l.add(frame(1, 1, 5)); err != nil {
+			t.Fatal(err)
+		}
+		l.full.Store(true)
+		if _, _, err := l.add(frame(1, 2, 5)); !errors.Is(err, fsm.ErrDiskFull) || !fsm.Safe(err) {
+			t.Errorf("with a full disk: %v", err)
+		}
+		time.Sleep(time.Minute)
+		if n, err := l.read(); err != nil || n != 5 {
+			t.Errorf("it says %d, %v", n, err)
+		}
+		l.full.Store(false)
+		if n, _, err := l.add(frame(1, 2, 5)); err != nil || n != 10 {
+			t.Errorf("with room again: %d, %v", n, err)
+		}
+	})
 }

@@ -13,8 +13,12 @@ import (
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
+	"github.com/holdfastdb/holdfast/fsm"
+	"github.com/holdfastdb/holdfast/fsm/catalog"
+	"github.com/holdfastdb/holdfast/fsm/catalog/catalogtest"
 	"github.com/holdfastdb/holdfast/fsm/counter"
 	"github.com/holdfastdb/holdfast/rpc/policy"
+	"github.com/holdfastdb/holdfast/storage/kv"
 )
 
 // The examples of the reference's README, in our words: nested keys, wildcards, and what comes first.
@@ -161,6 +165,34 @@ descriptors:
   - {key: silver, quota_mode: true, rate_limit: {unit: year, requests_per_unit: 3}}
   - {key: path, rate_limit: {unit: year, requests_per_unit: 5}}
 `
+
+// late is a catalog to which a domain comes just before somebody begins to watch it.
+type late struct{ *catalogtest.Shard }
+
+func (l late) CatalogView() kv.View { return l.View() }
+
+func (l late) WatchCatalog(func()) (stop func()) {
+	for _, call := range []fsm.Call{
+		catalog.Call(catalog.OpBootstrap, catalog.Bootstrap{ClusterID: "c", Shards: 1, Replicas: 1, Node: catalog.Node{ID: "n1"}}),
+		catalog.Call(catalog.OpPutDomain, catalog.Domain{Name: "shop", YAML: example}),
+	} {
+		if r := l.Do(call); r.Err() != nil {
+			l.T.Fatalf("%v", r.Err())
+		}
+	}
+	return func() {}
+}
+
+func TestADomainThatComesWhileTheServiceStartsIsSeen(t *testing.T) {
+	s, err := New(late{catalogtest.New(t, catalog.Type())}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if (*s.domains.Load())["shop"] == nil {
+		t.Error("the service does not know it")
+	}
+}
 
 // counting decides like a shard, if all weights are the same.
 func counting(t *testing.T) *Service {

@@ -41,10 +41,11 @@ type Service struct {
 func New(source policy.Source, decide Decide) (*Service, error) {
 	s := &Service{decide: decide, source: source, now: time.Now}
 	s.domains.Store(&map[string]*Domain{})
-	if err := s.refresh(); err != nil {
+	s.stop = source.WatchCatalog(func() { _ = s.refresh() }) // what cannot be read stops the node elsewhere
+	if err := s.refresh(); err != nil {                      // not before: nobody would be told of a change in between
+		s.stop()
 		return nil, err
 	}
-	s.stop = source.WatchCatalog(func() { _ = s.refresh() }) // what cannot be read stops the node elsewhere
 	return s, nil
 }
 

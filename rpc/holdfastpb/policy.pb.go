@@ -1458,6 +1458,7 @@ func (x *ImportEnvoyResponse) GetRules() uint32 {
 
 type ListEnvoyRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	PageToken     string                 `protobuf:"bytes,1,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1492,9 +1493,18 @@ func (*ListEnvoyRequest) Descriptor() ([]byte, []int) {
 	return file_holdfast_v1_policy_proto_rawDescGZIP(), []int{20}
 }
 
+func (x *ListEnvoyRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+// A page has as many domains as fit into a few MiB.
 type ListEnvoyResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Domains       []*EnvoyDomain         `protobuf:"bytes,1,rep,name=domains,proto3" json:"domains,omitempty"`
+	NextPageToken string                 `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1534,6 +1544,13 @@ func (x *ListEnvoyResponse) GetDomains() []*EnvoyDomain {
 		return x.Domains
 	}
 	return nil
+}
+
+func (x *ListEnvoyResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
 }
 
 type EnvoyDomain struct {
@@ -1835,10 +1852,13 @@ const file_holdfast_v1_policy_proto_rawDesc = "" +
 	"\adry_run\x18\x02 \x01(\bR\x06dryRun\"C\n" +
 	"\x13ImportEnvoyResponse\x12\x16\n" +
 	"\x06domain\x18\x01 \x01(\tR\x06domain\x12\x14\n" +
-	"\x05rules\x18\x02 \x01(\rR\x05rules\"\x12\n" +
-	"\x10ListEnvoyRequest\"G\n" +
+	"\x05rules\x18\x02 \x01(\rR\x05rules\"1\n" +
+	"\x10ListEnvoyRequest\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x01 \x01(\tR\tpageToken\"o\n" +
 	"\x11ListEnvoyResponse\x122\n" +
-	"\adomains\x18\x01 \x03(\v2\x18.holdfast.v1.EnvoyDomainR\adomains\"\x8a\x01\n" +
+	"\adomains\x18\x01 \x03(\v2\x18.holdfast.v1.EnvoyDomainR\adomains\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x8a\x01\n" +
 	"\vEnvoyDomain\x12\x16\n" +
 	"\x06domain\x18\x01 \x01(\tR\x06domain\x12\x12\n" +
 	"\x04yaml\x18\x02 \x01(\tR\x04yaml\x12\x14\n" +

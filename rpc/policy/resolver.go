@@ -71,13 +71,14 @@ const clientsKept = 100_000
 func New(source Source) (*Resolver, error) {
 	r := &Resolver{source: source, clients: make(map[string][]catalog.Assignment)}
 	r.index.Store(&index{})
-	if err := r.refresh(); err != nil {
-		return nil, err
-	}
 	r.stop = source.WatchCatalog(func() {
 		// An unreadable catalog stops the node where it is applied; here the last good index stays.
 		_ = r.refresh()
 	})
+	if err := r.refresh(); err != nil { // not before: nobody would be told of a change in between
+		r.stop()
+		return nil, err
+	}
 	return r, nil
 }
 

@@ -19,11 +19,16 @@ import (
 type source struct {
 	*catalogtest.Shard
 	watch func()
+	// meanwhile happens just before somebody begins to watch.
+	meanwhile func()
 }
 
 func (s *source) CatalogView() kv.View { return s.View() }
 
 func (s *source) WatchCatalog(f func()) (stop func()) {
+	if s.meanwhile != nil {
+		s.meanwhile()
+	}
 	s.watch = f
 	return func() { s.watch = func() {} }
 }
@@ -90,6 +95,17 @@ func found(t testing.TB, r *policy.Resolver, q policy.Request) string {
 		names = append(names, fmt.Sprintf("%s %d", m.Policy.Name, m.Limit.Rate))
 	}
 	return strings.Join(names, ", ")
+}
+
+func TestAChangeWhileAResolverStartsIsSeen(t *testing.T) {
+	s := newSource(t)
+	s.meanwhile = func() {
+		s.put("p", nil)
+		s.assign(catalog.Assign{Policy: "p", Clients: []string{"*"}})
+	}
+	if got := found(t, resolver(t, s), policy.Request{Client: "a"}); got != "p 10" {
+		t.Errorf("found %q", got)
+	}
 }
 
 func TestResolve(t *testing.T) {

@@ -85,7 +85,7 @@ func Start(ctx context.Context, cfg Config) (_ *Process, err error) {
 	}
 	metrics := rpc.NewMetrics()
 	cfg.Node.GRPC, cfg.Node.HTTP = advertised(grpcLis, cfg.Advertise), advertised(httpLis, cfg.Advertise)
-	cfg.Node.PeerAddr = advertised(cfg.Node.Peer, cfg.Advertise)
+	cfg.Node.PeerAddr, cfg.Node.Advertise = advertised(cfg.Node.Peer, cfg.Advertise), cfg.Advertise
 	cfg.Node.Types = rpc.Types()
 	cfg.Node.OnSync = metrics.ObserveSync
 	p := &Process{log: cfg.Node.Logger, grpcAt: grpcLis.Addr(), httpAt: httpLis.Addr()}

@@ -82,6 +82,9 @@ var (
 	ErrNoAddress = errors.New("raftnet: no address is known for the node")
 	// ErrNoMethod is returned, wrapped, by Call for a method that the other node does not have.
 	ErrNoMethod = errors.New("raftnet: no such method")
+	// ErrUnreachable is returned, wrapped, by Call if no answer came. What the other node's handler answered has its words
+	// and does not wrap this.
+	ErrUnreachable = errors.New("raftnet: no answer")
 
 	errNoReplica   = errors.New("raftnet: no such replica here")
 	errDiskStalled = errors.New("raftnet: the disk does not answer, nothing is sent that shows a live leader")
@@ -220,10 +223,14 @@ func (n *Net) Call(ctx context.Context, nodeID, method string, request []byte) (
 	}
 	in, out := encodeCall(method, request), []byte(nil)
 	if err := conn.Invoke(n.outgoing(ctx, nodeID), methodCall, &in, &out); err != nil {
-		if status.Code(err) == codes.Unimplemented {
-			return nil, fmt.Errorf("%w: %q of node %s: %w", ErrNoMethod, method, nodeID, err)
+		// Not wrapped: it is this connection's status, and not that of a request which is carried out.
+		switch s := status.Convert(err); s.Code() {
+		case codes.Unimplemented:
+			return nil, fmt.Errorf("%w: %q of node %s: %v", ErrNoMethod, method, nodeID, err)
+		case codes.Unknown:
+			return nil, fmt.Errorf("call %s of node %s: %s", method, nodeID, s.Message())
 		}
-		return nil, fmt.Errorf("call %s of node %s: %w", method, nodeID, err)
+		return nil, fmt.Errorf("%w: call %s of node %s: %v", ErrUnreachable, method, nodeID, err)
 	}
 	return out, nil
 }

@@ -271,7 +271,7 @@ func TestCalls(t *testing.T) {
 		if got, err := a.Call(t.Context(), target, "echo", []byte("hi")); err != nil || string(got) != "a:hi" {
 			t.Errorf("%s answered %q, %v", target, got, err)
 		}
-		if _, err := a.Call(t.Context(), target, "echo", nil); err == nil || !strings.Contains(err.Error(), "nothing to say") {
+		if _, err := a.Call(t.Context(), target, "echo", nil); err == nil || !strings.Contains(err.Error(), "nothing to say") || errors.Is(err, ErrUnreachable) {
 			t.Errorf("%s: error %v", target, err)
 		}
 		if _, err := a.Call(t.Context(), target, "nothing", nil); err == nil {
@@ -288,6 +288,12 @@ func TestCalls(t *testing.T) {
 	}
 	if _, err := a.Call(t.Context(), "nobody", "echo", nil); !errors.Is(err, ErrNoAddress) {
 		t.Errorf("error %v for an unknown node", err)
+	}
+	d.close()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	if _, err := a.Call(ctx, "d", "echo", []byte("hi")); !errors.Is(err, ErrUnreachable) {
+		t.Errorf("error %v for a node that is gone", err)
 	}
 }
 

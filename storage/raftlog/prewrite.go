@@ -2,7 +2,6 @@ package raftlog
 
 import (
 	"errors"
-	"fmt"
 	"strings"
 	"sync"
 
@@ -26,15 +25,10 @@ type prewriter struct {
 	work   sync.WaitGroup
 }
 
-// newPrewriter keeps a spare of size bytes in dir. A spare that was left there is thrown away: it may be incomplete.
+// newPrewriter keeps a spare of size bytes in dir. A spare that was left there may be incomplete: it is not used but made
+// anew, when one is needed. Who only reads changes nothing.
 func newPrewriter(fs vfs.FS, dir string, size int64) (*prewriter, error) {
-	p := &prewriter{FS: fs, spare: fs.PathJoin(dir, "spare"), size: size}
-	if _, err := fs.Stat(p.spare); err == nil {
-		if err := fs.Remove(p.spare); err != nil {
-			return nil, fmt.Errorf("remove the spare log: %w", err)
-		}
-	}
-	return p, nil
+	return &prewriter{FS: fs, spare: fs.PathJoin(dir, "spare"), size: size}, nil
 }
 
 func isLog(name string) bool { return strings.HasSuffix(name, ".log") }

@@ -13,6 +13,33 @@ import (
 	"github.com/holdfastdb/holdfast/storage/raftlog"
 )
 
+// What a node left is read without changing it, also the spare file of a node that was killed.
+func TestReadingChangesNothing(t *testing.T) {
+	fs := vfs.NewMem()
+	for _, reading := range []bool{false, true} {
+		s, err := raftlog.Open(raftlog.Options{FS: fs, Dir: "log", ReadOnly: reading, OnFatal: func(err error) { t.Error(err) }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if reading {
+			break
+		}
+		f, err := fs.Create("log/spare", "pebble-wal")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := f.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := fs.Stat("log/spare"); err != nil {
+		t.Errorf("the spare: %v", err)
+	}
+}
+
 // Write-ahead logs made of spare and of used files hold what was stored, also when the power goes while one is being
 // prepared, and soon all of them have their blocks from the start.
 func TestLogsOfPreparedFilesSurvivePowerCuts(t *testing.T) {
