@@ -74,6 +74,18 @@ func (s *settings) plan(kind string) Plan {
 	return p
 }
 
+// missing tells what this machine lacks for a plan, nil if it has all.
+func (p *Plan) missing() error {
+	list, err := nemesesOf(p.Kinds)
+	if err != nil {
+		return nil // which the history will tell
+	}
+	if slices.ContainsFunc(list, func(n nemesis) bool { return n.disks }) {
+		return missingForDisks()
+	}
+	return nil
+}
+
 // allKinds are one history of each kind of fault, and the others.
 func allKinds() []string {
 	var kinds []string
@@ -92,7 +104,7 @@ func TestChaos(t *testing.T) {
 			Run(t, Plan{
 				Name: "short", Kinds: []string{"kill-leader", "partition-leader", "kill-all"}, Each: true, Bench: true,
 				Nodes: cmp.Or(s.nodes, 3), Seed: s.seed, Heartbeat: lanTiming, Dir: artefacts(t, s.dir, "short"),
-			})
+			}).complain(t)
 		})
 		return
 	}
@@ -109,16 +121,20 @@ func TestChaos(t *testing.T) {
 		p.Nodes = cmp.Or(s.nodes, []int{3, 5}[i/len(kinds)%2])
 		name := fmt.Sprintf("%03d-%s-%d", i, p.Name, p.Nodes)
 		t.Run(name, func(t *testing.T) {
+			if err := p.missing(); err != nil {
+				t.Skip(err)
+			}
 			p.Dir = artefacts(t, s.dir, name)
-			results = append(results, Run(t, p))
+			res := Run(t, p)
+			res.complain(t)
+			results = append(results, res)
+			if s.out == "" {
+				return
+			}
+			if err := writeSection(s.out, "chaos", report(results)); err != nil { // now: the next history may be interrupted
+				t.Error(err)
+			}
 		})
-	}
-	if s.out == "" {
-		return
-	}
-	results = slices.DeleteFunc(results, func(r *Result) bool { return r == nil })
-	if err := writeSection(s.out, "chaos", report(results)); err != nil {
-		t.Error(err)
 	}
 }
 

@@ -76,16 +76,16 @@ type Node struct {
 	surprise []string      // how processes ended that were not
 }
 
-// Start starts a cluster and waits until every shard has its voters. It ends with the test.
-func Start(t testing.TB, opts Options) *Cluster {
-	t.Helper()
+// Start starts a cluster and waits until every shard has its voters. It ends with the test. What goes wrong with a cluster is
+// returned, here and below, and not the end of the test: the history that it belongs to is judged and published all the same.
+func Start(t testing.TB, opts Options) (*Cluster, error) {
 	binary, err := Binary()
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	if opts.Dir == "" {
 		if opts.Dir, err = os.MkdirTemp("", "holdfast-chaos-*"); err != nil {
-			t.Fatal(err)
+			return nil, err
 		}
 		t.Cleanup(func() {
 			if t.Failed() {
@@ -103,7 +103,7 @@ func Start(t testing.TB, opts Options) *Cluster {
 		c.Nodes = append(c.Nodes, &Node{c: c, Name: "n" + strconv.Itoa(i+1)})
 	}
 	if c.net, err = newNetwork(opts.Nodes, opts.Dir, func(i int) int { return c.Nodes[i].pid() }, t.Logf); err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	t.Cleanup(c.stop)
 	for i, n := range c.Nodes {
@@ -115,20 +115,23 @@ func Start(t testing.TB, opts Options) *Cluster {
 		}
 		if opts.Disks {
 			if err := os.Mkdir(n.data, 0o700); err != nil {
-				t.Fatal(err)
+				return nil, err
 			}
 			if n.disk, err = newDisk(n.data); err != nil {
-				t.Fatal(err)
+				return nil, err
 			}
 			n.data = filepath.Join(n.disk.dir, "data")
 		}
 	}
 	for _, n := range c.Nodes {
-		n.Start()
-		n.WaitReady(30 * time.Second)
+		if err := n.Start(); err != nil {
+			return nil, err
+		}
+		if err := n.WaitReady(30 * time.Second); err != nil {
+			return nil, err
+		}
 	}
-	c.WaitHealthy(2 * time.Minute)
-	return c
+	return c, c.WaitHealthy(2 * time.Minute)
 }
 
 func (c *Cluster) stop() {
@@ -171,16 +174,15 @@ func (c *Cluster) Addrs() []string {
 }
 
 // Dial opens a client that ends with the test. It tries operations for so long; 0 means the SDK's default.
-func (c *Cluster) Dial(timeout time.Duration) *client.Client {
-	c.t.Helper()
+func (c *Cluster) Dial(timeout time.Duration) (*client.Client, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	cl, err := client.Dial(ctx, client.Config{Addrs: c.Addrs(), Timeout: timeout})
 	if err != nil {
-		c.t.Fatal(err)
+		return nil, err
 	}
 	c.t.Cleanup(func() { _ = cl.Close() }) // the cluster may be gone already
-	return cl
+	return cl, nil
 }
 
 // command prepares the program as a client of the cluster.
@@ -201,9 +203,8 @@ func (c *Cluster) Status(ctx context.Context) (*pb.ClusterStatusResponse, error)
 }
 
 // WaitHealthy waits until all nodes are there and every shard has its voters and a leader.
-func (c *Cluster) WaitHealthy(within time.Duration) {
-	c.t.Helper()
-	c.wait(within, "a healthy cluster", func() error {
+func (c *Cluster) WaitHealthy(within time.Duration) error {
+	return c.wait(within, "healthy cluster", func() error {
 		s, err := c.Status(context.Background())
 		switch {
 		case err != nil:
@@ -249,35 +250,33 @@ func (c *Cluster) Leaders(ctx context.Context) (map[*Node][]uint32, error) {
 }
 
 // wait polls until try succeeds.
-func (c *Cluster) wait(within time.Duration, what string, try func() error) {
-	c.t.Helper()
+func (c *Cluster) wait(within time.Duration, what string, try func() error) error {
 	deadline := time.After(within)
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	for {
 		err := try()
 		if err == nil {
-			return
+			return nil
 		}
 		select {
 		case <-tick.C:
 		case <-deadline:
-			c.t.Fatalf("no %s within %v: %v", what, within, err)
+			return fmt.Errorf("no %s within %v: %w", what, within, err)
 		}
 	}
 }
 
 // Start starts the process.
-func (n *Node) Start() {
-	n.c.t.Helper()
+func (n *Node) Start() error {
 	log, err := os.OpenFile(n.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
-		n.c.t.Fatal(err)
+		return err
 	}
 	cmd := n.command()
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Start(); err != nil {
-		n.c.t.Fatal(err)
+		return errors.Join(err, log.Close())
 	}
 	finished := make(chan struct{})
 	n.mu.Lock()
@@ -293,6 +292,7 @@ func (n *Node) Start() {
 		n.mu.Unlock()
 		close(finished)
 	}()
+	return nil
 }
 
 // command is the command line of the node.
@@ -394,9 +394,8 @@ func (n *Node) killNow() (ended <-chan struct{}) {
 }
 
 // WaitReady waits until the node says that it serves.
-func (n *Node) WaitReady(within time.Duration) {
-	n.c.t.Helper()
-	n.c.wait(within, n.Name+" that is ready", func() error {
+func (n *Node) WaitReady(within time.Duration) error {
+	return n.c.wait(within, n.Name+" that is ready", func() error {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
 		q, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+n.place.http+"/readyz", nil)

@@ -37,7 +37,14 @@ var logTypes = map[string]raft.LogType{
 const stopTime = 20 * time.Second
 
 // dumpLogs stops the nodes in peace and reads what they leave.
-func (r *run) dumpLogs() (logs []*replicaLog, problems []string) {
+func (r *run) dumpLogs() (logs []*replicaLog) {
+	_ = r.c.net.heal() // what a fault left whose end failed
+	for _, n := range r.c.Nodes {
+		n.Resume()
+		if n.disk != nil {
+			_ = n.disk.thaw()
+		}
+	}
 	var stopping sync.WaitGroup
 	late := make([]error, len(r.c.Nodes))
 	for i, n := range r.c.Nodes {
@@ -46,7 +53,7 @@ func (r *run) dumpLogs() (logs []*replicaLog, problems []string) {
 	stopping.Wait()
 	for i, n := range r.c.Nodes {
 		if late[i] != nil {
-			problems = append(problems, late[i].Error())
+			r.violate("%v", late[i])
 			n.Kill()
 		}
 		for shard := range uint32(r.c.opts.Shards + 1) {
@@ -55,13 +62,13 @@ func (r *run) dumpLogs() (logs []*replicaLog, problems []string) {
 			}
 			l, err := r.dump(n, shard)
 			if err != nil {
-				problems = append(problems, fmt.Sprintf("log of shard %d of %s: %v", shard, n.Name, err))
+				r.violate("log of shard %d of %s: %v", shard, n.Name, err)
 				continue
 			}
 			logs = append(logs, l)
 		}
 	}
-	return logs, problems
+	return logs
 }
 
 // dump reads one log with the command line, as operators do.
@@ -103,15 +110,15 @@ func (r *run) dump(n *Node, shard uint32) (*replicaLog, error) {
 func (r *run) judge(res *Result, ops []history.Op, logs []*replicaLog, settled map[uint32]uint64) {
 	violate := func(list []check.Violation) {
 		for _, v := range list {
-			res.Violations = append(res.Violations, v.String())
+			r.violate("%v", v)
 		}
 	}
 	byShard := make(map[uint32]map[string][]check.Entry)
 	for _, l := range logs {
 		// In stopping, one may apply more than another.
 		if l.applied < settled[l.shard] || uint64(len(l.entries)) != l.applied {
-			res.Violations = append(res.Violations, fmt.Sprintf("shard %d: %s has applied up to %d, holds %d entries of that, and was at %d before it stopped",
-				l.shard, l.node, l.applied, len(l.entries), settled[l.shard]))
+			r.violate("shard %d: %s has applied up to %d, holds %d entries of that, and was at %d before it stopped",
+				l.shard, l.node, l.applied, len(l.entries), settled[l.shard])
 		}
 		if byShard[l.shard] == nil {
 			byShard[l.shard] = make(map[string][]check.Entry)

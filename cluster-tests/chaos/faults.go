@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"testing"
 	"time"
 
 	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
@@ -51,22 +50,16 @@ var nemeses = []nemesis{
 	{name: "wipe", hold: time.Second, serving: true, once: true, strike: (*run).wipe},
 }
 
-// nemesesOf finds kinds of faults and skips the test if this machine cannot do one of them.
-func nemesesOf(t testing.TB, kinds []string) (list []nemesis) {
-	t.Helper()
+// nemesesOf finds kinds of faults.
+func nemesesOf(kinds []string) (list []nemesis, err error) {
 	for _, kind := range kinds {
 		i := slices.IndexFunc(nemeses, func(n nemesis) bool { return n.name == kind })
 		if i < 0 {
-			t.Fatalf("no fault is named %q", kind)
-		}
-		if nemeses[i].disks {
-			if err := missingForDisks(); err != nil {
-				t.Skipf("%s: %v", kind, err)
-			}
+			return nil, fmt.Errorf("no fault is named %q", kind)
 		}
 		list = append(list, nemeses[i])
 	}
-	return list
+	return list, nil
 }
 
 func names(nodes []*Node) string {
@@ -88,10 +81,11 @@ func (r *run) kill(nodes ...*Node) (func() error, error) {
 		<-e
 	}
 	return func() error {
+		var errs []error
 		for _, n := range nodes {
-			n.Start()
+			errs = append(errs, n.Start())
 		}
-		return nil
+		return errors.Join(errs...)
 	}, nil
 }
 
@@ -225,9 +219,15 @@ func (r *run) rollingRestart() (func() error, error) {
 		if err := n.Stop(20 * time.Second); err != nil {
 			return nil, err
 		}
-		n.Start()
-		n.WaitReady(30 * time.Second)
-		r.c.WaitHealthy(30 * time.Second)
+		if err := n.Start(); err != nil {
+			return nil, err
+		}
+		if err := n.WaitReady(30 * time.Second); err != nil {
+			return nil, err
+		}
+		if err := r.c.WaitHealthy(30 * time.Second); err != nil {
+			return nil, err
+		}
 	}
 	return func() error { return nil }, nil
 }
@@ -265,8 +265,7 @@ func (n *Node) revive() error {
 	case <-time.After(2 * time.Second): // it may be about to
 	}
 	if !n.Running() {
-		n.Start()
-		return nil
+		return n.Start()
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -286,8 +285,12 @@ func (r *run) wipe() (func() error, error) {
 		return nil, err
 	}
 	return func() error {
-		n.Start()
-		n.WaitReady(30 * time.Second)
+		if err := n.Start(); err != nil {
+			return err
+		}
+		if err := n.WaitReady(30 * time.Second); err != nil {
+			return err
+		}
 		after, err := os.ReadFile(identity)
 		if err == nil && bytes.Equal(before, after) {
 			err = fmt.Errorf("%s came back under its old id, without what that has promised", n.Name)

@@ -13,7 +13,6 @@ import (
 
 	"github.com/holdfastdb/holdfast/client"
 	"github.com/holdfastdb/holdfast/client/load"
-	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
 )
 
 const (
@@ -98,9 +97,19 @@ func TestOverload(t *testing.T) {
 	if s.minutes == 0 {
 		t.Skip("two minutes with both CPUs busy: make chaos runs it")
 	}
-	c := Start(t, Options{Nodes: 3, Dir: artefacts(t, s.dir, "overload")})
-	cl := c.Dial(0)
-	makePolicy(t, cl, &pb.CreatePolicyRequest{Name: counted, Algorithm: "fixed_window", RateLimit: 10_000_000, TimeWindow: neverEnds})
+	c, err := Start(t, Options{Nodes: 3, Dir: artefacts(t, s.dir, "overload")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	cl, err := c.Dial(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, q := range endless {
+		if err := makePolicy(cl, q); err != nil {
+			t.Fatal(err)
+		}
+	}
 	ctx := t.Context()
 	closed := load.Load{Callers: peakCallers, Keys: 1000, Warmup: 2 * time.Second, Duration: 10 * time.Second}
 	peak := closed.Run(ctx, func(ctx context.Context, _, key int) error {

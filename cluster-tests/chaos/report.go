@@ -62,7 +62,7 @@ func report(results []*Result) string {
 		}
 	}
 	fmt.Fprintf(&b, "\n%d processes were killed with SIGKILL, %d of them while they led. %d CPUs, %s, %s; %s.\n",
-		all.kills, all.leaderKills, runtime.NumCPU(), runtime.Version(), time.Now().UTC().Format("2006-01-02"), results[0].Network)
+		all.kills, all.leaderKills, runtime.NumCPU(), runtime.Version(), time.Now().UTC().Format("2006-01-02"), all.network)
 	return b.String()
 }
 
@@ -73,10 +73,12 @@ const lanTiming = 300 * time.Millisecond
 type tally struct {
 	histories, faults, definite, unknown, failed, dropped, replayed, sampled, entries, violations, kills, leaderKills int
 	healing                                                                                                           time.Duration
+	network                                                                                                           string
 }
 
 func (y *tally) add(r *Result) {
 	y.histories++
+	y.network = cmp.Or(y.network, r.Network)
 	y.faults += len(r.Faults)
 	y.definite += r.Definite
 	y.unknown += r.Unknown

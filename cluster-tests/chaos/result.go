@@ -6,6 +6,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"testing"
 	"time"
 
 	"github.com/holdfastdb/holdfast/client"
@@ -49,17 +50,28 @@ type Result struct {
 // minPerSecond is how many operations must succeed for a history to mean something.
 const minPerSecond = 30
 
-// finish checks the history, and keeps it.
-func (r *run) finish(serving bool) *Result {
-	r.t.Helper()
-	r.recover(60 * time.Second)
-	r.lookAtCounters()
-	settled := r.settle()
-	ops := r.w.history.Ops()
-	res := &Result{
-		Name: r.plan.Name, Nodes: r.plan.Nodes, Seed: r.plan.Seed, Heartbeat: r.plan.Heartbeat, Network: r.c.net.String(), Length: r.w.now(),
-		Errors: make(map[string]int), Faults: r.faults, Notes: r.notes, Violations: []string{},
+// newResult is a result before anything was judged.
+func (r *run) newResult() *Result {
+	return &Result{
+		Name: r.plan.Name, Nodes: r.plan.Nodes, Seed: r.plan.Seed, Heartbeat: r.plan.Heartbeat,
+		Errors: make(map[string]int), Faults: []Fault{}, Gaps: make(map[string][]time.Duration),
 	}
+}
+
+// unbegun is the result of a history that was none.
+func (r *run) unbegun(err error) *Result {
+	res := r.newResult()
+	res.Violations = []string{fmt.Sprintf("the history did not begin: %v", err)}
+	return res
+}
+
+// finish checks the history, and keeps it.
+func (r *run) finish(patience time.Duration) *Result {
+	settled := r.lastLook(patience)
+	ops := r.w.history.Ops()
+	res := r.newResult()
+	res.Network, res.Length, res.Faults, res.Notes = r.c.net.String(), r.w.now(), r.faults, r.notes
+	serving := !slices.ContainsFunc(r.list, func(n nemesis) bool { return !n.serving })
 	for _, o := range ops {
 		switch o.Outcome {
 		case history.Definite:
@@ -78,32 +90,30 @@ func (r *run) finish(serving bool) *Result {
 		}
 	}
 	res.Gaps = r.gaps(ops)
-	violate := func(format string, args ...any) {
-		res.Violations = append(res.Violations, fmt.Sprintf(format, args...))
-	}
 	if len(r.faults) == 0 {
-		violate("no fault was applied")
+		r.violate("no fault was applied")
 	}
 	if least := int(minPerSecond * res.Length.Seconds()); res.Definite < least {
-		violate("only %d operations succeeded, a history needs %d", res.Definite, least)
+		r.violate("only %d operations succeeded, a history needs %d", res.Definite, least)
 	}
 	if serving && res.Dropped > 0 {
-		violate("%d operations did not succeed, though a majority was there all the time and their clients patient: %v", res.Dropped, res.Errors)
+		r.violate("%d operations did not succeed, though a majority was there all the time and their clients patient: %v", res.Dropped, res.Errors)
 	}
-	res.Violations = append(res.Violations, checkCounters(ops)...)
+	for _, v := range checkCounters(ops) {
+		r.violate("%s", v)
+	}
 	for _, n := range r.c.Nodes {
 		for _, s := range n.Surprises() {
-			violate("%s", s)
+			r.violate("%s", s)
 		}
 	}
-	logs, problems := r.dumpLogs()
-	res.Violations = append(res.Violations, problems...)
-	r.judge(res, ops, logs, settled)
+	r.judge(res, ops, r.dumpLogs(), settled)
 	changes, err := r.leaderChanges()
 	if err != nil {
-		r.t.Errorf("read the nodes' logs: %v", err)
+		r.violate("read the nodes' logs: %v", err)
 	}
 	res.Elections = len(changes)
+	res.Violations = append([]string{}, r.violations...)
 	if err := r.keep(res, ops, changes); err != nil {
 		r.t.Errorf("keep the history: %v", err)
 	}
@@ -112,25 +122,40 @@ func (r *run) finish(serving bool) *Result {
 	for kind, gaps := range res.Gaps {
 		r.t.Logf("shards took no write at %s, %s", kind, spread(gaps))
 	}
-	for i, v := range res.Violations {
-		if i == 20 {
-			r.t.Errorf("%d violations in all, see result.json", len(res.Violations))
-			break
-		}
-		r.t.Errorf("violation: %s", v)
-	}
 	return res
 }
 
-// lookAtCounters ends the history with a look at every counter.
-func (r *run) lookAtCounters() {
+// complain fails the test for what was violated.
+func (res *Result) complain(t testing.TB) {
+	t.Helper()
+	for i, v := range res.Violations {
+		if i == 20 {
+			t.Errorf("%d violations in all, see result.json", len(res.Violations))
+			return
+		}
+		t.Errorf("violation: %s", v)
+	}
+}
+
+// lastLook ends the history with a look at every counter, and returns what every replica had then. If the cluster does not
+// become well, it is judged by what there is.
+func (r *run) lastLook(patience time.Duration) (settled map[uint32]uint64) {
+	if err := r.recover(patience); err != nil {
+		r.violate("at the end: %v", err)
+		return nil
+	}
 	for _, keys := range r.w.keys {
 		for _, key := range keys {
 			if _, err := r.w.do(r.w.clients[0], "last", models.LimitOp{Kind: models.KindPeek, Request: client.Request{Client: key, Resource: counted}}); err != nil {
-				r.t.Errorf("the last look at %s: %v", key, err)
+				r.violate("the last look at %s: %v", key, err)
 			}
 		}
 	}
+	settled, err := r.settle()
+	if err != nil {
+		r.violate("at the end: %v", err)
+	}
+	return settled
 }
 
 // strikesWithin is how soon after its begin a fault stops writes, if it does; movesWithin the same for a leader that is

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -54,63 +55,105 @@ type run struct {
 	c    *Cluster
 	w    *workload
 	rng  *rand.Rand
+	list []nemesis // of the plan
 
 	faults    []Fault
 	handovers []handover
 	notes     []string
 	wiped     []*Node
+
+	mu         sync.Mutex
+	violations []string
 }
 
-// Run makes a history and checks it.
+// violate notes a promise that was broken.
+func (r *run) violate(format string, args ...any) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.violations = append(r.violations, fmt.Sprintf(format, args...))
+}
+
+// Run makes a history and judges it. There always is a result: whatever keeps a history from going on or from ending is a
+// violation like any other.
 func Run(t testing.TB, plan Plan) *Result {
 	t.Helper()
-	list := nemesesOf(t, plan.Kinds)
-	serving, disks := true, false
-	for _, n := range list {
-		serving, disks = serving && n.serving, disks || n.disks
-	}
 	r := &run{t: t, plan: plan, rng: rand.New(rand.NewPCG(plan.Seed, 0))}
-	r.c = Start(t, Options{
-		Nodes: plan.Nodes, Dir: plan.Dir, Disks: disks, Shards: plan.Nodes - 1, Heartbeat: plan.Heartbeat,
+	if err := r.begin(); err != nil {
+		return r.unbegun(err)
+	}
+	return r.history()
+}
+
+// history is what follows on a good begin.
+func (r *run) history() *Result {
+	patience := recovery
+	if err := r.work(); err != nil {
+		r.violate("%v", err)
+		patience = 5 * time.Second // it had its time
+	}
+	return r.finish(patience)
+}
+
+// recovery is how long the cluster may take to become well again by itself.
+const recovery = time.Minute
+
+// begin starts the cluster and its clients.
+func (r *run) begin() (err error) {
+	if r.list, err = nemesesOf(r.plan.Kinds); err != nil {
+		return err
+	}
+	r.c, err = Start(r.t, Options{
+		Nodes: r.plan.Nodes, Dir: r.plan.Dir, Shards: r.plan.Nodes - 1, Heartbeat: r.plan.Heartbeat,
+		Disks:           slices.ContainsFunc(r.list, func(n nemesis) bool { return n.disks }),
 		TrailingEntries: 1 << 40, // whole logs can be checked
 	})
-	t.Logf("%s, %d nodes, seed %d, %v", plan.Name, plan.Nodes, plan.Seed, r.c.net)
-	r.w = newWorkload(t, r.c)
+	if err != nil {
+		return err
+	}
+	r.t.Logf("%s, %d nodes, seed %d, %v", r.plan.Name, r.plan.Nodes, r.plan.Seed, r.c.net)
+	r.w, err = newWorkload(r.c)
+	return err
+}
+
+// work lets the faults happen while clients work.
+func (r *run) work() error {
 	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
 	var working sync.WaitGroup
-	working.Go(func() { r.w.run(ctx, plan.Seed) })
-	if plan.Bench {
+	defer working.Wait()
+	defer cancel()
+	working.Go(func() { r.w.run(ctx, r.plan.Seed) })
+	if r.plan.Bench {
 		working.Go(r.bench)
 	}
-	if plan.Each {
-		for _, n := range list {
-			r.strike(n)
+	if r.plan.Each {
+		for _, n := range r.list {
+			if err := r.strike(n); err != nil {
+				return err
+			}
 		}
 	} else {
-		for r.w.now() < plan.Length {
-			n := list[r.rng.IntN(len(list))]
-			r.strike(n)
+		for r.w.now() < r.plan.Length {
+			n := r.list[r.rng.IntN(len(r.list))]
+			if err := r.strike(n); err != nil {
+				return err
+			}
 			if n.once {
-				time.Sleep(max(0, plan.Length-r.w.now()))
+				time.Sleep(max(0, r.plan.Length-r.w.now()))
 			}
 		}
 	}
 	time.Sleep(time.Second)
-	cancel()
-	working.Wait()
-	return r.finish(serving)
+	return nil
 }
 
 // strike lets a fault happen, ends it and waits until the cluster has recovered.
-func (r *run) strike(n nemesis) {
-	r.t.Helper()
+func (r *run) strike(n nemesis) error {
 	time.Sleep(between(r.rng, 700*time.Millisecond))
 	r.faults = append(r.faults, Fault{Kind: n.name, From: r.w.now()})
 	f := &r.faults[len(r.faults)-1]
 	end, err := n.strike(r)
 	if err != nil {
-		r.t.Fatalf("%s: %v", n.name, err)
+		return fmt.Errorf("%s: %w", n.name, err)
 	}
 	hold := n.hold
 	if r.plan.Each { // a short history
@@ -118,27 +161,31 @@ func (r *run) strike(n nemesis) {
 	}
 	time.Sleep(between(r.rng, hold))
 	if err := end(); err != nil {
-		r.t.Fatalf("end of %s: %v", n.name, err)
+		return fmt.Errorf("end of %s: %w", n.name, err)
 	}
 	f.To = r.w.now()
-	r.recover(60 * time.Second)
+	err = r.recover(recovery)
 	f.Recovered = r.w.now()
+	if err != nil {
+		return fmt.Errorf("after %s (%s): %w", n.name, f.What, err)
+	}
 	r.t.Logf("%6.2fs  %-18s %s, for %v; well again %v later", f.From.Seconds(), f.Kind, f.What,
 		f.Lasted().Round(time.Millisecond), f.Healing().Round(time.Millisecond))
+	return nil
 }
 
 // recover waits until the cluster is as it shall be.
-func (r *run) recover(within time.Duration) {
-	r.t.Helper()
+func (r *run) recover(within time.Duration) error {
 	for _, n := range r.c.Nodes {
-		n.WaitReady(within)
+		if err := n.WaitReady(within); err != nil {
+			return err
+		}
 	}
 	if len(r.wiped) == 0 {
-		r.c.WaitHealthy(within)
-		return
+		return r.c.WaitHealthy(within)
 	}
 	// A node that was wiped is another one now. Nobody replaces the replicas of the one that it was before.
-	r.c.wait(within, "cluster whose shards have leaders", func() error {
+	return r.c.wait(within, "cluster whose shards have leaders", func() error {
 		leads, err := r.c.Leaders(context.Background())
 		if err != nil {
 			return err
@@ -155,10 +202,9 @@ func (r *run) recover(within time.Duration) {
 }
 
 // settle waits until every replica has all that was committed when it is called, and returns how much that is.
-func (r *run) settle() map[uint32]uint64 {
-	r.t.Helper()
+func (r *run) settle() (map[uint32]uint64, error) {
 	applied := make(map[uint32]uint64)
-	r.c.wait(30*time.Second, "replica that is up to date", func() error {
+	err := r.c.wait(30*time.Second, "replica that is up to date", func() error {
 		s, err := r.c.Status(context.Background())
 		if err != nil {
 			return err
@@ -179,7 +225,7 @@ func (r *run) settle() map[uint32]uint64 {
 		}
 		return nil
 	})
-	return applied
+	return applied, err
 }
 
 // describe says what the fault under way is, before it begins to work.

@@ -4,8 +4,8 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
-	"testing"
 	"time"
 
 	"github.com/zeebo/xxh3"
@@ -30,6 +30,12 @@ const (
 // counted is the resource whose limit is never reached, so that its counters count what was done.
 const counted = "counted"
 
+// endless are the policies that never deny.
+var endless = []*pb.CreatePolicyRequest{
+	{Name: counted, Algorithm: "fixed_window", RateLimit: 10_000_000, TimeWindow: neverEnds},
+	{Name: benched, Algorithm: "fixed_window", RateLimit: 10_000_000, TimeWindow: neverEnds},
+}
+
 // limited are the other resources, each under a policy of its own.
 var limited = []*pb.CreatePolicyRequest{
 	{Name: "token_bucket", Algorithm: "token_bucket", RateLimit: 20, TimeWindow: 1, BurstCapacity: 10},
@@ -50,20 +56,19 @@ var leased = &pb.CreatePolicyRequest{Name: "leased", Algorithm: "token_bucket", 
 const neverEnds = 360 * 24 * 3600
 
 // makePolicy makes a policy for one resource, which has the policy's name, and for every client.
-func makePolicy(t testing.TB, cl *client.Client, q *pb.CreatePolicyRequest) {
-	t.Helper()
+func makePolicy(cl *client.Client, q *pb.CreatePolicyRequest) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	q.Resource = q.Name
 	policies := pb.NewPoliciesClient(cl.Conn())
 	p, err := policies.CreatePolicy(ctx, q)
 	if err != nil {
-		t.Fatal(err)
+		return fmt.Errorf("make policy %s: %w", q.Name, err)
 	}
-	_, err = policies.AssignClients(ctx, &pb.AssignClientsRequest{PolicyId: p.PolicyId, ClientIds: []string{"*"}})
-	if err != nil {
-		t.Fatal(err)
+	if _, err = policies.AssignClients(ctx, &pb.AssignClientsRequest{PolicyId: p.PolicyId, ClientIds: []string{"*"}}); err != nil {
+		return fmt.Errorf("assign policy %s: %w", q.Name, err)
 	}
+	return nil
 }
 
 // workload is what clients do during a history, and what they were told.
@@ -82,17 +87,23 @@ const (
 )
 
 // newWorkload makes the policies and finds keys for each shard.
-func newWorkload(t testing.TB, c *Cluster) *workload {
+func newWorkload(c *Cluster) (*workload, error) {
 	w := &workload{keys: make(map[uint32][]string)}
-	w.clients = []*client.Client{c.Dial(0), c.Dial(0), c.Dial(hastyTimeout)}
-	makePolicy(t, w.clients[0], &pb.CreatePolicyRequest{Name: counted, Algorithm: "fixed_window", RateLimit: 10_000_000, TimeWindow: neverEnds})
-	makePolicy(t, w.clients[0], &pb.CreatePolicyRequest{Name: benched, Algorithm: "fixed_window", RateLimit: 10_000_000, TimeWindow: neverEnds})
-	for _, q := range append([]*pb.CreatePolicyRequest{leased}, limited...) {
-		makePolicy(t, w.clients[0], q)
+	for _, patience := range []time.Duration{0, 0, hastyTimeout} {
+		cl, err := c.Dial(patience)
+		if err != nil {
+			return nil, err
+		}
+		w.clients = append(w.clients, cl)
 	}
-	s, err := c.Status(t.Context())
+	for _, q := range slices.Concat(endless, []*pb.CreatePolicyRequest{leased}, limited) {
+		if err := makePolicy(w.clients[0], q); err != nil {
+			return nil, err
+		}
+	}
+	s, err := c.Status(context.Background())
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	missing := c.opts.Shards * keysPerShard * epochs
 	for i := 0; missing > 0; i++ {
@@ -106,7 +117,7 @@ func newWorkload(t testing.TB, c *Cluster) *workload {
 		}
 	}
 	w.begin, w.history = time.Now(), history.New()
-	return w
+	return w, nil
 }
 
 // now is the time since the begin.
