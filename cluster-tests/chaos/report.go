@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -103,6 +105,27 @@ func (y *tally) add(r *Result) {
 		}
 	}
 }
+
+// verdict tells whether a goal was met.
+func verdict(met bool) string {
+	if met {
+		return "met"
+	}
+	return "missed"
+}
+
+// commit names what was tested, as far as git can tell. A + says that there were changes beside it.
+var commit = sync.OnceValue(func() string {
+	head, err := exec.Command("git", "rev-parse", "--short", "HEAD").Output()
+	if err != nil {
+		return "unknown"
+	}
+	name := strings.TrimSpace(string(head))
+	if changes, err := exec.Command("git", "status", "--porcelain", "--untracked-files=no", "--", ":/", ":!/docs").Output(); err != nil || len(changes) > 0 {
+		name += "+"
+	}
+	return name
+})
 
 // writeSection replaces what stands between the marks of a section of a page, or appends it.
 func writeSection(path, name, text string) error {
