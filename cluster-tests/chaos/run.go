@@ -2,6 +2,7 @@ package chaos
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -152,6 +153,11 @@ func (r *run) strike(n nemesis) error {
 	r.faults = append(r.faults, Fault{Kind: n.name, From: r.w.now()})
 	f := &r.faults[len(r.faults)-1]
 	end, err := n.strike(r)
+	if errors.Is(err, errNothingDone) {
+		r.note(err.Error())
+		r.faults = r.faults[:len(r.faults)-1]
+		return nil
+	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", n.name, err)
 	}
@@ -185,20 +191,8 @@ func (r *run) recover(within time.Duration) error {
 		return r.c.WaitHealthy(within)
 	}
 	// A node that was wiped is another one now. Nobody replaces the replicas of the one that it was before.
-	return r.c.wait(within, "cluster whose shards have leaders", func() error {
-		leads, err := r.c.Leaders(context.Background())
-		if err != nil {
-			return err
-		}
-		n := 0
-		for _, shards := range leads {
-			n += len(shards)
-		}
-		if n != r.c.opts.Shards {
-			return fmt.Errorf("%d of %d shards have a leader", n, r.c.opts.Shards)
-		}
-		return nil
-	})
+	_, err := r.leads()
+	return err
 }
 
 // settle waits until every replica has all that was committed when it is called, and returns how much that is.
@@ -230,7 +224,10 @@ func (r *run) settle() (map[uint32]uint64, error) {
 
 // describe says what the fault under way is, before it begins to work.
 func (r *run) describe(what string, victims ...*Node) {
-	leads := r.leads()
+	leads, err := r.c.Leaders(context.Background())
+	if err != nil {
+		r.note("who leads is not known: " + err.Error())
+	}
 	f := &r.faults[len(r.faults)-1]
 	f.What = what
 	for _, n := range victims {
@@ -239,10 +236,10 @@ func (r *run) describe(what string, victims ...*Node) {
 	f.From = r.w.now()
 }
 
-// planned notes that shards are about to get other leaders, on purpose.
-func (r *run) planned(shards ...uint32) {
+// planned notes that shards got other leaders on purpose, from then on.
+func (r *run) planned(begun time.Duration, shards ...uint32) {
 	for _, s := range shards {
-		r.handovers = append(r.handovers, handover{r.faults[len(r.faults)-1].Kind, s, r.w.now()})
+		r.handovers = append(r.handovers, handover{r.faults[len(r.faults)-1].Kind, s, begun})
 	}
 }
 
