@@ -18,8 +18,9 @@ type settings struct {
 	kinds   []string
 	nodes   int
 	seed    uint64
-	dir     string // keeps artefacts of every history
-	out     string // the page in which the figures are replaced
+	length  time.Duration // of a history
+	dir     string        // keeps artefacts of every history
+	out     string        // the page in which the figures are replaced
 }
 
 func readSettings(t *testing.T) settings {
@@ -36,12 +37,18 @@ func readSettings(t *testing.T) settings {
 		return n
 	}
 	s := settings{
-		minutes: number("CHAOS_MINUTES"), nodes: int(number("CHAOS_NODES")), seed: uint64(number("CHAOS_SEED")),
+		minutes: number("CHAOS_MINUTES"), length: time.Duration(number("CHAOS_SECONDS") * float64(time.Second)), nodes: int(number("CHAOS_NODES")), seed: uint64(number("CHAOS_SEED")),
 		dir: os.Getenv("CHAOS_DIR"), out: os.Getenv("CHAOS_OUT"),
 	}
 	if kinds := os.Getenv("CHAOS_KINDS"); kinds != "" {
 		s.kinds = strings.Split(kinds, ",")
+		for _, kind := range s.kinds {
+			if kind != overloaded && !slices.Contains(allKinds(), kind) {
+				t.Fatalf("CHAOS_KINDS: there is no %q, only %s and %s", kind, strings.Join(allKinds(), ", "), overloaded)
+			}
+		}
 	}
+	s.length = cmp.Or(s.length, historyLength)
 	if s.seed == 0 {
 		s.seed = uint64(time.Now().UnixNano()) % 1_000_000
 	}
@@ -53,13 +60,18 @@ const (
 	mixed = "mixed"
 	// lan kills and moves leaders under the timing for one data centre.
 	lan = "lan"
+	// overloaded is no history, but a test of its own.
+	overloaded = "overload"
 )
+
+// wants tells whether a kind was asked for.
+func (s *settings) wants(kind string) bool { return len(s.kinds) == 0 || slices.Contains(s.kinds, kind) }
 
 const historyLength = 45 * time.Second
 
 // plan turns a kind of history into a plan.
 func (s *settings) plan(kind string) Plan {
-	p := Plan{Name: kind, Kinds: []string{kind}, Length: historyLength}
+	p := Plan{Name: kind, Kinds: []string{kind}, Length: s.length}
 	switch kind {
 	case mixed:
 		p.Kinds = nil
@@ -108,12 +120,12 @@ func TestChaos(t *testing.T) {
 		})
 		return
 	}
-	kinds := s.kinds
+	kinds := slices.DeleteFunc(allKinds(), func(kind string) bool { return !s.wants(kind) })
 	if len(kinds) == 0 {
-		kinds = allKinds()
+		return
 	}
 	deadline := time.Now().Add(time.Duration(s.minutes * float64(time.Minute)))
-	var results []*Result
+	sums := make(map[string]*tally)
 	for i := 0; time.Now().Before(deadline); i++ {
 		p := s.plan(kinds[i%len(kinds)])
 		p.Seed = s.seed + uint64(i)
@@ -127,11 +139,14 @@ func TestChaos(t *testing.T) {
 			p.Dir = artefacts(t, s.dir, name)
 			res := Run(t, p)
 			res.complain(t)
-			results = append(results, res)
+			if sums[p.Name] == nil {
+				sums[p.Name] = newTally()
+			}
+			sums[p.Name].add(res)
 			if s.out == "" {
 				return
 			}
-			if err := writeSection(s.out, "chaos", report(results)); err != nil { // now: the next history may be interrupted
+			if err := publish(s.out, p.Name, sums[p.Name]); err != nil { // now: the next history may be interrupted
 				t.Error(err)
 			}
 		})

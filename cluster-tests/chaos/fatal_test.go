@@ -14,7 +14,9 @@ func TestAHistoryThatDoesNotBeginHasAResult(t *testing.T) {
 	if len(res.Violations) != 1 || !strings.Contains(res.Violations[0], `no fault is named "earthquake"`) {
 		t.Errorf("got %q", res.Violations)
 	}
-	if page := report([]*Result{res}); !strings.Contains(page, "| none | 1 |") {
+	y := newTally()
+	y.add(res)
+	if page := (figures{"none": y}).page(); !strings.Contains(page, "| none | 1 |") || y.Violations != 1 {
 		t.Errorf("not on the page:\n%s", page)
 	}
 }

@@ -2,6 +2,7 @@ package chaos
 
 import (
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -11,32 +12,53 @@ import (
 	"github.com/holdfastdb/holdfast/cluster-tests/models"
 )
 
-// The report's sums are those of its histories.
-func TestReport(t *testing.T) {
-	results := []*Result{
-		{
-			Name: "kill-leader", Nodes: 3, Definite: 10, Unknown: 1, Faults: []Fault{{Kind: "kill-leader", Led: []uint32{1}}},
-			Gaps: map[string][]time.Duration{"kill-leader": {time.Second, 3 * time.Second, 2 * time.Second}}, Network: "a network",
-		},
-		{Name: "kill-all", Nodes: 5, Definite: 20, Failed: 2, Faults: []Fault{{Kind: "kill-all", Led: []uint32{1, 2}}}, Violations: []string{"x"}},
-	}
+// The page has a row for each kind of history, and a run of one kind replaces that one only.
+func TestPublish(t *testing.T) {
 	path := t.TempDir() + "/page.md"
 	if err := os.WriteFile(path, []byte("before\n<!-- measured: chaos -->\nold\n<!-- end: chaos -->\nafter\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := writeSection(path, "chaos", report(results)); err != nil {
-		t.Fatal(err)
+	one := &Result{
+		Name: "kill-leader", Nodes: 3, Definite: 10, Unknown: 1, Faults: []Fault{{Kind: "kill-leader", Led: []uint32{1}}},
+		Gaps: map[string][]time.Duration{"kill-leader": {time.Second, 3 * time.Second, 2 * time.Second}}, Network: "a network",
 	}
-	page, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
+	all := &Result{Name: "kill-all", Nodes: 5, Definite: 20, Failed: 2, Faults: []Fault{{Kind: "kill-all", Led: []uint32{1, 2}}}, Violations: []string{"x"}}
+	shows := func(kind string, results []*Result, want ...string) {
+		t.Helper()
+		y := newTally()
+		for _, r := range results {
+			y.add(r)
+		}
+		if err := publish(path, kind, y); err != nil {
+			t.Fatal(err)
+		}
+		page, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, text := range append(want, "before\n<!-- measured: chaos -->\n", "<!-- end: chaos -->\nafter\n", commit()) {
+			if !strings.Contains(string(page), text) {
+				t.Errorf("no %q in:\n%s", text, page)
+			}
+		}
 	}
+	shows("kill-leader", []*Result{one}, "| kill-leader | 1 | 1 | 0 | 10 | 1 | 0 | 0 |", "Not measured yet: kill-follower, kill-all,")
+	shows("kill-all", []*Result{all}, "| kill-leader | 1 | 1 | 0 | 10 | 1 | 0 | 0 |", "| kill-all | 1 | 1 | 0 | 20 | 0 | 2 | 0 |",
+		"| **all** | 2 | 2 | 0 | 30 | 1 | 2 | 0 |", "| 1 |  |\n", "6 processes were killed with SIGKILL; 2 times the victims led", "a network",
+		"| kill-leader | 1s | 3 | 2s | too few | 3s | p99 ≤ 4s: met |")
+	shows("kill-all", []*Result{all, all}, "| kill-all | 2 | 2 | 0 | 40 | 0 | 4 | 0 |", "| **all** | 3 | 3 | 0 | 50 | 1 | 4 | 0 |")
+}
+
+// A 99th percentile is one of a hundred. Of fewer the longest is compared with the goal.
+func TestGoals(t *testing.T) {
+	few := &tally{Heartbeat: lanTiming, Gaps: map[string][]time.Duration{"kill-leader": {time.Second, 1600 * time.Millisecond}}}
+	many := &tally{Gaps: map[string][]time.Duration{"transfer": slices.Repeat([]time.Duration{90 * time.Millisecond}, 199)}}
+	many.Gaps["transfer"] = append(many.Gaps["transfer"], time.Second)
+	page := figures{"lan": few, "transfer": many}.page()
 	for _, want := range []string{
-		"before\n<!-- measured: chaos -->\n", "<!-- end: chaos -->\nafter\n",
-		"| kill-leader | 1 | 1 | 10 | 1 | 0 | 0 |", "| **all** | 2 | 2 | 30 | 1 | 2 | 0 |", "| 1 |\n",
-		"| kill-leader | 1s | 3 | 2s | 3s | 3s |", "6 processes were killed with SIGKILL, 2 of them while they led",
+		"| kill-leader | 300ms | 2 | 1.6s | too few | 1.6s | p99 ≤ 1.5s: missed |", "| transfer | 1s | 200 | 90ms | 90ms | 1s | p99 ≤ 250ms: met |",
 	} {
-		if !strings.Contains(string(page), want) {
+		if !strings.Contains(page, want) {
 			t.Errorf("no %q in:\n%s", want, page)
 		}
 	}

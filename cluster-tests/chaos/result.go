@@ -38,11 +38,13 @@ type Result struct {
 	// Gaps are, by kind of fault, how long shards took no write whose leader was hit or changed on purpose.
 	Gaps      map[string][]time.Duration `json:"gaps"`
 	Elections int                        `json:"elections"`
-	// Entries of all replicas' logs were compared. Replayed operations were compared with what the logs make of them, sampled
-	// ones by porcupine.
-	Entries  int `json:"entries"`
-	Replayed int `json:"replayed"`
-	Sampled  int `json:"sampled"`
+	// Entries of all replicas' logs were compared, and Sums times the states of all replicas of a shard. Replayed operations
+	// were compared with what the logs make of them, sampled ones by porcupine, which could have been given the Unsampled too.
+	Entries   int `json:"entries"`
+	Sums      int `json:"sums"`
+	Replayed  int `json:"replayed"`
+	Sampled   int `json:"sampled"`
+	Unsampled int `json:"unsampled"`
 
 	Violations []string `json:"violations"`
 }
