@@ -65,7 +65,9 @@ const (
 )
 
 // wants tells whether a kind was asked for.
-func (s *settings) wants(kind string) bool { return len(s.kinds) == 0 || slices.Contains(s.kinds, kind) }
+func (s *settings) wants(kind string) bool {
+	return len(s.kinds) == 0 || slices.Contains(s.kinds, kind)
+}
 
 const historyLength = 45 * time.Second
 

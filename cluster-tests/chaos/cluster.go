@@ -49,6 +49,9 @@ type Options struct {
 	TrailingEntries uint64
 }
 
+// checksumEvery is how often replicas compare their states: every history has some of it.
+const checksumEvery = 5 * time.Second
+
 // Cluster is a set of processes on a network of their own.
 type Cluster struct {
 	t      testing.TB
@@ -299,7 +302,7 @@ func (n *Node) Start() error {
 func (n *Node) command() *exec.Cmd {
 	p := n.place
 	args := slices.Concat(p.wrap, []string{
-		n.c.binary, "start", "--name", n.Name, "--data", n.data, "--log-format", "json",
+		n.c.binary, "start", "--name", n.Name, "--data", n.data, "--log-format", "json", "--checksum-interval", checksumEvery.String(),
 		"--grpc", p.grpc, "--http", p.http, "--peer", p.peer, "--gossip", p.gossip,
 	}, p.flags, n.join)
 	if n.c.opts.Heartbeat > 0 {

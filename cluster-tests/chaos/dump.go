@@ -57,7 +57,7 @@ func (r *run) dumpLogs() (logs []*replicaLog) {
 			n.Kill()
 		}
 		for shard := range uint32(r.c.opts.Shards + 1) {
-			if shard > 0 && slices.Contains(r.wiped, n) {
+			if shard > 0 && r.isWiped(n) {
 				continue // it has no replicas any more
 			}
 			l, err := r.dump(n, shard)
@@ -130,6 +130,11 @@ func (r *run) judge(res *Result, ops []history.Op, logs []*replicaLog, settled m
 	for shard, replicas := range byShard {
 		log, violations := check.Merge(shard, replicas)
 		violate(violations)
+		sums := comparisons(log)
+		res.Sums += sums
+		if sums == 0 && settled != nil {
+			r.violate("shard %d: its replicas never compared their states", shard)
+		}
 		if shard != 0 { // the catalog has no operations of the history
 			merged[shard] = log
 		}
@@ -151,7 +156,19 @@ func (r *run) judge(res *Result, ops []history.Op, logs []*replicaLog, settled m
 	})
 	violate(sampled.Violations)
 	res.Sampled = sampled.Operations
+	for i := range ops {
+		if ops[i].Input.(models.LimitOp).Request.Resource == counted {
+			res.Unsampled++
+		}
+	}
+	res.Unsampled -= res.Sampled
+	if all := res.Sampled + res.Unsampled; float64(res.Unsampled) > maxUnsampled*float64(all) {
+		r.violate("porcupine has judged %d of %d operations only", res.Sampled, all)
+	}
 }
+
+// maxUnsampled is the share of the operations on counters that may be too many for porcupine, or not understood.
+const maxUnsampled = 0.05
 
 // leaderChange is a line in which a node says that it leads.
 type leaderChange struct {
@@ -177,8 +194,14 @@ func (r *run) leaderChanges() (changes []leaderChange, err error) {
 				Group uint32
 				Term  uint64
 			}
-			if json.Unmarshal(lines.Bytes(), &line) != nil || line.Msg != "leading" || line.Group == 0 {
+			if json.Unmarshal(lines.Bytes(), &line) != nil {
 				continue // others than the logger write there too, such as a panic
+			}
+			if line.Msg == "the states of two replicas differ" { // the metric goes with the process
+				r.violate("%s: %s", n.Name, lines.Text())
+			}
+			if line.Msg != "leading" || line.Group == 0 {
+				continue
 			}
 			if at := line.Time.Sub(r.w.begin); at > 0 {
 				changes = append(changes, leaderChange{at, line.Group, line.Term, n.Name})

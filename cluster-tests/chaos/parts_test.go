@@ -7,9 +7,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/raft"
+
 	"github.com/holdfastdb/holdfast/client"
+	"github.com/holdfastdb/holdfast/cluster-tests/check"
 	"github.com/holdfastdb/holdfast/cluster-tests/history"
 	"github.com/holdfastdb/holdfast/cluster-tests/models"
+	"github.com/holdfastdb/holdfast/fsm"
 )
 
 // The page has a row for each kind of history, and a run of one kind replaces that one only.
@@ -141,5 +145,16 @@ func TestTimeline(t *testing.T) {
 		if strings.Contains(string(page), foreign) {
 			t.Errorf("%q on the page", foreign)
 		}
+	}
+}
+
+// Only the entries count that tell what most replicas had: the first of all does not.
+func TestComparisons(t *testing.T) {
+	sum := func(agreed uint64) check.Entry {
+		e := fsm.Entry{Kind: fsm.Checksum, Agreed: fsm.Sum{Index: agreed}}
+		return check.Entry{Data: e.Append(nil)}
+	}
+	if n := comparisons([]check.Entry{sum(0), {}, sum(1), sum(3), {Type: raft.LogNoop, Data: sum(3).Data}}); n != 2 {
+		t.Errorf("got %d", n)
 	}
 }

@@ -156,7 +156,9 @@ func (r *run) lastLook(patience time.Duration) (settled map[uint32]uint64) {
 	settled, err := r.settle()
 	if err != nil {
 		r.violate("at the end: %v", err)
+		return settled
 	}
+	r.compareStates()
 	return settled
 }
 

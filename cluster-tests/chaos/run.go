@@ -222,6 +222,9 @@ func (r *run) settle() (map[uint32]uint64, error) {
 	return applied, err
 }
 
+// isWiped tells whether a node has lost its data, and with it its replicas.
+func (r *run) isWiped(n *Node) bool { return slices.Contains(r.wiped, n) }
+
 // describe says what the fault under way is, before it begins to work.
 func (r *run) describe(what string, victims ...*Node) {
 	leads, err := r.c.Leaders(context.Background())

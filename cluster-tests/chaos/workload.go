@@ -22,9 +22,10 @@ const (
 	keysPerShard  = 2 // at the same time
 	writersPerKey = 2
 	think         = 8 * time.Millisecond // between two operations of a client, on average
-	// epoch is how long a key is used: so that what happened to it is little enough for checks that take their time.
-	epoch  = 5 * time.Second
-	epochs = 24 // then the first keys come again
+	// epoch is how long a key is used: so that what happened to it is little enough for checks that take their time, which
+	// look at 1,000 operations of a key. Three clients make about 700.
+	epoch  = 2 * time.Second
+	epochs = 90 // then the first keys come again
 )
 
 // counted is the resource whose limit is never reached, so that its counters count what was done.
