@@ -158,3 +158,28 @@ func TestComparisons(t *testing.T) {
 		t.Errorf("got %d", n)
 	}
 }
+
+// While a majority is there, patient clients are served, whatever else the history has.
+func TestExcused(t *testing.T) {
+	faults := []Fault{
+		{Kind: "kill-leader", From: 0, To: 2 * time.Second, Recovered: 3 * time.Second, Serving: true},
+		{Kind: "kill-all", From: 20 * time.Second, To: 21 * time.Second, Recovered: 25 * time.Second},
+	}
+	for _, tt := range []struct {
+		call, end int // in milliseconds
+		outcome   history.Outcome
+		excused   bool
+	}{
+		{1_000, 2_000, history.Failed, false},
+		{1_000, 60_000, history.Unknown, false}, // its client has left long before
+		{15_000, 60_000, history.Unknown, true},
+		{15_000, 20_500, history.Failed, true},
+		{24_000, 26_000, history.Failed, true},
+		{26_000, 27_000, history.Failed, false},
+	} {
+		op := counterOp(models.KindCheck, tt.call, tt.end, tt.outcome, 0)
+		if got := excused(&op, faults); got != tt.excused {
+			t.Errorf("called at %d ms: excused is %v", tt.call, got)
+		}
+	}
+}

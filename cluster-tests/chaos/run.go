@@ -36,6 +36,8 @@ type Fault struct {
 	Recovered time.Duration `json:"recovered"`
 	// Led are the shards that the victims led.
 	Led []uint32 `json:"led,omitempty"`
+	// Serving says that a majority of every shard was there all the time, so that no patient client has a right to fail.
+	Serving bool `json:"serving"`
 }
 
 // Lasted is how long the fault was there, Healing how long it took from then until all was well again.
@@ -87,12 +89,12 @@ func Run(t testing.TB, plan Plan) *Result {
 
 // history is what follows on a good begin.
 func (r *run) history() *Result {
-	patience := recovery
+	within := recovery
 	if err := r.work(); err != nil {
 		r.violate("%v", err)
-		patience = 5 * time.Second // it had its time
+		within = 5 * time.Second // it had its time
 	}
-	return r.finish(patience)
+	return r.finish(within)
 }
 
 // recovery is how long the cluster may take to become well again by itself.
@@ -150,7 +152,7 @@ func (r *run) work() error {
 // strike lets a fault happen, ends it and waits until the cluster has recovered.
 func (r *run) strike(n nemesis) error {
 	time.Sleep(between(r.rng, 700*time.Millisecond))
-	r.faults = append(r.faults, Fault{Kind: n.name, From: r.w.now()})
+	r.faults = append(r.faults, Fault{Kind: n.name, From: r.w.now(), Serving: n.serving})
 	f := &r.faults[len(r.faults)-1]
 	end, err := n.strike(r)
 	if errors.Is(err, errNothingDone) {
