@@ -43,8 +43,8 @@ func readSettings(t *testing.T) settings {
 	if kinds := os.Getenv("CHAOS_KINDS"); kinds != "" {
 		s.kinds = strings.Split(kinds, ",")
 		for _, kind := range s.kinds {
-			if kind != overloaded && !slices.Contains(allKinds(), kind) {
-				t.Fatalf("CHAOS_KINDS: there is no %q, only %s and %s", kind, strings.Join(allKinds(), ", "), overloaded)
+			if kind != overloaded && kind != planted && !slices.Contains(allKinds(), kind) {
+				t.Fatalf("CHAOS_KINDS: there is no %q, only %s, %s and %s", kind, strings.Join(allKinds(), ", "), planted, overloaded)
 			}
 		}
 	}
@@ -60,8 +60,11 @@ const (
 	mixed = "mixed"
 	// lan kills and moves leaders under the timing for one data centre.
 	lan = "lan"
-	// overloaded is no history, but a test of its own.
+	// boltdb kills nodes whose logs are BoltDB's.
+	boltdb = "boltdb"
+	// overloaded and planted are tests of their own.
 	overloaded = "overload"
+	planted    = "planted"
 )
 
 // wants tells whether a kind was asked for.
@@ -78,10 +81,14 @@ func (s *settings) plan(kind string) Plan {
 	case mixed:
 		p.Kinds = nil
 		for _, n := range nemeses {
-			if !n.once && (!n.disks || missingForDisks() == nil) {
+			if !n.once && !n.behind && (!n.disks || missingForDisks() == nil) {
 				p.Kinds = append(p.Kinds, n.name)
 			}
 		}
+	case boltdb:
+		p.Kinds, p.RaftLog = []string{"kill-leader", "kill-follower", "kill-all", "rolling-restart"}, "boltdb"
+	case "fall-behind": // and then those lead who have received the state
+		p.Kinds, p.Each, p.ShortLogs = []string{"fall-behind", "kill-leader", "kill-leader"}, true, true
 	case lan:
 		p.Kinds, p.Heartbeat = []string{"kill-leader", "transfer"}, lanTiming
 	}
@@ -106,7 +113,7 @@ func allKinds() []string {
 	for _, n := range nemeses {
 		kinds = append(kinds, n.name)
 	}
-	return append(kinds, lan, mixed)
+	return append(kinds, lan, boltdb, mixed)
 }
 
 // Whatever happens to processes, networks and disks, nothing that was acknowledged is lost or doubled, no answer is older
@@ -128,12 +135,13 @@ func TestChaos(t *testing.T) {
 	}
 	deadline := time.Now().Add(time.Duration(s.minutes * float64(time.Minute)))
 	sums := make(map[string]*tally)
-	for i := 0; time.Now().Before(deadline); i++ {
+	for i := 0; i < len(kinds) || time.Now().Before(deadline); i++ { // each at least once
 		p := s.plan(kinds[i%len(kinds)])
 		p.Seed = s.seed + uint64(i)
 		// Every other round has five nodes.
 		p.Nodes = cmp.Or(s.nodes, []int{3, 5}[i/len(kinds)%2])
 		name := fmt.Sprintf("%03d-%s-%d", i, p.Name, p.Nodes)
+		t.Logf("history %d, of %d kinds: %s, %d nodes; %v until the last one", i+1, len(kinds), p.Name, p.Nodes, time.Until(deadline).Round(time.Second))
 		t.Run(name, func(t *testing.T) {
 			if err := p.missing(); err != nil {
 				t.Skip(err)

@@ -19,21 +19,27 @@ import (
 
 	"github.com/holdfastdb/holdfast/client"
 	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
+	"github.com/holdfastdb/holdfast/storage/plant"
 )
 
-// Binary builds the program once for all tests of the process.
-var Binary = sync.OnceValues(func() (string, error) {
+// binary builds the program once for all tests of the process, plantedBinary the one in which bugs can be planted.
+var (
+	binary        = sync.OnceValues(func() (string, error) { return build() })
+	plantedBinary = sync.OnceValues(func() (string, error) { return build("-tags", "planted") })
+)
+
+func build(flags ...string) (string, error) {
 	dir, err := os.MkdirTemp("", "holdfast-chaos-*")
 	if err != nil {
 		return "", err
 	}
 	path := filepath.Join(dir, "holdfast")
-	build := exec.Command("go", "build", "-o", path, "github.com/holdfastdb/holdfast/cmd/holdfast")
-	if out, err := build.CombinedOutput(); err != nil {
+	args := slices.Concat([]string{"build", "-o", path}, flags, []string{"github.com/holdfastdb/holdfast/cmd/holdfast"})
+	if out, err := exec.Command("go", args...).CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build holdfast: %w\n%s", err, out)
 	}
 	return path, nil
-})
+}
 
 // Options say what cluster to start.
 type Options struct {
@@ -44,9 +50,12 @@ type Options struct {
 	Disks bool
 	// Shards, default 4; each has a replica on every node.
 	Shards int
-	// Heartbeat and TrailingEntries are the nodes' settings; 0 means their defaults.
-	Heartbeat       time.Duration
-	TrailingEntries uint64
+	// What follows are the nodes' settings; nothing means their defaults.
+	Heartbeat         time.Duration
+	TrailingEntries   uint64
+	RaftLog, LogLevel string
+	// Bug is planted into all nodes.
+	Bug plant.Bug
 }
 
 // checksumEvery is how often replicas compare their states: every history has some of it.
@@ -82,7 +91,11 @@ type Node struct {
 // Start starts a cluster and waits until every shard has its voters. It ends with the test. What goes wrong with a cluster is
 // returned, here and below, and not the end of the test: the history that it belongs to is judged and published all the same.
 func Start(t testing.TB, opts Options) (*Cluster, error) {
-	binary, err := Binary()
+	program := binary
+	if opts.Bug != plant.None {
+		program = plantedBinary
+	}
+	path, err := program()
 	if err != nil {
 		return nil, err
 	}
@@ -101,7 +114,7 @@ func Start(t testing.TB, opts Options) (*Cluster, error) {
 	if opts.Shards == 0 {
 		opts.Shards = 4
 	}
-	c := &Cluster{t: t, opts: opts, binary: binary}
+	c := &Cluster{t: t, opts: opts, binary: path}
 	for i := range opts.Nodes { // before the network, which asks for their processes
 		c.Nodes = append(c.Nodes, &Node{c: c, Name: "n" + strconv.Itoa(i+1)})
 	}
@@ -311,7 +324,17 @@ func (n *Node) command() *exec.Cmd {
 	if n.c.opts.TrailingEntries > 0 {
 		args = append(args, "--trailing-entries", strconv.FormatUint(n.c.opts.TrailingEntries, 10))
 	}
-	return exec.CommandContext(context.Background(), args[0], args[1:]...)
+	if n.c.opts.RaftLog != "" {
+		args = append(args, "--raft-log", n.c.opts.RaftLog)
+	}
+	if n.c.opts.LogLevel != "" {
+		args = append(args, "--log-level", n.c.opts.LogLevel)
+	}
+	cmd := exec.CommandContext(context.Background(), args[0], args[1:]...)
+	if n.c.opts.Bug != plant.None {
+		cmd.Env = append(os.Environ(), fmt.Sprintf("HOLDFAST_PLANTED=%d", n.c.opts.Bug))
+	}
+	return cmd
 }
 
 // pid is the process of the node, 0 if it has none.

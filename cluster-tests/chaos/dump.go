@@ -116,7 +116,7 @@ func (r *run) judge(res *Result, ops []history.Op, logs []*replicaLog, settled m
 	byShard := make(map[uint32]map[string][]check.Entry)
 	for _, l := range logs {
 		// In stopping, one may apply more than another.
-		if l.applied < settled[l.shard] || uint64(len(l.entries)) != l.applied {
+		if whole := uint64(len(l.entries)) == l.applied; l.applied < settled[l.shard] || !whole && !r.plan.ShortLogs {
 			r.violate("shard %d: %s has applied up to %d, holds %d entries of that, and was at %d before it stopped",
 				l.shard, l.node, l.applied, len(l.entries), settled[l.shard])
 		}
@@ -139,9 +139,11 @@ func (r *run) judge(res *Result, ops []history.Op, logs []*replicaLog, settled m
 			merged[shard] = log
 		}
 	}
-	replayed := check.Replay(merged, ops)
-	violate(replayed.Violations)
-	res.Replayed = replayed.Checked
+	if !r.plan.ShortLogs {
+		replayed := check.Replay(merged, ops)
+		violate(replayed.Violations)
+		res.Replayed = replayed.Checked
+	}
 
 	rules := counter.Params{Algorithm: counter.FixedWindow, Rate: 10_000_000, Window: neverEnds * 1000}
 	sampled := check.Porcupine(ops, check.Sampling{

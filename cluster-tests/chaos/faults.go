@@ -1,13 +1,10 @@
 package chaos
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -24,8 +21,8 @@ type nemesis struct {
 	serving bool
 	// disks: nodes need file systems of their own.
 	disks bool
-	// once: another one would leave no majority.
-	once bool
+	// once: another one would leave no majority. behind: logs must be short. Neither is part of a mixed history.
+	once, behind bool
 	// strike does it and returns what ends it.
 	strike func(r *run) (end func() error, err error)
 }
@@ -50,7 +47,12 @@ var nemeses = []nemesis{
 	{name: "rolling-restart", hold: time.Millisecond, serving: true, strike: (*run).rollingRestart},
 	{name: "disk-full", hold: 2 * time.Second, serving: true, disks: true, strike: onLeader((*run).fillDisk)},
 	{name: "disk-hang", hold: 5 * time.Second, serving: true, disks: true, strike: onLeader((*run).hangDisk)},
+	{name: "slow-follower", hold: 4 * time.Second, serving: true, strike: onFollower((*run).slow)},
+	{name: "hot-shard", hold: 3 * time.Second, serving: true, strike: (*run).heatShard},
+	{name: "fd-limit", hold: 4 * time.Second, serving: true, strike: onLeader((*run).limitFiles)},
 	{name: "wipe", hold: time.Second, serving: true, once: true, strike: (*run).wipe},
+	{name: "bit-rot", hold: time.Millisecond, serving: true, once: true, strike: (*run).rot},
+	{name: "fall-behind", hold: time.Millisecond, serving: true, behind: true, strike: onFollower((*run).leaveBehind)},
 }
 
 // nemesesOf finds kinds of faults.
@@ -272,32 +274,6 @@ func (n *Node) revive() error {
 	defer n.mu.Unlock()
 	n.doomed = false
 	return nil
-}
-
-// wipe takes a node's data away. It comes back as a new node: the old one's id is never used again.
-func (r *run) wipe() (func() error, error) {
-	n := r.c.Nodes[1+r.rng.IntN(len(r.c.Nodes)-1)]
-	r.describe("kill -9 "+n.Name+" and remove its data", n)
-	n.Kill()
-	r.wiped = append(r.wiped, n)
-	identity := filepath.Join(n.data, "node.json")
-	before, err := os.ReadFile(identity)
-	if err != nil {
-		return nil, err
-	}
-	return func() error {
-		if err := n.Start(); err != nil {
-			return err
-		}
-		if err := n.WaitReady(30 * time.Second); err != nil {
-			return err
-		}
-		after, err := os.ReadFile(identity)
-		if err == nil && bytes.Equal(before, after) {
-			err = fmt.Errorf("%s came back under its old id, without what that has promised", n.Name)
-		}
-		return err
-	}, os.RemoveAll(n.data)
 }
 
 // onLeader is a fault of a node that leads at least one shard, onFollower of one that leads as few as possible.

@@ -183,3 +183,22 @@ func TestExcused(t *testing.T) {
 		}
 	}
 }
+
+// A check over two shards that was denied counts in neither, and one of unknown outcome may count.
+func TestChecksOverTwoShards(t *testing.T) {
+	check := func(outcome history.Outcome, allowed bool) history.Op {
+		op := history.Op{Outcome: outcome, Input: models.LimitOp{Kind: models.KindCheck, Request: client.Request{Client: "k", IP: "10.1.0.1", Resource: crossed}}}
+		if outcome == history.Definite {
+			op.Output = client.Decision{Allowed: allowed}
+		}
+		return op
+	}
+	ops := []history.Op{
+		check(history.Definite, true), check(history.Definite, true), check(history.Definite, false), check(history.Unknown, false), check(history.Failed, false),
+		counterOp(models.KindCheck, 0, 1, history.Definite, 1),
+	}
+	b := checks(ops)["10.1.0.1"]
+	if b != (bounds{2, 3}) || b.allow(1) || !b.allow(2) || !b.allow(3) || b.allow(4) {
+		t.Errorf("got %+v", b)
+	}
+}

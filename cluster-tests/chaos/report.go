@@ -28,11 +28,11 @@ type tally struct {
 
 	Heartbeat time.Duration
 
-	Histories, Faults, Kills, LeaderKills                int
-	Definite, Unknown, Failed, Dropped                   int
-	Replayed, Sampled, Unsampled, Entries, Sums, Elected int
-	Violations                                           int
-	Healing                                              time.Duration // the longest
+	Histories, Faults, Kills, LeaderKills                                   int
+	Definite, Unknown, Failed, Dropped                                      int
+	Replayed, Sampled, Unsampled, Entries, Sums, Elected, Received, Crossed int
+	Violations                                                              int
+	Healing                                                                 time.Duration // the longest
 
 	Gaps map[string][]time.Duration // by kind of fault
 }
@@ -58,6 +58,8 @@ func (y *tally) add(r *Result) {
 	y.Entries += r.Entries
 	y.Sums += r.Sums
 	y.Elected += r.Elections
+	y.Received += r.Received
+	y.Crossed += r.Crossed
 	y.Violations += len(r.Violations)
 	for kind, gaps := range r.Gaps {
 		y.Gaps[kind] = append(y.Gaps[kind], gaps...)
@@ -95,6 +97,8 @@ func (f figures) sum() (all tally) {
 		all.Entries += y.Entries
 		all.Sums += y.Sums
 		all.Elected += y.Elected
+		all.Received += y.Received
+		all.Crossed += y.Crossed
 		all.Violations += y.Violations
 		all.Healing = max(all.Healing, y.Healing)
 	}
@@ -134,7 +138,8 @@ func (f figures) page() string {
 	all := f.sum()
 	all.line(&b, "**all**", "")
 	f.gaps(&b)
-	fmt.Fprintf(&b, "\n%d processes were killed with SIGKILL; %d times the victims led. On %s.\n", all.Kills, all.LeaderKills, strings.Join(machines, " and "))
+	fmt.Fprintf(&b, "\n%d processes were killed with SIGKILL; %d times the victims led. Replicas received %d whole states. %d checks took from counters of two shards. On %s.\n",
+		all.Kills, all.LeaderKills, all.Received, all.Crossed, strings.Join(machines, " and "))
 	missing := slices.DeleteFunc(allKinds(), func(kind string) bool { return f[kind] != nil })
 	if len(missing) > 0 {
 		fmt.Fprintf(&b, "Not measured yet: %s.\n", strings.Join(missing, ", "))

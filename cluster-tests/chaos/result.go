@@ -47,6 +47,10 @@ type Result struct {
 	Replayed  int `json:"replayed"`
 	Sampled   int `json:"sampled"`
 	Unsampled int `json:"unsampled"`
+	// Crossed operations took from counters of two shards.
+	Crossed int `json:"crossed"`
+	// Received are the whole states that replicas were sent because the logs did not have what they lacked any more.
+	Received int `json:"received,omitempty"`
 
 	Violations []string `json:"violations"`
 }
@@ -74,7 +78,7 @@ func (r *run) finish(within time.Duration) *Result {
 	settled := r.lastLook(within)
 	ops := r.w.history.Ops()
 	res := r.newResult()
-	res.Network, res.Length, res.Faults, res.Notes = r.c.net.String(), r.w.now(), r.faults, r.notes
+	res.Network, res.Length, res.Faults, res.Notes, res.Received, res.Crossed = r.c.net.String(), r.w.now(), r.faults, r.notes, r.received, r.crossed
 	for _, o := range ops {
 		switch o.Outcome {
 		case history.Definite:
@@ -174,6 +178,7 @@ func (r *run) lastLook(within time.Duration) (settled map[uint32]uint64) {
 		r.violate("at the end: %v", err)
 		return settled
 	}
+	r.countCrossed()
 	r.compareStates()
 	return settled
 }

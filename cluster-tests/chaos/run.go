@@ -9,6 +9,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/holdfastdb/holdfast/storage/plant"
 )
 
 // Plan says what one history shall be.
@@ -24,6 +26,9 @@ type Plan struct {
 	Heartbeat time.Duration // 0 means the default
 	Dir       string        // keeps the artefacts; empty means only if the test fails
 	Bench     bool          // holdfast bench runs beside the other clients
+	RaftLog   string        // the nodes' kind of log; empty means the default
+	Bug       plant.Bug     // planted into the nodes, for the checks to find
+	ShortLogs bool          // which are cut, so that replicas that were away need whole states, and nobody can replay the logs
 }
 
 // Fault is one fault of a history. Times count from its begin.
@@ -64,6 +69,8 @@ type run struct {
 	handovers []handover
 	notes     []string
 	wiped     []*Node
+	crossed   int // checks that took from counters of two shards
+	received  int // whole states of shards, by replicas that were away for too long
 
 	mu         sync.Mutex
 	violations []string
@@ -105,11 +112,17 @@ func (r *run) begin() (err error) {
 	if r.list, err = nemesesOf(r.plan.Kinds); err != nil {
 		return err
 	}
-	r.c, err = Start(r.t, Options{
+	opts := Options{
 		Nodes: r.plan.Nodes, Dir: r.plan.Dir, Shards: r.plan.Nodes - 1, Heartbeat: r.plan.Heartbeat,
 		Disks:           slices.ContainsFunc(r.list, func(n nemesis) bool { return n.disks }),
 		TrailingEntries: 1 << 40, // whole logs can be checked
-	})
+		RaftLog:         r.plan.RaftLog,
+		Bug:             r.plan.Bug,
+	}
+	if r.plan.ShortLogs {
+		opts.TrailingEntries, opts.LogLevel = shortLog, "debug" // Raft tells of the states that it received
+	}
+	r.c, err = Start(r.t, opts)
 	if err != nil {
 		return err
 	}
