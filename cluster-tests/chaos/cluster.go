@@ -303,7 +303,8 @@ func (n *Node) Start() error {
 		_ = log.Close()
 		n.mu.Lock()
 		if !n.doomed {
-			n.surprise = append(n.surprise, fmt.Sprintf("%s ended by itself: %v", n.Name, err))
+			said, _ := os.ReadFile(n.log)
+			n.surprise = append(n.surprise, fmt.Sprintf("%s ended by itself: %v: %.500s", n.Name, err, tail(string(said), 1)))
 		}
 		n.mu.Unlock()
 		close(finished)

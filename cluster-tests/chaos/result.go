@@ -70,6 +70,12 @@ func (r *run) newResult() *Result {
 func (r *run) unbegun(err error) *Result {
 	res := r.newResult()
 	res.Violations = []string{fmt.Sprintf("the history did not begin: %v", err)}
+	if r.c == nil {
+		return res
+	}
+	for _, n := range r.c.Nodes {
+		res.Violations = append(res.Violations, n.Surprises()...)
+	}
 	return res
 }
 
