@@ -142,7 +142,10 @@ func (r *run) judge(res *Result, ops []history.Op, logs []*replicaLog, settled m
 	if !r.plan.ShortLogs {
 		replayed := check.Replay(merged, ops)
 		violate(replayed.Violations)
-		res.Replayed = replayed.Checked
+		res.Replayed, res.Unclear = replayed.Checked, replayed.Unclear
+		if float64(res.Unclear) > maxUnclear*float64(res.Replayed) {
+			r.violate("the replay could not tell what %d of %d operations meant", res.Unclear, res.Replayed)
+		}
 	}
 
 	rules := counter.Params{Algorithm: counter.FixedWindow, Rate: 10_000_000, Window: neverEnds * 1000}
@@ -171,6 +174,10 @@ func (r *run) judge(res *Result, ops []history.Op, logs []*replicaLog, settled m
 
 // maxUnsampled is the share of the operations on counters that may be too many for porcupine, or not understood.
 const maxUnsampled = 0.05
+
+// maxUnclear is the share of the operations that may ask about a counter before the first that takes from it: the replay
+// does not know their limits.
+const maxUnclear = 0.05
 
 // leaderChange is a line in which a node says that it leads.
 type leaderChange struct {

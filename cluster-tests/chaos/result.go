@@ -45,6 +45,7 @@ type Result struct {
 	Entries   int `json:"entries"`
 	Sums      int `json:"sums"`
 	Replayed  int `json:"replayed"`
+	Unclear   int `json:"unclear"` // of the replayed
 	Sampled   int `json:"sampled"`
 	Unsampled int `json:"unsampled"`
 	// Crossed operations took from counters of two shards.
@@ -172,11 +173,15 @@ func (r *run) lastLook(within time.Duration) (settled map[uint32]uint64) {
 		r.violate("at the end: %v", err)
 		return nil
 	}
-	for _, keys := range r.w.keys {
-		for _, key := range keys {
-			if _, err := r.w.do(r.w.clients[0], "last", models.LimitOp{Kind: models.KindPeek, Request: client.Request{Client: key, Resource: counted}}); err != nil {
-				r.violate("the last look at %s: %v", key, err)
-			}
+	used := make(map[string]bool)
+	for _, o := range r.w.history.Ops() {
+		if q := o.Input.(models.LimitOp).Request; q.Resource == counted {
+			used[q.Client] = true
+		}
+	}
+	for key := range used {
+		if _, err := r.w.do(r.w.clients[0], "last", models.LimitOp{Kind: models.KindPeek, Request: client.Request{Client: key, Resource: counted}}); err != nil {
+			r.violate("the last look at %s: %v", key, err)
 		}
 	}
 	settled, err := r.settle()
