@@ -202,3 +202,21 @@ func TestChecksOverTwoShards(t *testing.T) {
 		t.Errorf("got %+v", b)
 	}
 }
+
+// Questions are early if they come before the first check in the log, or if there is none.
+func TestEarly(t *testing.T) {
+	at := func(kind, key string, index uint64, outcome history.Outcome) history.Op {
+		op := counterOp(kind, 0, 1, outcome, 1)
+		op.Input = models.LimitOp{Kind: kind, Request: client.Request{Client: key, Resource: counted}}
+		op.Trace.Index = index
+		return op
+	}
+	const write, read, ok, unknown = models.KindCheck, models.KindPeek, history.Definite, history.Unknown
+	ops := []history.Op{
+		at(read, "a", 4, ok), at(write, "a", 9, ok), at(write, "a", 5, ok), at(read, "a", 5, ok), at(read, "a", 8, ok), // one
+		at(write, "b", 0, unknown), at(read, "b", 7, ok), at(read, "b", 0, unknown), // one more
+	}
+	if n := early(ops); n != 2 {
+		t.Errorf("got %d", n)
+	}
+}
