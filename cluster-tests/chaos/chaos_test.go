@@ -150,7 +150,7 @@ func TestChaos(t *testing.T) {
 		// Every other kind has five nodes, and in the next round the others.
 		p.Nodes = cmp.Or(s.nodes, []int{3, 5}[(i+i/len(kinds)*(len(kinds)+1))%2])
 		name := fmt.Sprintf("%03d-%s-%d", i, p.Name, p.Nodes)
-		t.Logf("history %d, of %d kinds: %s, %d nodes; %v until the last one", i+1, len(kinds), p.Name, p.Nodes, time.Until(deadline).Round(time.Second))
+		t.Logf("history %d, of %d kinds: %s, %d nodes; %v until the last one", i+1, len(kinds), p.Name, p.Nodes, max(0, time.Until(deadline)).Round(time.Second))
 		t.Run(name, func(t *testing.T) {
 			p.Dir = artefacts(t, s.dir, name)
 			res := Run(t, *p)
