@@ -46,7 +46,7 @@ fuzz: ## every fuzz target for FUZZTIME (20s)
 	done
 
 .PHONY: chaos
-chaos: ## real processes under faults for CHAOS_MINUTES (30), figures into docs/reliability.md; also CHAOS_KINDS=a,b CHAOS_NODES=3|5 CHAOS_SEED= CHAOS_DIR=
+chaos: ## real processes under faults for CHAOS_MINUTES (30), figures into docs/reliability.md; CHAOS_KINDS=a,b and more: see there
 	CHAOS_MINUTES=$(CHAOS_MINUTES) CHAOS_DIR=$${CHAOS_DIR:-$(CURDIR)/bin/chaos} CHAOS_OUT=$${CHAOS_OUT-$(CURDIR)/docs/reliability.md} \
 		go test -count 1 -timeout 0 -v ./cluster-tests/chaos
 

@@ -23,12 +23,12 @@ func (r *run) bench() {
 		"--warmup", "0s", "--resource", benched, "-o", "json")
 	printed, err := cmd.Output()
 	if err != nil {
-		r.t.Errorf("holdfast bench: %v\n%s", err, printed)
+		r.violate("holdfast bench: %v\n%s", err, printed)
 		return
 	}
 	var said struct{ Ops, Errors, Unknown uint64 }
 	if err := json.Unmarshal(printed, &said); err != nil {
-		r.t.Errorf("holdfast bench printed %q: %v", printed, err)
+		r.violate("holdfast bench printed %q: %v", printed, err)
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
@@ -37,13 +37,13 @@ func (r *run) bench() {
 	for i := range benchKeys {
 		d, err := r.w.clients[0].Limits().Peek(ctx, client.Request{Client: fmt.Sprint("client-", i), Resource: benched})
 		if err != nil || len(d.Limits) != 1 {
-			r.t.Errorf("count of client %d: %d limits, %v", i, len(d.Limits), err)
+			r.violate("count of client %d: %d limits, %v", i, len(d.Limits), err)
 			return
 		}
 		counted += uint64(d.Limits[0].Used)
 	}
 	r.t.Logf("holdfast bench: %d operations, %d of unknown outcome, %d failed; %d counted", said.Ops, said.Unknown, said.Errors, counted)
 	if said.Ops < 100 || said.Errors > 0 || counted < said.Ops || counted > said.Ops+said.Unknown {
-		r.t.Errorf("holdfast bench: that does not fit")
+		r.violate("holdfast bench tells of %d operations, %d of unknown outcome and %d failed, but %d are counted", said.Ops, said.Unknown, said.Errors, counted)
 	}
 }

@@ -18,8 +18,9 @@ type settings struct {
 	kinds   []string
 	nodes   int
 	seed    uint64
-	dir     string // keeps artefacts of every history
-	out     string // the page in which the figures are replaced
+	length  time.Duration // of a history
+	dir     string        // keeps artefacts of every history
+	out     string        // the page in which the figures are replaced
 }
 
 func readSettings(t *testing.T) settings {
@@ -36,12 +37,18 @@ func readSettings(t *testing.T) settings {
 		return n
 	}
 	s := settings{
-		minutes: number("CHAOS_MINUTES"), nodes: int(number("CHAOS_NODES")), seed: uint64(number("CHAOS_SEED")),
+		minutes: number("CHAOS_MINUTES"), length: time.Duration(number("CHAOS_SECONDS") * float64(time.Second)), nodes: int(number("CHAOS_NODES")), seed: uint64(number("CHAOS_SEED")),
 		dir: os.Getenv("CHAOS_DIR"), out: os.Getenv("CHAOS_OUT"),
 	}
 	if kinds := os.Getenv("CHAOS_KINDS"); kinds != "" {
 		s.kinds = strings.Split(kinds, ",")
+		for _, kind := range s.kinds {
+			if kind != overloaded && kind != planted && !slices.Contains(allKinds(), kind) {
+				t.Fatalf("CHAOS_KINDS: there is no %q, only %s, %s and %s", kind, strings.Join(allKinds(), ", "), planted, overloaded)
+			}
+		}
 	}
+	s.length = cmp.Or(s.length, historyLength)
 	if s.seed == 0 {
 		s.seed = uint64(time.Now().UnixNano()) % 1_000_000
 	}
@@ -53,25 +60,51 @@ const (
 	mixed = "mixed"
 	// lan kills and moves leaders under the timing for one data centre.
 	lan = "lan"
+	// boltdb kills nodes whose logs are BoltDB's.
+	boltdb = "boltdb"
+	// overloaded and planted are tests of their own.
+	overloaded = "overload"
+	planted    = "planted"
 )
+
+// wants tells whether a kind was asked for.
+func (s *settings) wants(kind string) bool {
+	return len(s.kinds) == 0 || slices.Contains(s.kinds, kind)
+}
 
 const historyLength = 45 * time.Second
 
 // plan turns a kind of history into a plan.
-func (s *settings) plan(kind string) Plan {
-	p := Plan{Name: kind, Kinds: []string{kind}, Length: historyLength}
+func (s *settings) plan(kind string) *Plan {
+	p := &Plan{Name: kind, Kinds: []string{kind}, Length: s.length}
 	switch kind {
 	case mixed:
 		p.Kinds = nil
 		for _, n := range nemeses {
-			if !n.once && (!n.disks || missingForDisks() == nil) {
+			if !n.once && !n.behind && (!n.disks || missingForDisks() == nil) {
 				p.Kinds = append(p.Kinds, n.name)
 			}
 		}
+	case boltdb:
+		p.Kinds, p.RaftLog = []string{"kill-leader", "kill-follower", "kill-all", "rolling-restart"}, "boltdb"
+	case "fall-behind": // and then those lead who have received the state
+		p.Kinds, p.Each, p.ShortLogs = []string{"fall-behind", "kill-leader", "kill-leader"}, true, true
 	case lan:
 		p.Kinds, p.Heartbeat = []string{"kill-leader", "transfer"}, lanTiming
 	}
 	return p
+}
+
+// missing tells what this machine lacks for a plan, nil if it has all.
+func (p *Plan) missing() error {
+	list, err := nemesesOf(p.Kinds)
+	if err != nil {
+		return nil // which the history will tell
+	}
+	if slices.ContainsFunc(list, func(n nemesis) bool { return n.disks }) {
+		return missingForDisks()
+	}
+	return nil
 }
 
 // allKinds are one history of each kind of fault, and the others.
@@ -80,7 +113,7 @@ func allKinds() []string {
 	for _, n := range nemeses {
 		kinds = append(kinds, n.name)
 	}
-	return append(kinds, lan, mixed)
+	return append(kinds, lan, boltdb, mixed)
 }
 
 // Whatever happens to processes, networks and disks, nothing that was acknowledged is lost or doubled, no answer is older
@@ -92,33 +125,47 @@ func TestChaos(t *testing.T) {
 			Run(t, Plan{
 				Name: "short", Kinds: []string{"kill-leader", "partition-leader", "kill-all"}, Each: true, Bench: true,
 				Nodes: cmp.Or(s.nodes, 3), Seed: s.seed, Heartbeat: lanTiming, Dir: artefacts(t, s.dir, "short"),
-			})
+			}).complain(t)
 		})
 		return
 	}
-	kinds := s.kinds
+	kinds := slices.DeleteFunc(allKinds(), func(kind string) bool {
+		if !s.wants(kind) {
+			return true
+		}
+		err := s.plan(kind).missing()
+		if err != nil {
+			t.Logf("no %s: %v", kind, err)
+		}
+		return err != nil
+	})
 	if len(kinds) == 0 {
-		kinds = allKinds()
+		t.Skip("none of the kinds that were asked for")
 	}
 	deadline := time.Now().Add(time.Duration(s.minutes * float64(time.Minute)))
-	var results []*Result
-	for i := 0; time.Now().Before(deadline); i++ {
+	sums := make(map[string]*tally)
+	for i := 0; i < len(kinds) || time.Now().Before(deadline); i++ { // each at least once
 		p := s.plan(kinds[i%len(kinds)])
 		p.Seed = s.seed + uint64(i)
-		// Every other round has five nodes.
-		p.Nodes = cmp.Or(s.nodes, []int{3, 5}[i/len(kinds)%2])
+		// Every other kind has five nodes, and in the next round the others.
+		p.Nodes = cmp.Or(s.nodes, []int{3, 5}[(i+i/len(kinds)*(len(kinds)+1))%2])
 		name := fmt.Sprintf("%03d-%s-%d", i, p.Name, p.Nodes)
+		t.Logf("history %d, of %d kinds: %s, %d nodes; %v until the last one", i+1, len(kinds), p.Name, p.Nodes, max(0, time.Until(deadline)).Round(time.Second))
 		t.Run(name, func(t *testing.T) {
 			p.Dir = artefacts(t, s.dir, name)
-			results = append(results, Run(t, p))
+			res := Run(t, *p)
+			res.complain(t)
+			if sums[p.Name] == nil {
+				sums[p.Name] = newTally()
+			}
+			sums[p.Name].add(res)
+			if s.out == "" {
+				return
+			}
+			if err := publish(s.out, p.Name, sums[p.Name]); err != nil { // now: the next history may be interrupted
+				t.Error(err)
+			}
 		})
-	}
-	if s.out == "" {
-		return
-	}
-	results = slices.DeleteFunc(results, func(r *Result) bool { return r == nil })
-	if err := writeSection(s.out, "chaos", report(results)); err != nil {
-		t.Error(err)
 	}
 }
 

@@ -19,21 +19,27 @@ import (
 
 	"github.com/holdfastdb/holdfast/client"
 	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
+	"github.com/holdfastdb/holdfast/storage/plant"
 )
 
-// Binary builds the program once for all tests of the process.
-var Binary = sync.OnceValues(func() (string, error) {
+// binary builds the program once for all tests of the process, plantedBinary the one in which bugs can be planted.
+var (
+	binary        = sync.OnceValues(func() (string, error) { return build() })
+	plantedBinary = sync.OnceValues(func() (string, error) { return build("-tags", "planted") })
+)
+
+func build(flags ...string) (string, error) {
 	dir, err := os.MkdirTemp("", "holdfast-chaos-*")
 	if err != nil {
 		return "", err
 	}
 	path := filepath.Join(dir, "holdfast")
-	build := exec.Command("go", "build", "-o", path, "github.com/holdfastdb/holdfast/cmd/holdfast")
-	if out, err := build.CombinedOutput(); err != nil {
+	args := slices.Concat([]string{"build", "-o", path}, flags, []string{"github.com/holdfastdb/holdfast/cmd/holdfast"})
+	if out, err := exec.Command("go", args...).CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build holdfast: %w\n%s", err, out)
 	}
 	return path, nil
-})
+}
 
 // Options say what cluster to start.
 type Options struct {
@@ -44,10 +50,16 @@ type Options struct {
 	Disks bool
 	// Shards, default 4; each has a replica on every node.
 	Shards int
-	// Heartbeat and TrailingEntries are the nodes' settings; 0 means their defaults.
-	Heartbeat       time.Duration
-	TrailingEntries uint64
+	// What follows are the nodes' settings; nothing means their defaults.
+	Heartbeat         time.Duration
+	TrailingEntries   uint64
+	RaftLog, LogLevel string
+	// Bug is planted into all nodes.
+	Bug plant.Bug
 }
+
+// checksumEvery is how often replicas compare their states: every history has some of it.
+const checksumEvery = 5 * time.Second
 
 // Cluster is a set of processes on a network of their own.
 type Cluster struct {
@@ -76,16 +88,20 @@ type Node struct {
 	surprise []string      // how processes ended that were not
 }
 
-// Start starts a cluster and waits until every shard has its voters. It ends with the test.
-func Start(t testing.TB, opts Options) *Cluster {
-	t.Helper()
-	binary, err := Binary()
+// Start starts a cluster and waits until every shard has its voters. It ends with the test. What goes wrong with a cluster is
+// returned, here and below, and not the end of the test: the history that it belongs to is judged and published all the same.
+func Start(t testing.TB, opts Options) (*Cluster, error) {
+	program := binary
+	if opts.Bug != plant.None {
+		program = plantedBinary
+	}
+	path, err := program()
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	if opts.Dir == "" {
 		if opts.Dir, err = os.MkdirTemp("", "holdfast-chaos-*"); err != nil {
-			t.Fatal(err)
+			return nil, err
 		}
 		t.Cleanup(func() {
 			if t.Failed() {
@@ -98,12 +114,12 @@ func Start(t testing.TB, opts Options) *Cluster {
 	if opts.Shards == 0 {
 		opts.Shards = 4
 	}
-	c := &Cluster{t: t, opts: opts, binary: binary}
+	c := &Cluster{t: t, opts: opts, binary: path}
 	for i := range opts.Nodes { // before the network, which asks for their processes
 		c.Nodes = append(c.Nodes, &Node{c: c, Name: "n" + strconv.Itoa(i+1)})
 	}
 	if c.net, err = newNetwork(opts.Nodes, opts.Dir, func(i int) int { return c.Nodes[i].pid() }, t.Logf); err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	t.Cleanup(c.stop)
 	for i, n := range c.Nodes {
@@ -115,20 +131,23 @@ func Start(t testing.TB, opts Options) *Cluster {
 		}
 		if opts.Disks {
 			if err := os.Mkdir(n.data, 0o700); err != nil {
-				t.Fatal(err)
+				return nil, err
 			}
 			if n.disk, err = newDisk(n.data); err != nil {
-				t.Fatal(err)
+				return nil, err
 			}
 			n.data = filepath.Join(n.disk.dir, "data")
 		}
 	}
 	for _, n := range c.Nodes {
-		n.Start()
-		n.WaitReady(30 * time.Second)
+		if err := n.Start(); err != nil {
+			return nil, err
+		}
+		if err := n.WaitReady(30 * time.Second); err != nil {
+			return nil, err
+		}
 	}
-	c.WaitHealthy(2 * time.Minute)
-	return c
+	return c, c.WaitHealthy(2 * time.Minute)
 }
 
 func (c *Cluster) stop() {
@@ -171,16 +190,15 @@ func (c *Cluster) Addrs() []string {
 }
 
 // Dial opens a client that ends with the test. It tries operations for so long; 0 means the SDK's default.
-func (c *Cluster) Dial(timeout time.Duration) *client.Client {
-	c.t.Helper()
+func (c *Cluster) Dial(timeout time.Duration) (*client.Client, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	cl, err := client.Dial(ctx, client.Config{Addrs: c.Addrs(), Timeout: timeout})
 	if err != nil {
-		c.t.Fatal(err)
+		return nil, err
 	}
 	c.t.Cleanup(func() { _ = cl.Close() }) // the cluster may be gone already
-	return cl
+	return cl, nil
 }
 
 // command prepares the program as a client of the cluster.
@@ -201,9 +219,8 @@ func (c *Cluster) Status(ctx context.Context) (*pb.ClusterStatusResponse, error)
 }
 
 // WaitHealthy waits until all nodes are there and every shard has its voters and a leader.
-func (c *Cluster) WaitHealthy(within time.Duration) {
-	c.t.Helper()
-	c.wait(within, "a healthy cluster", func() error {
+func (c *Cluster) WaitHealthy(within time.Duration) error {
+	return c.wait(within, "healthy cluster", func() error {
 		s, err := c.Status(context.Background())
 		switch {
 		case err != nil:
@@ -249,35 +266,33 @@ func (c *Cluster) Leaders(ctx context.Context) (map[*Node][]uint32, error) {
 }
 
 // wait polls until try succeeds.
-func (c *Cluster) wait(within time.Duration, what string, try func() error) {
-	c.t.Helper()
+func (c *Cluster) wait(within time.Duration, what string, try func() error) error {
 	deadline := time.After(within)
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	for {
 		err := try()
 		if err == nil {
-			return
+			return nil
 		}
 		select {
 		case <-tick.C:
 		case <-deadline:
-			c.t.Fatalf("no %s within %v: %v", what, within, err)
+			return fmt.Errorf("no %s within %v: %w", what, within, err)
 		}
 	}
 }
 
 // Start starts the process.
-func (n *Node) Start() {
-	n.c.t.Helper()
+func (n *Node) Start() error {
 	log, err := os.OpenFile(n.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
-		n.c.t.Fatal(err)
+		return err
 	}
 	cmd := n.command()
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Start(); err != nil {
-		n.c.t.Fatal(err)
+		return errors.Join(err, log.Close())
 	}
 	finished := make(chan struct{})
 	n.mu.Lock()
@@ -288,18 +303,20 @@ func (n *Node) Start() {
 		_ = log.Close()
 		n.mu.Lock()
 		if !n.doomed {
-			n.surprise = append(n.surprise, fmt.Sprintf("%s ended by itself: %v", n.Name, err))
+			said, _ := os.ReadFile(n.log)
+			n.surprise = append(n.surprise, fmt.Sprintf("%s ended by itself: %v: %.500s", n.Name, err, tail(string(said), 1)))
 		}
 		n.mu.Unlock()
 		close(finished)
 	}()
+	return nil
 }
 
 // command is the command line of the node.
 func (n *Node) command() *exec.Cmd {
 	p := n.place
 	args := slices.Concat(p.wrap, []string{
-		n.c.binary, "start", "--name", n.Name, "--data", n.data, "--log-format", "json",
+		n.c.binary, "start", "--name", n.Name, "--data", n.data, "--log-format", "json", "--checksum-interval", checksumEvery.String(),
 		"--grpc", p.grpc, "--http", p.http, "--peer", p.peer, "--gossip", p.gossip,
 	}, p.flags, n.join)
 	if n.c.opts.Heartbeat > 0 {
@@ -308,7 +325,17 @@ func (n *Node) command() *exec.Cmd {
 	if n.c.opts.TrailingEntries > 0 {
 		args = append(args, "--trailing-entries", strconv.FormatUint(n.c.opts.TrailingEntries, 10))
 	}
-	return exec.CommandContext(context.Background(), args[0], args[1:]...)
+	if n.c.opts.RaftLog != "" {
+		args = append(args, "--raft-log", n.c.opts.RaftLog)
+	}
+	if n.c.opts.LogLevel != "" {
+		args = append(args, "--log-level", n.c.opts.LogLevel)
+	}
+	cmd := exec.CommandContext(context.Background(), args[0], args[1:]...)
+	if n.c.opts.Bug != plant.None {
+		cmd.Env = append(os.Environ(), fmt.Sprintf("HOLDFAST_PLANTED=%d", n.c.opts.Bug))
+	}
+	return cmd
 }
 
 // pid is the process of the node, 0 if it has none.
@@ -394,9 +421,8 @@ func (n *Node) killNow() (ended <-chan struct{}) {
 }
 
 // WaitReady waits until the node says that it serves.
-func (n *Node) WaitReady(within time.Duration) {
-	n.c.t.Helper()
-	n.c.wait(within, n.Name+" that is ready", func() error {
+func (n *Node) WaitReady(within time.Duration) error {
+	return n.c.wait(within, n.Name+" that is ready", func() error {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
 		q, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+n.place.http+"/readyz", nil)

@@ -1,16 +1,12 @@
 package chaos
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
-	"testing"
 	"time"
 
 	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
@@ -25,48 +21,50 @@ type nemesis struct {
 	serving bool
 	// disks: nodes need file systems of their own.
 	disks bool
-	// once: another one would leave no majority.
-	once bool
+	// once: another one would leave no majority. behind: logs must be short. Neither is part of a mixed history.
+	once, behind bool
 	// strike does it and returns what ends it.
 	strike func(r *run) (end func() error, err error)
 }
 
+// errNothingDone tells that a fault did not come about, and does not count as one.
+var errNothingDone = errors.New("nothing was done")
+
 // nemeses are all kinds of faults, by name.
 var nemeses = []nemesis{
-	{name: "kill-leader", hold: 2500 * time.Millisecond, serving: true, strike: func(r *run) (func() error, error) { return r.kill(r.leader()) }},
-	{name: "kill-follower", hold: time.Second, serving: true, strike: func(r *run) (func() error, error) { return r.kill(r.follower()) }},
+	{name: "kill-leader", hold: 2500 * time.Millisecond, serving: true, strike: onLeader((*run).killOne)},
+	{name: "kill-follower", hold: time.Second, serving: true, strike: onFollower((*run).killOne)},
 	{name: "kill-all", hold: time.Millisecond, strike: func(r *run) (func() error, error) { return r.kill(r.c.Nodes...) }},
-	{name: "pause-leader", hold: 3 * time.Second, serving: true, strike: func(r *run) (func() error, error) { return r.pause(r.leader()) }},
-	{name: "pause-follower", hold: 3 * time.Second, serving: true, strike: func(r *run) (func() error, error) { return r.pause(r.follower()) }},
-	{name: "partition-leader", hold: 4 * time.Second, serving: true, strike: (*run).isolateLeader},
-	{name: "vanish-leader", hold: 4 * time.Second, serving: true, strike: (*run).vanishLeader},
+	{name: "pause-leader", hold: 3 * time.Second, serving: true, strike: onLeader((*run).pause)},
+	{name: "pause-follower", hold: 3 * time.Second, serving: true, strike: onFollower((*run).pause)},
+	{name: "partition-leader", hold: 4 * time.Second, serving: true, strike: onLeader((*run).isolate)},
+	{name: "vanish-leader", hold: 4 * time.Second, serving: true, strike: onLeader((*run).vanish)},
 	{name: "partition-minority", hold: 4 * time.Second, serving: true, strike: (*run).splitMinority},
-	{name: "partition-one-way", hold: 4 * time.Second, serving: true, strike: (*run).cutOneWay},
-	{name: "partition-partial", hold: 4 * time.Second, serving: true, strike: (*run).cutPartially},
+	{name: "partition-one-way", hold: 4 * time.Second, serving: true, strike: onLeader((*run).cutOneWay)},
+	{name: "partition-partial", hold: 4 * time.Second, serving: true, strike: onLeader((*run).cutPartially)},
 	{name: "bad-network", hold: 4 * time.Second, strike: (*run).impairAll},
 	{name: "transfer", hold: 10 * time.Millisecond, serving: true, strike: (*run).transfer},
 	{name: "rolling-restart", hold: time.Millisecond, serving: true, strike: (*run).rollingRestart},
-	{name: "disk-full", hold: 2 * time.Second, serving: true, disks: true, strike: (*run).fillDisk},
-	{name: "disk-hang", hold: 5 * time.Second, serving: true, disks: true, strike: (*run).hangDisk},
+	{name: "disk-full", hold: 2 * time.Second, serving: true, disks: true, strike: onLeader((*run).fillDisk)},
+	{name: "disk-hang", hold: 5 * time.Second, serving: true, disks: true, strike: onLeader((*run).hangDisk)},
+	{name: "slow-follower", hold: 4 * time.Second, serving: true, strike: onFollower((*run).slow)},
+	{name: "hot-shard", hold: 3 * time.Second, serving: true, strike: (*run).heatShard},
+	{name: "fd-limit", hold: 4 * time.Second, serving: true, strike: onLeader((*run).limitFiles)},
 	{name: "wipe", hold: time.Second, serving: true, once: true, strike: (*run).wipe},
+	{name: "bit-rot", hold: time.Millisecond, serving: true, once: true, strike: (*run).rot},
+	{name: "fall-behind", hold: time.Millisecond, serving: true, behind: true, strike: onFollower((*run).leaveBehind)},
 }
 
-// nemesesOf finds kinds of faults and skips the test if this machine cannot do one of them.
-func nemesesOf(t testing.TB, kinds []string) (list []nemesis) {
-	t.Helper()
+// nemesesOf finds kinds of faults.
+func nemesesOf(kinds []string) (list []nemesis, err error) {
 	for _, kind := range kinds {
 		i := slices.IndexFunc(nemeses, func(n nemesis) bool { return n.name == kind })
 		if i < 0 {
-			t.Fatalf("no fault is named %q", kind)
-		}
-		if nemeses[i].disks {
-			if err := missingForDisks(); err != nil {
-				t.Skipf("%s: %v", kind, err)
-			}
+			return nil, fmt.Errorf("no fault is named %q", kind)
 		}
 		list = append(list, nemeses[i])
 	}
-	return list
+	return list, nil
 }
 
 func names(nodes []*Node) string {
@@ -88,12 +86,15 @@ func (r *run) kill(nodes ...*Node) (func() error, error) {
 		<-e
 	}
 	return func() error {
+		var errs []error
 		for _, n := range nodes {
-			n.Start()
+			errs = append(errs, n.Start())
 		}
-		return nil
+		return errors.Join(errs...)
 	}, nil
 }
+
+func (r *run) killOne(n *Node) (func() error, error) { return r.kill(n) }
 
 func (r *run) pause(n *Node) (func() error, error) {
 	r.describe("SIGSTOP "+n.Name, n)
@@ -122,16 +123,14 @@ func (r *run) others(n int) (list []int) {
 	return list
 }
 
-func (r *run) isolateLeader() (func() error, error) {
-	n := r.leader()
+func (r *run) isolate(n *Node) (func() error, error) {
 	r.describe(n.Name+" is cut off from all others", n)
 	return r.c.net.heal, r.separate([]int{r.number(n)}, r.others(r.number(n)))
 }
 
-// vanishLeader is what a machine without power looks like from outside: unlike with a killed process, nobody says that its
+// vanish is what a machine without power looks like from outside: unlike with a killed process, nobody says that its
 // connections are gone.
-func (r *run) vanishLeader() (func() error, error) {
-	n := r.leader()
+func (r *run) vanish(n *Node) (func() error, error) {
 	r.describe(n.Name+" reaches nobody, clients included", n)
 	return r.c.net.heal, r.separate([]int{r.number(n)}, append(r.others(r.number(n)), clients))
 }
@@ -148,8 +147,7 @@ func (r *run) splitMinority() (func() error, error) {
 }
 
 // cutOneWay makes a leader that nobody hears, or that hears nobody.
-func (r *run) cutOneWay() (func() error, error) {
-	n := r.leader()
+func (r *run) cutOneWay(n *Node) (func() error, error) {
 	me, mute := r.number(n), r.rng.IntN(2) == 0
 	text := " hears nobody"
 	if mute {
@@ -168,8 +166,7 @@ func (r *run) cutOneWay() (func() error, error) {
 }
 
 // cutPartially separates a leader from one follower; both reach all others.
-func (r *run) cutPartially() (func() error, error) {
-	n := r.leader()
+func (r *run) cutPartially(n *Node) (func() error, error) {
 	others := r.others(r.number(n))
 	other := others[r.rng.IntN(len(others))]
 	r.describe(n.Name+" and "+r.c.Nodes[other].Name+" cannot reach each other", n)
@@ -189,7 +186,7 @@ func (r *run) impairAll() (func() error, error) {
 
 // transfer moves the leadership of one shard in peace.
 func (r *run) transfer() (func() error, error) {
-	leads, err := r.c.Leaders(context.Background())
+	leads, err := r.leads()
 	if err != nil {
 		return nil, err
 	}
@@ -202,13 +199,14 @@ func (r *run) transfer() (func() error, error) {
 	}
 	target := to[r.rng.IntN(len(to))]
 	r.describe(fmt.Sprintf("shard %d goes to %s", shard, target.Name))
-	r.planned(shard)
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
+	begun := r.w.now()
 	_, err = pb.NewClusterClient(r.w.clients[0].Conn()).TransferLeader(ctx, &pb.TransferLeaderRequest{Shard: shard, Node: target.Name})
-	if err != nil {
-		r.note("a transfer was refused: " + err.Error()) // such as while the target is behind: it may be
+	if err != nil { // such as while the target is behind: it may be refused
+		return nil, fmt.Errorf("%w: a transfer was refused: %w", errNothingDone, err)
 	}
+	r.planned(begun, shard)
 	return func() error { return nil }, nil
 }
 
@@ -217,24 +215,30 @@ func (r *run) rollingRestart() (func() error, error) {
 	r.describe("SIGTERM and start of every node, one after the other")
 	for _, i := range r.rng.Perm(len(r.c.Nodes)) {
 		n := r.c.Nodes[i]
-		leads, err := r.c.Leaders(context.Background())
+		leads, err := r.leads()
 		if err != nil {
 			return nil, err
 		}
-		r.planned(leads[n]...)
+		begun := r.w.now()
 		if err := n.Stop(20 * time.Second); err != nil {
 			return nil, err
 		}
-		n.Start()
-		n.WaitReady(30 * time.Second)
-		r.c.WaitHealthy(30 * time.Second)
+		r.planned(begun, leads[n]...)
+		if err := n.Start(); err != nil {
+			return nil, err
+		}
+		if err := n.WaitReady(30 * time.Second); err != nil {
+			return nil, err
+		}
+		if err := r.c.WaitHealthy(30 * time.Second); err != nil {
+			return nil, err
+		}
 	}
 	return func() error { return nil }, nil
 }
 
 // fillDisk leaves a leader without room. It may end its process, which no operator would call a surprise.
-func (r *run) fillDisk() (func() error, error) {
-	n := r.leader()
+func (r *run) fillDisk(n *Node) (func() error, error) {
 	r.describe("the disk of "+n.Name+" is full", n)
 	n.doom()
 	return func() error {
@@ -246,8 +250,7 @@ func (r *run) fillDisk() (func() error, error) {
 }
 
 // hangDisk lets no write of a leader end. The node may give up.
-func (r *run) hangDisk() (func() error, error) {
-	n := r.leader()
+func (r *run) hangDisk(n *Node) (func() error, error) {
 	r.describe("the disk of "+n.Name+" hangs", n)
 	n.doom()
 	return func() error {
@@ -265,8 +268,7 @@ func (n *Node) revive() error {
 	case <-time.After(2 * time.Second): // it may be about to
 	}
 	if !n.Running() {
-		n.Start()
-		return nil
+		return n.Start()
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -274,54 +276,52 @@ func (n *Node) revive() error {
 	return nil
 }
 
-// wipe takes a node's data away. It comes back as a new node: the old one's id is never used again.
-func (r *run) wipe() (func() error, error) {
-	n := r.c.Nodes[1+r.rng.IntN(len(r.c.Nodes)-1)]
-	r.describe("kill -9 "+n.Name+" and remove its data", n)
-	n.Kill()
-	r.wiped = append(r.wiped, n)
-	identity := filepath.Join(n.data, "node.json")
-	before, err := os.ReadFile(identity)
-	if err != nil {
-		return nil, err
-	}
-	return func() error {
-		n.Start()
-		n.WaitReady(30 * time.Second)
-		after, err := os.ReadFile(identity)
-		if err == nil && bytes.Equal(before, after) {
-			err = fmt.Errorf("%s came back under its old id, without what that has promised", n.Name)
+// onLeader is a fault of a node that leads at least one shard, onFollower of one that leads as few as possible.
+func onLeader(strike func(*run, *Node) (func() error, error)) func(*run) (func() error, error) {
+	return func(r *run) (func() error, error) {
+		leads, err := r.leads()
+		if err != nil {
+			return nil, err
 		}
-		return err
-	}, os.RemoveAll(n.data)
-}
-
-// leader is a node that leads at least one shard, follower one that leads as few as possible.
-func (r *run) leader() *Node {
-	leads := r.leads()
-	var list []*Node
-	for _, n := range r.c.Nodes {
-		if len(leads[n]) > 0 && n.Running() {
-			list = append(list, n)
+		var list []*Node
+		for _, n := range r.c.Nodes {
+			if len(leads[n]) > 0 && n.Running() {
+				list = append(list, n)
+			}
 		}
+		if len(list) == 0 {
+			return nil, errors.New("no process runs that leads")
+		}
+		return strike(r, list[r.rng.IntN(len(list))])
 	}
-	if len(list) == 0 {
-		return r.c.Nodes[0] // between elections
-	}
-	return list[r.rng.IntN(len(list))]
 }
 
-func (r *run) follower() *Node {
-	leads := r.leads()
-	return slices.MinFunc(r.c.Nodes, func(a, b *Node) int { return len(leads[a]) - len(leads[b]) })
+func onFollower(strike func(*run, *Node) (func() error, error)) func(*run) (func() error, error) {
+	return func(r *run) (func() error, error) {
+		leads, err := r.leads()
+		if err != nil {
+			return nil, err
+		}
+		return strike(r, slices.MinFunc(r.c.Nodes, func(a, b *Node) int { return len(leads[a]) - len(leads[b]) }))
+	}
 }
 
-func (r *run) leads() map[*Node][]uint32 {
-	leads, err := r.c.Leaders(context.Background())
-	if err != nil {
-		r.note("who leads is not known: " + err.Error())
-	}
-	return leads
+// leads tells who leads what, as soon as every shard has a leader: a fault of a leader hits one.
+func (r *run) leads() (leads map[*Node][]uint32, err error) {
+	err = r.c.wait(recovery, "leader of every shard", func() error {
+		if leads, err = r.c.Leaders(context.Background()); err != nil {
+			return err
+		}
+		n := 0
+		for _, shards := range leads {
+			n += len(shards)
+		}
+		if n != r.c.opts.Shards {
+			return fmt.Errorf("%d of %d shards have a leader", n, r.c.opts.Shards)
+		}
+		return nil
+	})
+	return leads, err
 }
 
 func (r *run) number(n *Node) int { return slices.Index(r.c.Nodes, n) }

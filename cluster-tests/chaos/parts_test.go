@@ -2,41 +2,67 @@ package chaos
 
 import (
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/hashicorp/raft"
+
 	"github.com/holdfastdb/holdfast/client"
+	"github.com/holdfastdb/holdfast/cluster-tests/check"
 	"github.com/holdfastdb/holdfast/cluster-tests/history"
 	"github.com/holdfastdb/holdfast/cluster-tests/models"
+	"github.com/holdfastdb/holdfast/fsm"
 )
 
-// The report's sums are those of its histories.
-func TestReport(t *testing.T) {
-	results := []*Result{
-		{
-			Name: "kill-leader", Nodes: 3, Definite: 10, Unknown: 1, Faults: []Fault{{Kind: "kill-leader", Led: []uint32{1}}},
-			Gaps: map[string][]time.Duration{"kill-leader": {time.Second, 3 * time.Second, 2 * time.Second}}, Network: "a network",
-		},
-		{Name: "kill-all", Nodes: 5, Definite: 20, Failed: 2, Faults: []Fault{{Kind: "kill-all", Led: []uint32{1, 2}}}, Violations: []string{"x"}},
-	}
+// The page has a row for each kind of history, and a run of one kind replaces that one only.
+func TestPublish(t *testing.T) {
 	path := t.TempDir() + "/page.md"
 	if err := os.WriteFile(path, []byte("before\n<!-- measured: chaos -->\nold\n<!-- end: chaos -->\nafter\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := writeSection(path, "chaos", report(results)); err != nil {
-		t.Fatal(err)
+	one := &Result{
+		Name: "kill-leader", Nodes: 3, Definite: 10, Unknown: 1, Faults: []Fault{{Kind: "kill-leader", Led: []uint32{1}}},
+		Gaps: map[string][]time.Duration{"kill-leader": {time.Second, 3 * time.Second, 2 * time.Second}}, Network: "a network",
 	}
-	page, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
+	all := &Result{Name: "kill-all", Nodes: 5, Definite: 20, Failed: 2, Faults: []Fault{{Kind: "kill-all", Led: []uint32{1, 2}}}, Violations: []string{"x"}}
+	shows := func(kind string, results []*Result, want ...string) {
+		t.Helper()
+		y := newTally()
+		for _, r := range results {
+			y.add(r)
+		}
+		if err := publish(path, kind, y); err != nil {
+			t.Fatal(err)
+		}
+		page, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, text := range append(want, "before\n<!-- measured: chaos -->\n", "<!-- end: chaos -->\nafter\n", commit()) {
+			if !strings.Contains(string(page), text) {
+				t.Errorf("no %q in:\n%s", text, page)
+			}
+		}
 	}
+	shows("kill-leader", []*Result{one}, "| kill-leader | 1 | 1 | 0 | 10 | 1 | 0 | 0 |", "Not measured yet: kill-follower, kill-all,")
+	shows("kill-all", []*Result{all}, "| kill-leader | 1 | 1 | 0 | 10 | 1 | 0 | 0 |", "| kill-all | 1 | 1 | 0 | 20 | 0 | 2 | 0 |",
+		"| **all** | 2 | 2 | 0 | 30 | 1 | 2 | 0 |", "| 1 |  |\n", "6 processes were killed with SIGKILL; 2 times the victims led", "a network",
+		"| kill-leader | 1s | 3 | 2s | too few | 3s | p99 ≤ 4s: met |")
+	shows("kill-all", []*Result{all, all}, "| kill-all | 2 | 2 | 0 | 40 | 0 | 4 | 0 |", "| **all** | 3 | 3 | 0 | 50 | 1 | 4 | 0 |")
+}
+
+// A 99th percentile is one of a hundred. Of fewer the longest is compared with the goal.
+func TestGoals(t *testing.T) {
+	few := &tally{Heartbeat: lanTiming, Gaps: map[string][]time.Duration{"kill-leader": {time.Second, 1600 * time.Millisecond}}}
+	many := &tally{Gaps: map[string][]time.Duration{"transfer": slices.Repeat([]time.Duration{90 * time.Millisecond}, 199)}}
+	many.Gaps["transfer"] = append(many.Gaps["transfer"], time.Second)
+	page := figures{"lan": few, "transfer": many}.page()
 	for _, want := range []string{
-		"before\n<!-- measured: chaos -->\n", "<!-- end: chaos -->\nafter\n",
-		"| kill-leader | 1 | 1 | 10 | 1 | 0 | 0 |", "| **all** | 2 | 2 | 30 | 1 | 2 | 0 |", "| 1 |\n",
-		"| kill-leader | 1s | 3 | 2s | 3s | 3s |", "6 processes were killed with SIGKILL, 2 of them while they led",
+		"| kill-leader | 300ms | 2 | 1.6s | too few | 1.6s | p99 ≤ 1.5s: missed |", "| transfer | 1s | 200 | 90ms | 90ms | 1s | p99 ≤ 250ms: met |",
 	} {
-		if !strings.Contains(string(page), want) {
+		if !strings.Contains(page, want) {
 			t.Errorf("no %q in:\n%s", want, page)
 		}
 	}
@@ -119,5 +145,78 @@ func TestTimeline(t *testing.T) {
 		if strings.Contains(string(page), foreign) {
 			t.Errorf("%q on the page", foreign)
 		}
+	}
+}
+
+// Only the entries count that tell what most replicas had: the first of all does not.
+func TestComparisons(t *testing.T) {
+	sum := func(agreed uint64) check.Entry {
+		e := fsm.Entry{Kind: fsm.Checksum, Agreed: fsm.Sum{Index: agreed}}
+		return check.Entry{Data: e.Append(nil)}
+	}
+	if n := comparisons([]check.Entry{sum(0), {}, sum(1), sum(3), {Type: raft.LogNoop, Data: sum(3).Data}}); n != 2 {
+		t.Errorf("got %d", n)
+	}
+}
+
+// While a majority is there, patient clients are served, whatever else the history has.
+func TestExcused(t *testing.T) {
+	faults := []Fault{
+		{Kind: "kill-leader", From: 0, To: 2 * time.Second, Recovered: 3 * time.Second, Serving: true},
+		{Kind: "kill-all", From: 20 * time.Second, To: 21 * time.Second, Recovered: 25 * time.Second},
+	}
+	for _, tt := range []struct {
+		call, end int // in milliseconds
+		outcome   history.Outcome
+		excused   bool
+	}{
+		{1_000, 2_000, history.Failed, false},
+		{1_000, 60_000, history.Unknown, false}, // its client has left long before
+		{15_000, 60_000, history.Unknown, true},
+		{15_000, 20_500, history.Failed, true},
+		{24_000, 26_000, history.Failed, true},
+		{26_000, 27_000, history.Failed, false},
+	} {
+		op := counterOp(models.KindCheck, tt.call, tt.end, tt.outcome, 0)
+		if got := excused(&op, faults); got != tt.excused {
+			t.Errorf("called at %d ms: excused is %v", tt.call, got)
+		}
+	}
+}
+
+// A check over two shards that was denied counts in neither, and one of unknown outcome may count.
+func TestChecksOverTwoShards(t *testing.T) {
+	check := func(outcome history.Outcome, allowed bool) history.Op {
+		op := history.Op{Outcome: outcome, Input: models.LimitOp{Kind: models.KindCheck, Request: client.Request{Client: "k", IP: "10.1.0.1", Resource: crossed}}}
+		if outcome == history.Definite {
+			op.Output = client.Decision{Allowed: allowed}
+		}
+		return op
+	}
+	ops := []history.Op{
+		check(history.Definite, true), check(history.Definite, true), check(history.Definite, false), check(history.Unknown, false), check(history.Failed, false),
+		counterOp(models.KindCheck, 0, 1, history.Definite, 1),
+	}
+	b := checks(ops)["10.1.0.1"]
+	if b != (bounds{2, 3}) || b.allow(1) || !b.allow(2) || !b.allow(3) || b.allow(4) {
+		t.Errorf("got %+v", b)
+	}
+}
+
+// Questions are early if they come before the first check in the log, or if there is none.
+func TestEarly(t *testing.T) {
+	at := func(kind, key string, index uint64, outcome history.Outcome) history.Op {
+		op := counterOp(kind, 0, 1, outcome, 1)
+		op.Input = models.LimitOp{Kind: kind, Request: client.Request{Client: key, Resource: counted}}
+		op.Trace.Index = index
+		return op
+	}
+	const write, read, ok, unknown = models.KindCheck, models.KindPeek, history.Definite, history.Unknown
+	ops := []history.Op{
+		at(read, "a", 4, ok), at(write, "a", 9, ok), at(write, "a", 5, ok), at(read, "a", 5, ok), at(read, "a", 8, ok), // one
+		at(write, "b", 0, unknown), at(read, "b", 7, ok), at(read, "b", 0, unknown), // one more
+	}
+	if n := early(ops); n != 2 {
+		t.Errorf("got %d", n)
 	}
 }

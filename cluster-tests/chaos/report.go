@@ -1,106 +1,238 @@
 package chaos
 
 import (
+	"bytes"
 	"cmp"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"os/exec"
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 )
-
-// report is what many histories showed, for the page of figures.
-func report(results []*Result) string {
-	var b strings.Builder
-	row := func(cells ...any) {
-		for _, c := range cells {
-			fmt.Fprintf(&b, "| %v ", c)
-		}
-		b.WriteString("|\n")
-	}
-	row("histories of", "histories", "faults", "operations", "unknown outcome", "failed", "patient, not served", "replayed", "by porcupine", "log entries compared", "well again, longest", "violations")
-	row("---", "---", "---", "---", "---", "---", "---", "---", "---", "---", "---", "---")
-	var names []string
-	for _, r := range results {
-		if !slices.Contains(names, r.Name) {
-			names = append(names, r.Name)
-		}
-	}
-	slices.Sort(names)
-	var all tally
-	for _, name := range names {
-		var sum tally
-		for _, r := range results {
-			if r.Name == name {
-				sum.add(r)
-			}
-		}
-		row(name, sum.histories, sum.faults, sum.definite, sum.unknown, sum.failed, sum.dropped, sum.replayed, sum.sampled, sum.entries, sum.healing.Round(10*time.Millisecond), sum.violations)
-	}
-	for _, r := range results {
-		all.add(r)
-	}
-	row("**all**", all.histories, all.faults, all.definite, all.unknown, all.failed, all.dropped, all.replayed, all.sampled, all.entries, all.healing.Round(10*time.Millisecond), all.violations)
-
-	b.WriteString("\n")
-	row("a shard takes no write", "`--heartbeat`", "times", "p50", "p99", "longest")
-	row("---", "---", "---", "---", "---", "---")
-	for _, n := range nemeses {
-		for _, heartbeat := range []time.Duration{0, lanTiming} {
-			var gaps []time.Duration
-			for _, r := range results {
-				if r.Heartbeat == heartbeat {
-					gaps = append(gaps, r.Gaps[n.name]...)
-				}
-			}
-			if len(gaps) > 0 {
-				row(n.name, cmp.Or(heartbeat, time.Second), len(gaps), quantile(gaps, 0.5).Round(time.Millisecond),
-					quantile(gaps, 0.99).Round(time.Millisecond), slices.Max(gaps).Round(time.Millisecond))
-			}
-		}
-	}
-	fmt.Fprintf(&b, "\n%d processes were killed with SIGKILL, %d of them while they led. %d CPUs, %s, %s; %s.\n",
-		all.kills, all.leaderKills, runtime.NumCPU(), runtime.Version(), time.Now().UTC().Format("2006-01-02"), results[0].Network)
-	return b.String()
-}
 
 // lanTiming is the heartbeat of the profile for one data centre.
 const lanTiming = 300 * time.Millisecond
 
-// tally sums histories up.
+// figures are what histories showed, by kind: for each, the sums of the last run that had it.
+type figures map[string]*tally
+
+// tally sums histories of one kind up.
 type tally struct {
-	histories, faults, definite, unknown, failed, dropped, replayed, sampled, entries, violations, kills, leaderKills int
-	healing                                                                                                           time.Duration
+	Date, Commit, Machine, Network string
+
+	Heartbeat time.Duration
+
+	Histories, Faults, Kills, LeaderKills                                   int
+	Definite, Unknown, Failed, Dropped                                      int
+	Replayed, Sampled, Unsampled, Entries, Sums, Elected, Received, Crossed int
+	Violations                                                              int
+	Healing                                                                 time.Duration // the longest
+
+	Gaps map[string][]time.Duration // by kind of fault
+}
+
+func newTally() *tally {
+	return &tally{
+		Date: time.Now().UTC().Format(time.DateOnly), Commit: commit(), Gaps: make(map[string][]time.Duration),
+		Machine: fmt.Sprintf("%d CPUs, %s", runtime.NumCPU(), runtime.Version()),
+	}
 }
 
 func (y *tally) add(r *Result) {
-	y.histories++
-	y.faults += len(r.Faults)
-	y.definite += r.Definite
-	y.unknown += r.Unknown
-	y.failed += r.Failed
-	y.dropped += r.Dropped
-	y.replayed += r.Replayed
-	y.sampled += r.Sampled
-	y.entries += r.Entries
-	y.violations += len(r.Violations)
+	y.Network, y.Heartbeat = cmp.Or(r.Network, y.Network), r.Heartbeat
+	y.Histories++
+	y.Faults += len(r.Faults)
+	y.Definite += r.Definite
+	y.Unknown += r.Unknown
+	y.Failed += r.Failed
+	y.Dropped += r.Dropped
+	y.Replayed += r.Replayed
+	y.Sampled += r.Sampled
+	y.Unsampled += r.Unsampled
+	y.Entries += r.Entries
+	y.Sums += r.Sums
+	y.Elected += r.Elections
+	y.Received += r.Received
+	y.Crossed += r.Crossed
+	y.Violations += len(r.Violations)
+	for kind, gaps := range r.Gaps {
+		y.Gaps[kind] = append(y.Gaps[kind], gaps...)
+	}
 	for _, f := range r.Faults {
-		y.healing = max(y.healing, f.Healing())
+		y.Healing = max(y.Healing, f.Healing())
 		switch f.Kind {
 		case "kill-all":
-			y.kills += r.Nodes
-		case "kill-leader", "kill-follower", "wipe":
-			y.kills++
+			y.Kills += r.Nodes
+		case "kill-leader", "kill-follower", "wipe", "fall-behind":
+			y.Kills++
 		default:
 			continue
 		}
 		if len(f.Led) > 0 {
-			y.leaderKills++
+			y.LeaderKills++
 		}
 	}
 }
+
+// sum adds up what all kinds of histories showed.
+func (f figures) sum() (all tally) {
+	for _, y := range f {
+		all.Histories += y.Histories
+		all.Faults += y.Faults
+		all.Kills += y.Kills
+		all.LeaderKills += y.LeaderKills
+		all.Definite += y.Definite
+		all.Unknown += y.Unknown
+		all.Failed += y.Failed
+		all.Dropped += y.Dropped
+		all.Replayed += y.Replayed
+		all.Sampled += y.Sampled
+		all.Unsampled += y.Unsampled
+		all.Entries += y.Entries
+		all.Sums += y.Sums
+		all.Elected += y.Elected
+		all.Received += y.Received
+		all.Crossed += y.Crossed
+		all.Violations += y.Violations
+		all.Healing = max(all.Healing, y.Healing)
+	}
+	return all
+}
+
+// line is a line of a table.
+func line(b *strings.Builder, cells ...any) {
+	for _, c := range cells {
+		fmt.Fprintf(b, "| %v ", c)
+	}
+	b.WriteString("|\n")
+}
+
+func (y *tally) line(b *strings.Builder, name, from string) {
+	line(b, name, y.Histories, y.Faults, y.Elected, y.Definite, y.Unknown, y.Failed, y.Dropped, y.Replayed, y.Sampled, y.Unsampled, y.Sums, y.Entries,
+		y.Healing.Round(10*time.Millisecond), y.Violations, from)
+}
+
+// page is the section of the page.
+func (f figures) page() string {
+	var b strings.Builder
+	head := []any{
+		"histories of", "histories", "faults", "elections", "operations", "unknown outcome", "failed", "patient, not served", "replayed", "by porcupine", "not sampled",
+		"states compared", "log entries compared", "well again, longest", "violations", "measured",
+	}
+	line(&b, head...)
+	line(&b, slices.Repeat([]any{"---"}, len(head))...)
+	var machines []string
+	for _, name := range slices.Sorted(maps.Keys(f)) {
+		y := f[name]
+		y.line(&b, name, y.Date+", "+y.Commit)
+		if m := y.Machine + "; " + y.Network; !slices.Contains(machines, m) {
+			machines = append(machines, m)
+		}
+	}
+	all := f.sum()
+	all.line(&b, "**all**", "")
+	f.gaps(&b)
+	fmt.Fprintf(&b, "\n%d processes were killed with SIGKILL; %d times the victims led. Replicas received %d whole states. %d checks took from counters of two shards. On %s.\n",
+		all.Kills, all.LeaderKills, all.Received, all.Crossed, strings.Join(machines, " and "))
+	missing := slices.DeleteFunc(allKinds(), func(kind string) bool { return f[kind] != nil })
+	if len(missing) > 0 {
+		fmt.Fprintf(&b, "Not measured yet: %s.\n", strings.Join(missing, ", "))
+	}
+	return b.String()
+}
+
+// goals bound how long a shard takes no write, by kind of fault and heartbeat. They are for the 99th percentile.
+var goals = map[string]map[time.Duration]time.Duration{
+	"kill-leader": {0: 4 * time.Second, lanTiming: 1500 * time.Millisecond},
+	"transfer":    {0: 250 * time.Millisecond, lanTiming: 250 * time.Millisecond},
+}
+
+// enough samples make a 99th percentile. Of fewer, the longest counts.
+const enough = 100
+
+func (f figures) gaps(b *strings.Builder) {
+	b.WriteString("\n")
+	line(b, "a shard takes no write", "`--heartbeat`", "times", "p50", "p99", "longest", "goal")
+	line(b, "---", "---", "---", "---", "---", "---", "---")
+	for _, n := range nemeses {
+		for _, heartbeat := range []time.Duration{0, lanTiming} {
+			var gaps []time.Duration
+			for _, name := range slices.Sorted(maps.Keys(f)) {
+				if f[name].Heartbeat == heartbeat {
+					gaps = append(gaps, f[name].Gaps[n.name]...)
+				}
+			}
+			if len(gaps) == 0 {
+				continue
+			}
+			p99, judged := "too few", slices.Max(gaps)
+			if len(gaps) >= enough {
+				judged = quantile(gaps, 0.99)
+				p99 = judged.Round(time.Millisecond).String()
+			}
+			goal := ""
+			if bound := goals[n.name][heartbeat]; bound > 0 {
+				goal = fmt.Sprintf("p99 ≤ %v: %s", bound, verdict(judged <= bound))
+			}
+			line(b, n.name, cmp.Or(heartbeat, time.Second), len(gaps), quantile(gaps, 0.5).Round(time.Millisecond), p99,
+				slices.Max(gaps).Round(time.Millisecond), goal)
+		}
+	}
+}
+
+// publish writes the figures of a kind of history into a page, in place of those of an earlier run, and all into the file
+// beside the page from which it is made.
+func publish(page, kind string, y *tally) error {
+	data := strings.TrimSuffix(page, ".md") + ".json"
+	all := make(figures)
+	old, err := os.ReadFile(data)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if len(old) > 0 {
+		if err := json.Unmarshal(old, &all); err != nil {
+			return fmt.Errorf("%s: %w", data, err)
+		}
+	}
+	all[kind] = y
+	var b bytes.Buffer
+	for i, name := range slices.Sorted(maps.Keys(all)) { // a kind a line, for those who compare two
+		text, err := json.Marshal(all[name])
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(&b, "%s\n%q: %s", map[bool]string{true: "{", false: ","}[i == 0], name, text)
+	}
+	b.WriteString("\n}\n")
+	return errors.Join(os.WriteFile(data, b.Bytes(), 0o644), writeSection(page, "chaos", all.page()))
+}
+
+// verdict tells whether a goal was met.
+func verdict(met bool) string {
+	if met {
+		return "met"
+	}
+	return "missed"
+}
+
+// commit names what was tested, as far as git can tell. A + says that there were changes beside it.
+var commit = sync.OnceValue(func() string {
+	head, err := exec.Command("git", "rev-parse", "--short", "HEAD").Output()
+	if err != nil {
+		return "unknown"
+	}
+	name := strings.TrimSpace(string(head))
+	if changes, err := exec.Command("git", "status", "--porcelain", "--untracked-files=no", "--", ":/", ":!/docs").Output(); err != nil || len(changes) > 0 {
+		name += "+"
+	}
+	return name
+})
 
 // writeSection replaces what stands between the marks of a section of a page, or appends it.
 func writeSection(path, name, text string) error {

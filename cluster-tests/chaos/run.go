@@ -2,11 +2,15 @@ package chaos
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/holdfastdb/holdfast/storage/plant"
 )
 
 // Plan says what one history shall be.
@@ -22,6 +26,9 @@ type Plan struct {
 	Heartbeat time.Duration // 0 means the default
 	Dir       string        // keeps the artefacts; empty means only if the test fails
 	Bench     bool          // holdfast bench runs beside the other clients
+	RaftLog   string        // the nodes' kind of log; empty means the default
+	Bug       plant.Bug     // planted into the nodes, for the checks to find
+	ShortLogs bool          // which are cut, so that replicas that were away need whole states, and nobody can replay the logs
 }
 
 // Fault is one fault of a history. Times count from its begin.
@@ -34,6 +41,8 @@ type Fault struct {
 	Recovered time.Duration `json:"recovered"`
 	// Led are the shards that the victims led.
 	Led []uint32 `json:"led,omitempty"`
+	// Serving says that a majority of every shard was there all the time, so that no patient client has a right to fail.
+	Serving bool `json:"serving"`
 }
 
 // Lasted is how long the fault was there, Healing how long it took from then until all was well again.
@@ -54,63 +63,118 @@ type run struct {
 	c    *Cluster
 	w    *workload
 	rng  *rand.Rand
+	list []nemesis // of the plan
 
 	faults    []Fault
 	handovers []handover
 	notes     []string
 	wiped     []*Node
+	crossed   int // checks that took from counters of two shards
+	received  int // whole states of shards, by replicas that were away for too long
+
+	mu         sync.Mutex
+	violations []string
 }
 
-// Run makes a history and checks it.
+// violate notes a promise that was broken.
+func (r *run) violate(format string, args ...any) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.violations = append(r.violations, fmt.Sprintf(format, args...))
+}
+
+// Run makes a history and judges it. There always is a result: whatever keeps a history from going on or from ending is a
+// violation like any other.
 func Run(t testing.TB, plan Plan) *Result {
 	t.Helper()
-	list := nemesesOf(t, plan.Kinds)
-	serving, disks := true, false
-	for _, n := range list {
-		serving, disks = serving && n.serving, disks || n.disks
-	}
 	r := &run{t: t, plan: plan, rng: rand.New(rand.NewPCG(plan.Seed, 0))}
-	r.c = Start(t, Options{
-		Nodes: plan.Nodes, Dir: plan.Dir, Disks: disks, Shards: plan.Nodes - 1, Heartbeat: plan.Heartbeat,
+	if err := r.begin(); err != nil {
+		return r.unbegun(err)
+	}
+	return r.history()
+}
+
+// history is what follows on a good begin.
+func (r *run) history() *Result {
+	within := recovery
+	if err := r.work(); err != nil {
+		r.violate("%v", err)
+		within = 5 * time.Second // it had its time
+	}
+	return r.finish(within)
+}
+
+// recovery is how long the cluster may take to become well again by itself.
+const recovery = time.Minute
+
+// begin starts the cluster and its clients.
+func (r *run) begin() (err error) {
+	if r.list, err = nemesesOf(r.plan.Kinds); err != nil {
+		return err
+	}
+	opts := Options{
+		Nodes: r.plan.Nodes, Dir: r.plan.Dir, Shards: r.plan.Nodes - 1, Heartbeat: r.plan.Heartbeat,
+		Disks:           slices.ContainsFunc(r.list, func(n nemesis) bool { return n.disks }),
 		TrailingEntries: 1 << 40, // whole logs can be checked
-	})
-	t.Logf("%s, %d nodes, seed %d, %v", plan.Name, plan.Nodes, plan.Seed, r.c.net)
-	r.w = newWorkload(t, r.c)
+		RaftLog:         r.plan.RaftLog,
+		Bug:             r.plan.Bug,
+	}
+	if r.plan.ShortLogs {
+		opts.TrailingEntries, opts.LogLevel = shortLog, "debug" // Raft tells of the states that it received
+	}
+	r.c, err = Start(r.t, opts)
+	if err != nil {
+		return err
+	}
+	r.t.Logf("%s, %d nodes, seed %d, %v", r.plan.Name, r.plan.Nodes, r.plan.Seed, r.c.net)
+	r.w, err = newWorkload(r.c)
+	return err
+}
+
+// work lets the faults happen while clients work.
+func (r *run) work() error {
 	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
 	var working sync.WaitGroup
-	working.Go(func() { r.w.run(ctx, plan.Seed) })
-	if plan.Bench {
+	defer working.Wait()
+	defer cancel()
+	working.Go(func() { r.w.run(ctx, r.plan.Seed) })
+	if r.plan.Bench {
 		working.Go(r.bench)
 	}
-	if plan.Each {
-		for _, n := range list {
-			r.strike(n)
+	if r.plan.Each {
+		for _, n := range r.list {
+			if err := r.strike(n); err != nil {
+				return err
+			}
 		}
 	} else {
-		for r.w.now() < plan.Length {
-			n := list[r.rng.IntN(len(list))]
-			r.strike(n)
+		for r.w.now() < r.plan.Length {
+			n := r.list[r.rng.IntN(len(r.list))]
+			if err := r.strike(n); err != nil {
+				return err
+			}
 			if n.once {
-				time.Sleep(max(0, plan.Length-r.w.now()))
+				time.Sleep(max(0, r.plan.Length-r.w.now()))
 			}
 		}
 	}
 	time.Sleep(time.Second)
-	cancel()
-	working.Wait()
-	return r.finish(serving)
+	return nil
 }
 
 // strike lets a fault happen, ends it and waits until the cluster has recovered.
-func (r *run) strike(n nemesis) {
-	r.t.Helper()
+func (r *run) strike(n nemesis) error {
 	time.Sleep(between(r.rng, 700*time.Millisecond))
-	r.faults = append(r.faults, Fault{Kind: n.name, From: r.w.now()})
+	r.faults = append(r.faults, Fault{Kind: n.name, From: r.w.now(), Serving: n.serving})
 	f := &r.faults[len(r.faults)-1]
 	end, err := n.strike(r)
+	if errors.Is(err, errNothingDone) {
+		r.note(err.Error())
+		r.faults = r.faults[:len(r.faults)-1]
+		return nil
+	}
 	if err != nil {
-		r.t.Fatalf("%s: %v", n.name, err)
+		return fmt.Errorf("%s: %w", n.name, err)
 	}
 	hold := n.hold
 	if r.plan.Each { // a short history
@@ -118,47 +182,38 @@ func (r *run) strike(n nemesis) {
 	}
 	time.Sleep(between(r.rng, hold))
 	if err := end(); err != nil {
-		r.t.Fatalf("end of %s: %v", n.name, err)
+		return fmt.Errorf("end of %s: %w", n.name, err)
 	}
 	f.To = r.w.now()
-	r.recover(60 * time.Second)
+	err = r.recover(recovery)
 	f.Recovered = r.w.now()
+	if err != nil {
+		return fmt.Errorf("after %s (%s): %w", n.name, f.What, err)
+	}
 	r.t.Logf("%6.2fs  %-18s %s, for %v; well again %v later", f.From.Seconds(), f.Kind, f.What,
 		f.Lasted().Round(time.Millisecond), f.Healing().Round(time.Millisecond))
+	return nil
 }
 
 // recover waits until the cluster is as it shall be.
-func (r *run) recover(within time.Duration) {
-	r.t.Helper()
+func (r *run) recover(within time.Duration) error {
 	for _, n := range r.c.Nodes {
-		n.WaitReady(within)
-	}
-	if len(r.wiped) == 0 {
-		r.c.WaitHealthy(within)
-		return
-	}
-	// A node that was wiped is another one now. Nobody replaces the replicas of the one that it was before.
-	r.c.wait(within, "cluster whose shards have leaders", func() error {
-		leads, err := r.c.Leaders(context.Background())
-		if err != nil {
+		if err := n.WaitReady(within); err != nil {
 			return err
 		}
-		n := 0
-		for _, shards := range leads {
-			n += len(shards)
-		}
-		if n != r.c.opts.Shards {
-			return fmt.Errorf("%d of %d shards have a leader", n, r.c.opts.Shards)
-		}
-		return nil
-	})
+	}
+	if len(r.wiped) == 0 {
+		return r.c.WaitHealthy(within)
+	}
+	// A node that was wiped is another one now. Nobody replaces the replicas of the one that it was before.
+	_, err := r.leads()
+	return err
 }
 
 // settle waits until every replica has all that was committed when it is called, and returns how much that is.
-func (r *run) settle() map[uint32]uint64 {
-	r.t.Helper()
+func (r *run) settle() (map[uint32]uint64, error) {
 	applied := make(map[uint32]uint64)
-	r.c.wait(30*time.Second, "replica that is up to date", func() error {
+	err := r.c.wait(30*time.Second, "replica that is up to date", func() error {
 		s, err := r.c.Status(context.Background())
 		if err != nil {
 			return err
@@ -179,12 +234,18 @@ func (r *run) settle() map[uint32]uint64 {
 		}
 		return nil
 	})
-	return applied
+	return applied, err
 }
+
+// isWiped tells whether a node has lost its data, and with it its replicas.
+func (r *run) isWiped(n *Node) bool { return slices.Contains(r.wiped, n) }
 
 // describe says what the fault under way is, before it begins to work.
 func (r *run) describe(what string, victims ...*Node) {
-	leads := r.leads()
+	leads, err := r.c.Leaders(context.Background())
+	if err != nil {
+		r.note("who leads is not known: " + err.Error())
+	}
 	f := &r.faults[len(r.faults)-1]
 	f.What = what
 	for _, n := range victims {
@@ -193,10 +254,10 @@ func (r *run) describe(what string, victims ...*Node) {
 	f.From = r.w.now()
 }
 
-// planned notes that shards are about to get other leaders, on purpose.
-func (r *run) planned(shards ...uint32) {
+// planned notes that shards got other leaders on purpose, from then on.
+func (r *run) planned(begun time.Duration, shards ...uint32) {
 	for _, s := range shards {
-		r.handovers = append(r.handovers, handover{r.faults[len(r.faults)-1].Kind, s, r.w.now()})
+		r.handovers = append(r.handovers, handover{r.faults[len(r.faults)-1].Kind, s, begun})
 	}
 }
 

@@ -1,11 +1,12 @@
 package chaos
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
-	"testing"
 	"time"
 
 	"github.com/zeebo/xxh3"
@@ -22,13 +23,30 @@ const (
 	keysPerShard  = 2 // at the same time
 	writersPerKey = 2
 	think         = 8 * time.Millisecond // between two operations of a client, on average
-	// epoch is how long a key is used: so that what happened to it is little enough for checks that take their time.
-	epoch  = 5 * time.Second
-	epochs = 24 // then the first keys come again
+	// epoch is how long a key is used: so that what happened to it is little enough for checks that take their time, which
+	// look at 1,000 operations of a key. Three clients make about 700.
+	epoch  = 2 * time.Second
+	epochs = 90 // then the first keys come again
 )
 
 // counted is the resource whose limit is never reached, so that its counters count what was done.
 const counted = "counted"
+
+// crossed is the resource with two policies, one of which counts by address: a check of a client takes from counters of two
+// shards, from both or from none. That by address never denies, that by client does.
+const crossed = "crossed"
+
+// crossing are the policies of crossed.
+var crossing = []*pb.CreatePolicyRequest{
+	{Name: "crossed-by-client", Resource: crossed, Algorithm: "token_bucket", RateLimit: 10, TimeWindow: 1, BurstCapacity: 10},
+	{Name: "crossed-by-address", Resource: crossed, Scope: "ip", Algorithm: "fixed_window", RateLimit: 10_000_000, TimeWindow: neverEnds},
+}
+
+// endless are the policies that never deny.
+var endless = []*pb.CreatePolicyRequest{
+	{Name: counted, Algorithm: "fixed_window", RateLimit: 10_000_000, TimeWindow: neverEnds},
+	{Name: benched, Algorithm: "fixed_window", RateLimit: 10_000_000, TimeWindow: neverEnds},
+}
 
 // limited are the other resources, each under a policy of its own.
 var limited = []*pb.CreatePolicyRequest{
@@ -49,21 +67,20 @@ var leased = &pb.CreatePolicyRequest{Name: "leased", Algorithm: "token_bucket", 
 // neverEnds is a fixed window so long that none ends during a test, in seconds.
 const neverEnds = 360 * 24 * 3600
 
-// makePolicy makes a policy for one resource, which has the policy's name, and for every client.
-func makePolicy(t testing.TB, cl *client.Client, q *pb.CreatePolicyRequest) {
-	t.Helper()
+// makePolicy makes a policy for one resource, which has the policy's name if none is named, and for every client.
+func makePolicy(cl *client.Client, q *pb.CreatePolicyRequest) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	q.Resource = q.Name
+	q.Resource = cmp.Or(q.Resource, q.Name)
 	policies := pb.NewPoliciesClient(cl.Conn())
 	p, err := policies.CreatePolicy(ctx, q)
 	if err != nil {
-		t.Fatal(err)
+		return fmt.Errorf("make policy %s: %w", q.Name, err)
 	}
-	_, err = policies.AssignClients(ctx, &pb.AssignClientsRequest{PolicyId: p.PolicyId, ClientIds: []string{"*"}})
-	if err != nil {
-		t.Fatal(err)
+	if _, err = policies.AssignClients(ctx, &pb.AssignClientsRequest{PolicyId: p.PolicyId, ClientIds: []string{"*"}}); err != nil {
+		return fmt.Errorf("assign policy %s: %w", q.Name, err)
 	}
+	return nil
 }
 
 // workload is what clients do during a history, and what they were told.
@@ -72,6 +89,8 @@ type workload struct {
 	history *history.History
 	clients []*client.Client
 	keys    map[uint32][]string // by shard: those of the first epoch, then of the second, and so on
+	// addresses have their counters in one shard each.
+	addresses map[uint32]string
 }
 
 // hasty begins the name of a process whose client gives up sooner than leaders are elected. So there are operations of
@@ -82,31 +101,47 @@ const (
 )
 
 // newWorkload makes the policies and finds keys for each shard.
-func newWorkload(t testing.TB, c *Cluster) *workload {
-	w := &workload{keys: make(map[uint32][]string)}
-	w.clients = []*client.Client{c.Dial(0), c.Dial(0), c.Dial(hastyTimeout)}
-	makePolicy(t, w.clients[0], &pb.CreatePolicyRequest{Name: counted, Algorithm: "fixed_window", RateLimit: 10_000_000, TimeWindow: neverEnds})
-	makePolicy(t, w.clients[0], &pb.CreatePolicyRequest{Name: benched, Algorithm: "fixed_window", RateLimit: 10_000_000, TimeWindow: neverEnds})
-	for _, q := range append([]*pb.CreatePolicyRequest{leased}, limited...) {
-		makePolicy(t, w.clients[0], q)
+func newWorkload(c *Cluster) (*workload, error) {
+	w := &workload{keys: make(map[uint32][]string), addresses: make(map[uint32]string)}
+	for _, patience := range []time.Duration{0, 0, hastyTimeout} {
+		cl, err := c.Dial(patience)
+		if err != nil {
+			return nil, err
+		}
+		w.clients = append(w.clients, cl)
 	}
-	s, err := c.Status(t.Context())
+	for _, q := range slices.Concat(endless, crossing, []*pb.CreatePolicyRequest{leased}, limited) {
+		if err := makePolicy(w.clients[0], q); err != nil {
+			return nil, err
+		}
+	}
+	s, err := c.Status(context.Background())
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
-	missing := c.opts.Shards * keysPerShard * epochs
+	missing := c.opts.Shards * (keysPerShard*epochs + 1)
 	for i := 0; missing > 0; i++ {
-		key := fmt.Sprintf("key-%d", i)
-		slot := uint32(xxh3.HashString("client:"+key) >> 48)
-		for _, shard := range s.Shards {
-			if n := shard.Info.Shard; slot >= shard.Info.FirstSlot && slot <= shard.Info.LastSlot && n != 0 && len(w.keys[n]) < keysPerShard*epochs {
-				w.keys[n] = append(w.keys[n], key)
-				missing--
-			}
+		key, address := fmt.Sprintf("key-%d", i), fmt.Sprintf("10.1.%d.%d", i/250%250, i%250)
+		if shard := at(s.Shards, "client:"+key); len(w.keys[shard]) < keysPerShard*epochs {
+			w.keys[shard] = append(w.keys[shard], key)
+			missing--
+		}
+		if shard := at(s.Shards, "ip:"+address); w.addresses[shard] == "" {
+			w.addresses[shard] = address
+			missing--
 		}
 	}
 	w.begin, w.history = time.Now(), history.New()
-	return w
+	return w, nil
+}
+
+// at finds the shard of a routing key.
+func at(shards []*pb.ShardStatus, key string) uint32 {
+	slot := uint32(xxh3.HashString(key) >> 48)
+	i := slices.IndexFunc(shards, func(s *pb.ShardStatus) bool {
+		return s.Info.Shard != 0 && slot >= s.Info.FirstSlot && slot <= s.Info.LastSlot
+	})
+	return shards[i].Info.Shard
 }
 
 // now is the time since the begin.
@@ -150,12 +185,25 @@ func (w *workload) run(ctx context.Context, seed uint64) {
 				p.End(nil, trace, err)
 			}
 		})
+		start(func(cl *client.Client, process string, rng *rand.Rand) {
+			q := client.Request{Client: w.key(shard, rng.IntN(keysPerShard)), IP: w.addresses[w.another(shard, rng)], Resource: crossed}
+			w.do(cl, process, models.LimitOp{Kind: models.KindCheck, Request: q})
+		})
 		start(func(cl *client.Client, process string, _ *rand.Rand) {
 			q := client.Request{Client: w.key(shard, 0), Resource: leased.Name}
 			w.do(cl, process, models.LimitOp{Kind: kindLease, Request: q})
 		})
 	}
 	working.Wait()
+}
+
+// another is a shard beside one.
+func (w *workload) another(shard uint32, rng *rand.Rand) uint32 {
+	other := uint32(1 + rng.IntN(len(w.keys)-1))
+	if other >= shard {
+		other++
+	}
+	return other
 }
 
 // key is one of the keys of a shard that are in use now.

@@ -43,6 +43,25 @@ func TestPorcupineAcceptsAHistoryWithoutFaults(t *testing.T) {
 	}
 }
 
+// Nobody can tell when the first operations of a counter took effect if their outcome is unknown: they count in the window
+// that is the first one known.
+func TestWhatIsUnknownMayComeFirst(t *testing.T) {
+	w := mixed(t)
+	lost := []*history.Op{w.check("new"), w.check("new")}
+	w.check("new")
+	for _, op := range lost {
+		op.Outcome, op.Output, op.Return = history.Unknown, nil, time.Hour
+	}
+	ops := w.ops[len(w.ops)-3:]
+	if r := Porcupine(ops, byClient(rules)); len(r.Violations) > 0 || r.Operations != 3 {
+		t.Errorf("%+v", r)
+	}
+	// But not more of them than there were.
+	if r := Porcupine(ops[1:], byClient(rules)); len(r.Violations) != 1 {
+		t.Errorf("%+v", r)
+	}
+}
+
 // Indexes may say what they like: what clients saw decides.
 func TestPorcupineFinds(t *testing.T) {
 	for name, breaks := range map[string]func(w *world){

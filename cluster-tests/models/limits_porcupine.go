@@ -20,14 +20,14 @@ import (
 // with such operations, only windows that no test outlasts can be judged; see CanJudge.
 func LimitSequence(rules counter.Params) porcupine.Model {
 	return porcupine.Model{
-		Init: func() any { return sequence{&meter{}, 0} },
+		Init: func() any { return sequence{m: &meter{}} },
 		Step: func(state, input, _ any) (bool, any) {
 			return state.(sequence).step(rules, input.(*history.Op))
 		},
 		Equal: func(a, b any) bool { return reflect.DeepEqual(a, b) },
 		Hash: func(state any) uint64 {
 			s := state.(sequence)
-			return uint64(s.now)*31 + uint64(s.m.level)*17 + uint64(s.m.used)
+			return uint64(s.now)*31 + uint64(s.m.level)*17 + uint64(s.m.used) + uint64(s.early)*13
 		},
 		DescribeOperation: func(input, _ any) string {
 			op := input.(*history.Op)
@@ -67,13 +67,24 @@ func CanJudge(rules counter.Params, ops []*history.Op) bool {
 // sequence is a counter after some operations.
 type sequence struct {
 	m   *meter
-	now fsm.Time
+	now fsm.Time // 0 as long as no answer has told it
+	// early is what was taken before that. It counts in the window in which the first answer is.
+	early int64
 }
 
 func (s sequence) step(rules counter.Params, op *history.Op) (bool, sequence) {
 	in := op.Input.(LimitOp)
 	n := int64(max(in.Request.Weight, 1))
 	if op.Outcome == history.Failed {
+		return true, s
+	}
+	if s.now == 0 && op.Outcome == history.Unknown {
+		switch in.Kind {
+		case KindCheck:
+			s.early += n
+		case KindReset:
+			s.early = 0
+		}
 		return true, s
 	}
 	m := s.m.clone()
@@ -86,16 +97,21 @@ func (s sequence) step(rules counter.Params, op *history.Op) (bool, sequence) {
 	switch in.Kind {
 	case KindReset:
 		m.restart(0)
-		return true, sequence{m, now}
+		return true, sequence{m: m, now: now}
 	case KindStatus:
 		n = 0
 	}
 	m.bring(rules, now)
+	unasked := s.m
+	if s.early > 0 {
+		m.use(now, min(s.early, m.free(now)))
+		unasked = m.clone()
+	}
 	short := m.free(now) < n
 	if in.Kind == KindCheck && !short {
 		m.use(now, n)
 	}
-	after := sequence{m, now}
+	after := sequence{m: m, now: now}
 	if op.Outcome != history.Definite {
 		return true, after
 	}
@@ -106,7 +122,7 @@ func (s sequence) step(rules counter.Params, op *history.Op) (bool, sequence) {
 		ok = ok && d.Allowed == !short
 	}
 	if in.Kind != KindCheck {
-		after.m = s.m // a question changes nothing but what time it is
+		after.m = unasked // a question changes nothing but what time it is
 	}
 	return ok, after
 }
