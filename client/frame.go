@@ -12,6 +12,19 @@ import (
 )
 
 // frame is sent again, unchanged, until a node answers it or its time is over.
+//
+//	       +------------------- retry: turn+1, sent = false <------------------+
+//	       v                                                                   |
+//	attempt: turn+1, sent = true --> waits --> refused, or not sent at all ----+
+//	                                 |  ^  --> no answer: maybe = true --------+
+//	                      patience:  v  |                                      |
+//	                                 look  --> another leads: maybe = true ----+
+//	                                 |
+//	                                 +-------> answered, or out of time: ended = true
+//
+// Of an attempt's ends, the answer, the lost connection and the look, the one counts that comes while turn is still the
+// attempt's. maybe stays: once a node may have had the frame, running out of time means that its outcome is unknown. It
+// does too while sent is set, for that attempt has not ended. lookup runs between the attempt and its end.
 type frame struct {
 	l       *lane
 	seq     uint64

@@ -93,7 +93,7 @@ func (m *Machine) Reload() error {
 		applied.Index -= min(applied.Index, 3)
 	}
 	m.applied, m.swept = applied, 0
-	m.rows, m.clients, m.windows = newRowCache(), make(map[[16]byte]*client), nil
+	m.rows, m.clients, m.windows = newRowCache(m.reg.memory), make(map[[16]byte]*client), nil
 	m.resultBytes, m.failed = 0, nil
 	m.batch, m.direct, m.unflushed = m.store.NewBatch(), 0, 0
 	if m.next, err = firstExpiry(view, 0); err != nil {
@@ -122,6 +122,12 @@ const (
 	maxDirect    = 256
 )
 
+// MaxMemory is about what a machine keeps in memory at most: two generations of rows, windows, and what is not flushed.
+const MaxMemory = 2*rowCacheBytes + clientCacheBytes + maxUnflushed
+
+// share is the part of a bound that a machine with so much memory has.
+func share(bound, memory int) int { return max(bound*memory/MaxMemory, 1) }
+
 // Apply executes committed entries in order and makes the new position visible. It returns one outcome for each entry;
 // an entry that was applied before has an outcome without frames. After an error the replica must stop: the entry
 // cannot be executed here.
@@ -142,7 +148,7 @@ func (m *Machine) Apply(entries []LogEntry) ([]Outcome, error) {
 		}
 		m.unflushed += 1 + len(e.Data)
 	}
-	if m.unflushed >= maxUnflushed || m.direct >= maxDirect || m.rows.full() {
+	if m.unflushed >= share(maxUnflushed, m.reg.memory) || m.direct >= maxDirect || m.rows.full() {
 		if err := m.beginFlush(); err != nil {
 			return nil, err
 		}

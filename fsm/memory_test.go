@@ -37,20 +37,38 @@ func TestCachedResultsAreBoundedByTheirSize(t *testing.T) {
 }
 
 func TestCachedRowsAreBoundedByTheirSize(t *testing.T) {
-	c := newRowCache()
-	row := make(numbers, 64<<10)
-	for i := 0; !c.full(); i++ {
-		if i > rowCacheBytes/len(row)+1 {
-			t.Fatalf("%d rows of %d bytes are not too many", i, len(row))
+	for _, memory := range []int{MaxMemory, MaxMemory / 64} {
+		c := newRowCache(memory)
+		row := make(numbers, 64<<10)
+		for i := 0; !c.full(); i++ {
+			if i > share(rowCacheBytes, memory)/len(row)+1 {
+				t.Fatalf("%d rows of %d bytes are not too many", i, len(row))
+			}
+			c.put([]byte{byte(i >> 8), byte(i)}, &row)
+			c.flush(fsmtest.NewMemory().NewBatch())
 		}
-		c.put([]byte{byte(i >> 8), byte(i)}, &row)
-		c.flush(fsmtest.NewMemory().NewBatch())
+		c.age()
+		if c.full() || c.bytes != 0 {
+			t.Errorf("after a generation %d bytes are counted", c.bytes)
+		}
+		if c.lookup([]byte{0, 0}) == nil || c.bytes != len(row) {
+			t.Errorf("a row used again counts %d bytes", c.bytes)
+		}
 	}
-	c.age()
-	if c.full() || c.bytes != 0 {
-		t.Errorf("after a generation %d bytes are counted", c.bytes)
+}
+
+// What one process runs shares its memory, however many there are.
+func TestMachinesKeepTheirPartOfTheMemory(t *testing.T) {
+	const machines = 64
+	reg := newRig(t).reg.Within(MaxMemory / machines)
+	for name, bound := range map[string]int{
+		"rows": rowCacheSize, "row bytes": rowCacheBytes, "clients": clientCacheSize, "results": clientCacheBytes, "log": maxUnflushed,
+	} {
+		if all := machines * share(bound, reg.memory); all > bound || all < bound*9/10 {
+			t.Errorf("%s: %d machines keep %d, one alone %d", name, machines, all, bound)
+		}
 	}
-	if c.lookup([]byte{0, 0}) == nil || c.bytes != len(row) {
-		t.Errorf("a row used again counts %d bytes", c.bytes)
+	if reg.Within(10*MaxMemory).memory != MaxMemory {
+		t.Error("with much memory a machine keeps more than it is of use for")
 	}
 }

@@ -12,11 +12,21 @@ type Registry struct {
 	types []Type
 	byID  map[uint8]*Type
 	ops   [256][]Op // by type, then by number; a zero Number marks a hole
+	// memory is about what a machine keeps at most.
+	memory int
+}
+
+// Within is the registry for machines that keep no more than about so many bytes in memory, for all that run in a process
+// share one. It changes no outcome.
+func (r *Registry) Within(memory int) *Registry {
+	within := *r
+	within.memory = min(memory, MaxMemory)
+	return &within
 }
 
 // New builds the dispatch table. It refuses types and operations without a number or with one that is taken.
 func New(types ...Type) (*Registry, error) {
-	r := &Registry{types: types, byID: make(map[uint8]*Type, len(types))}
+	r := &Registry{types: types, byID: make(map[uint8]*Type, len(types)), memory: MaxMemory}
 	for i := range types {
 		t := &types[i]
 		if t.ID == 0 || t.Name == "" {

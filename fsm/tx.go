@@ -124,7 +124,8 @@ type relativeIter struct{ kv.Iterator }
 
 func (it relativeIter) Key() []byte { return it.Iterator.Key()[1:] }
 
-// These bound each of the two generations of cached rows: their number, and the size of their encodings as last seen.
+// These bound each of the two generations of cached rows: their number, and the size of their encodings as last seen. A
+// machine with less memory than MaxMemory has a part of it.
 const (
 	rowCacheSize  = 16_384
 	rowCacheBytes = 32 << 20
@@ -136,6 +137,8 @@ const (
 type rowCache struct {
 	young, old map[string]*cachedRow
 	bytes      int // of the young ones
+	most       int // young rows
+	mostBytes  int
 	dirty      []*cachedRow
 	buf        []byte
 }
@@ -147,8 +150,11 @@ type cachedRow struct {
 	dirty bool
 }
 
-func newRowCache() *rowCache {
-	return &rowCache{young: make(map[string]*cachedRow), old: make(map[string]*cachedRow)}
+func newRowCache(memory int) *rowCache {
+	return &rowCache{
+		young: make(map[string]*cachedRow), old: make(map[string]*cachedRow),
+		most: share(rowCacheSize, memory), mostBytes: share(rowCacheBytes, memory),
+	}
 }
 
 func (c *rowCache) lookup(key []byte) *cachedRow {
@@ -183,7 +189,7 @@ func (c *rowCache) put(key []byte, row Row) {
 }
 
 // full tells that it is time to flush: what changed cannot be forgotten before.
-func (c *rowCache) full() bool { return len(c.young) >= rowCacheSize || c.bytes >= rowCacheBytes }
+func (c *rowCache) full() bool { return len(c.young) >= c.most || c.bytes >= c.mostBytes }
 
 // flush writes what changed into the batch, in the order of first change, and returns how many rows that were.
 func (c *rowCache) flush(w kv.Writer) int {
@@ -210,7 +216,7 @@ func (c *rowCache) flush(w kv.Writer) int {
 func (c *rowCache) age() {
 	if c.full() {
 		c.old, c.bytes = c.young, 0
-		c.young = make(map[string]*cachedRow, rowCacheSize)
+		c.young = make(map[string]*cachedRow, c.most)
 	}
 }
 

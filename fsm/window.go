@@ -157,7 +157,7 @@ func (m *Machine) loadClient(id [16]byte) (*client, error) {
 	if err := it.Err(); err != nil {
 		return nil, err
 	}
-	if len(m.clients) >= clientCacheSize || m.resultBytes >= clientCacheBytes {
+	if memory := m.reg.memory; len(m.clients) >= share(clientCacheSize, memory) || m.resultBytes >= share(clientCacheBytes, memory) {
 		m.flushWindows()
 		clear(m.clients) // rare, and cheap to read again
 		m.resultBytes = 0

@@ -192,10 +192,12 @@ type sender struct {
 }
 
 // I1 and I4: any sequence of frames, retries and late duplicates, with restarts, flushes and sweeps at any point and
-// however the log is cut into calls of Apply, has the effects that the outcomes tell of, each once.
+// however the log is cut into calls of Apply, and with any memory, has the effects that the outcomes tell of, each once.
 func TestExactlyOnceAgainstAModel(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		r := newRig(t)
+		r.reg = r.reg.Within(rapid.SampledFrom([]int{MaxMemory, 1}).Draw(rt, "memory"))
+		r.reopen()
 		var clients []*sender
 		for i := range rapid.IntRange(1, 3).Draw(rt, "clients") {
 			clients = append(clients, &sender{id: [16]byte{byte(i + 1)}, answers: make(map[uint64][]byte)})
@@ -279,6 +281,8 @@ func (s *sender) send(rt *rapid.T, r *rig, f Frame, number uint64, effects numbe
 func sameHoweverCut(rt *rapid.T, r *rig) {
 	r.flush()
 	other := newRig(r.t)
+	other.reg = other.reg.Within(rapid.SampledFrom([]int{MaxMemory, 1}).Draw(rt, "other memory"))
+	other.reopen()
 	for rest := r.log; len(rest) > 0; {
 		n := rapid.IntRange(1, len(rest)).Draw(rt, "cut")
 		if _, err := other.m.Apply(rest[:n]); err != nil {

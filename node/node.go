@@ -354,6 +354,17 @@ func (n *Node) members() map[uint32]*member {
 	return groups
 }
 
+// shardMemory is about what the state machines of a node's shards keep in memory together at most.
+const shardMemory = 1 << 30
+
+// shards is how many there are in the cluster.
+func (n *Node) shards() int {
+	if t := n.topology.Load(); t != nil {
+		return max(len(t.Shards), 1)
+	}
+	return 1
+}
+
 // openGroup starts a replica on this node.
 func (n *Node) openGroup(group uint32, gen uint32, bootstrap bool) error {
 	n.mu.RLock()
@@ -362,7 +373,7 @@ func (n *Node) openGroup(group uint32, gen uint32, bootstrap bool) error {
 	if open {
 		return nil
 	}
-	provider, registry := n.logs, n.shardReg
+	provider, registry := n.logs, n.shardReg.Within(shardMemory/n.shards())
 	var onApplied func(fsm.Applied)
 	if group == catalogGroup {
 		provider, registry, onApplied = n.catLogs, n.catReg, func(fsm.Applied) { n.wake() }

@@ -23,6 +23,21 @@ import (
 // before the others, which follow its decision. A request that finds its reservations given back, because it failed
 // before, begins a new round with numbers of its own.
 //
+// What the two steps come to:
+//
+//	first step            second step                       answer
+//	all have reserved     keep: all have recorded it        allowed
+//	                      keep: one was given back before   the next round's
+//	                      keep: one cannot be asked         OUTCOME_UNKNOWN
+//	one has denied        give back                         denied
+//	the only one failed   none                              its failure; a repetition finds the reservation
+//	one of several failed give back, and nobody has kept *  its failure, but UNAVAILABLE for OUTCOME_UNKNOWN if it is a
+//	                                                        check of tokens: what may still come is given back soon
+//	                      give back, and somebody may have  OUTCOME_UNKNOWN
+//
+// * It is known that nobody has kept if a group that can deny has recorded that it gave back, if the request has no name
+// and so was never tried before, or if the failure says that the group never executed a first step.
+//
 // The policies may have changed since a request was carried out before. What a group recorded then stands: if it is the
 // whole decision, made by a group that was asked alone, it is the answer.
 

@@ -14,7 +14,6 @@ import (
 
 	"github.com/holdfastdb/holdfast/fsm"
 	"github.com/holdfastdb/holdfast/fsm/catalog"
-	"github.com/holdfastdb/holdfast/fsm/counter"
 	"github.com/holdfastdb/holdfast/rpc/codec"
 	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
 	"github.com/holdfastdb/holdfast/storage/plant"
@@ -388,6 +387,7 @@ func (x *stream) query(q *pb.FrameRequest, ops []op, replica Replica, begin time
 
 // op is one operation of a frame on its way.
 type op struct {
+	of     *dataType // nil if there is no such type
 	method uint32
 	call   fsm.Call // a placeholder for one that is not for this shard alone
 	// check is the plan of a check. It is the usual operation, and needs no closures, but for finish if it takes nothing.
@@ -410,28 +410,15 @@ const (
 	resultBytes = 96
 )
 
-// The methods of the limits in data frames. Part of the protocol, see Op in data.proto.
-const (
-	methodCheck   = 1
-	methodReset   = 2
-	methodReserve = 3
-	methodCommit  = 4
-	methodRefund  = 5
-	methodRelease = 6
-	methodLease   = 7
-	methodPeek    = 64
-	methodStatus  = 65
-)
-
 // prepare turns an operation into a call.
 func (x *stream) prepare(o *op, in *pb.Op, q *pb.FrameRequest) {
 	o.method = in.Method
 	o.call = fsm.Noop()
-	if in.Type != counter.TypeID {
+	if o.of = dataTypeOf(in.Type); o.of == nil {
 		o.fail(invalidf("no data type %d", in.Type))
 		return
 	}
-	x.prepareLimit(o, in, q)
+	o.of.prepare(x, o, in, q)
 }
 
 // fail makes the operation answer with an error.

@@ -13,6 +13,24 @@ import (
 	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
 )
 
+// The methods of the limits in data frames. Part of the protocol, see Op in data.proto.
+const (
+	methodCheck   = 1
+	methodReset   = 2
+	methodReserve = 3
+	methodCommit  = 4
+	methodRefund  = 5
+	methodRelease = 6
+	methodLease   = 7
+	methodPeek    = 64
+	methodStatus  = 65
+)
+
+var limitMethods = map[uint32]string{
+	methodCheck: "check", methodReset: "reset", methodReserve: "reserve", methodCommit: "commit", methodRefund: "refund",
+	methodRelease: "release", methodLease: "lease", methodPeek: "peek", methodStatus: "status",
+}
+
 // prepareLimit turns an operation on limits into a call.
 func (x *stream) prepareLimit(o *op, in *pb.Op, q *pb.FrameRequest) {
 	if (in.Method >= methodPeek) != q.Query {

@@ -40,8 +40,8 @@ func NewMetrics() *Metrics {
 			Name: "holdfast_ops_total", Help: "Operations that came in data frames, by data type and operation.",
 		}, []string{"type", "op"}),
 		latency: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "holdfast_frame_seconds", Help: "From a frame's arrival to its answer, by the kind of frame.", Buckets: latencyBuckets,
-		}, []string{"kind"}),
+			Name: "holdfast_frame_seconds", Help: "From a frame's arrival to its answer, by the data types in it and the kind of frame.", Buckets: latencyBuckets,
+		}, []string{"type", "kind"}),
 		refusals: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "holdfast_frames_refused_total", Help: "Data frames refused as a whole, by reason.",
 		}, []string{"reason"}),
@@ -68,30 +68,39 @@ func (m *Metrics) Handler() http.Handler {
 	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})
 }
 
-var opNames = map[uint32]string{
-	methodCheck: "check", methodReset: "reset", methodReserve: "reserve", methodCommit: "commit", methodRefund: "refund",
-	methodRelease: "release", methodLease: "lease", methodPeek: "peek", methodStatus: "status",
-}
-
-// frame counts an answered frame.
+// frame counts an answered frame, for each data type in it.
 func (m *Metrics) frame(ops []op, begin time.Time) {
+	took := time.Since(begin).Seconds()
 	kind := "command"
 	if len(ops) > 0 && ops[0].method >= methodPeek {
 		kind = "query"
 	}
-	m.latency.WithLabelValues(kind).Observe(time.Since(begin).Seconds())
+	var last *dataType
 	for i := 0; i < len(ops); { // runs of one method are the rule
-		n := i + 1
-		for n < len(ops) && ops[n].method == ops[i].method {
+		o, n := &ops[i], i+1
+		for n < len(ops) && ops[n].of == o.of && ops[n].method == o.method {
 			n++
 		}
-		name, ok := opNames[ops[i].method]
-		if !ok {
-			name = "unknown"
+		typ, name := o.names()
+		if i == 0 || o.of != last {
+			m.latency.WithLabelValues(typ, kind).Observe(took)
+			last = o.of
 		}
-		m.ops.WithLabelValues("counter", name).Add(float64(n - i))
+		m.ops.WithLabelValues(typ, name).Add(float64(n - i))
 		i = n
 	}
+}
+
+// names are those of an operation and of its type. A caller must not make up label values.
+func (o *op) names() (typ, method string) {
+	typ, method = "unknown", "unknown"
+	if o.of != nil {
+		typ = o.of.Name
+		if name, ok := o.of.methods[o.method]; ok {
+			method = name
+		}
+	}
+	return typ, method
 }
 
 func (m *Metrics) refused(reason pb.FrameError_Reason) {

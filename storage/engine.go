@@ -131,9 +131,6 @@ func (e *Engine) Sync() error {
 	return nil
 }
 
-// Metrics returns Pebble's own figures.
-func (e *Engine) Metrics() *pebble.Metrics { return e.db.Metrics() }
-
 // Close closes the database. Open views, batches and exports must be closed before.
 func (e *Engine) Close() error {
 	var err error
@@ -151,9 +148,6 @@ func (e *Engine) Shard(group uint32) *Shard {
 
 // prefixBytes is the length of the group number in front of every key.
 const prefixBytes = 3
-
-// MaxGroup is the largest group number.
-const MaxGroup = 1<<(8*prefixBytes) - 2
 
 func spanStart(group uint32) []byte {
 	var b [4]byte

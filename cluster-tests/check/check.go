@@ -245,7 +245,11 @@ func (r *replay) carriedOut(op *history.Op, own models.Execution) []models.Execu
 	var done []models.Execution
 	for _, id := range sortedKeys(r.shards) {
 		for step := uint64(1); step <= 2; step++ {
-			done = append(done, r.shards[id].Done(models.FrameID{Client: client, Seq: step})...)
+			for _, x := range r.shards[id].Done(models.FrameID{Client: client, Seq: step}) {
+				if x.Result.Code != fsm.Skipped { // or it only notes that a reservation is to be kept
+					done = append(done, x)
+				}
+			}
 		}
 	}
 	return done

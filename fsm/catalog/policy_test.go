@@ -7,7 +7,6 @@ import (
 	"testing"
 
 	"github.com/holdfastdb/holdfast/fsm"
-	"github.com/holdfastdb/holdfast/storage/kv"
 )
 
 func TestPolicyID(t *testing.T) {
@@ -270,21 +269,6 @@ func TestMaxPage(t *testing.T) {
 	page := asked[Clients](c, OpListClients, Page{Policy: "a", Size: MaxPage + 1})
 	if len(page.List) != MaxPage || !page.More {
 		t.Errorf("%d clients, more %t", len(page.List), page.More)
-	}
-}
-
-func TestPolicyByNumber(t *testing.T) {
-	c := setUp(t, 1)
-	p := c.create("a")
-	for n, want := range map[uint32]bool{0: false, 1: true, 2: false} {
-		found := read(c, func(r kv.Reader) (bool, error) {
-			got, found, err := PolicyByNumber(r, n)
-			if found {
-				equal(t, "policy", got, p)
-			}
-			return found, err
-		})
-		equal(t, fmt.Sprintf("policy %d is there", n), found, want)
 	}
 }
 

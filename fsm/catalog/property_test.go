@@ -29,7 +29,7 @@ func (f *follower) follow(r kv.Reader) error {
 	}
 	for _, c := range list {
 		if c.Policy != 0 {
-			p, found, err := PolicyByNumber(r, c.Policy)
+			p, found, err := get[Policy](r, numbered(prefixPolicy, c.Policy))
 			if err != nil {
 				return err
 			}

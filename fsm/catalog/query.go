@@ -48,11 +48,6 @@ func AllPolicies(r kv.Reader) ([]Policy, error) {
 	return list, err
 }
 
-// PolicyByNumber reads one policy from a view of the type's keys.
-func PolicyByNumber(r kv.Reader, number uint32) (Policy, bool, error) {
-	return get[Policy](r, numbered(prefixPolicy, number))
-}
-
 // AllDomains reads all domains from a view of the type's keys.
 func AllDomains(r kv.Reader) ([]Domain, error) {
 	var list []Domain

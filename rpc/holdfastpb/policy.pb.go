@@ -1354,7 +1354,7 @@ func (x *PolicyHistoryResponse) GetChanges() []*PolicyChange {
 type ImportEnvoyRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Yaml  string                 `protobuf:"bytes,1,opt,name=yaml,proto3" json:"yaml,omitempty"`
-	// Only check and tell what would change.
+	// Only check, and count the rules.
 	DryRun        bool `protobuf:"varint,2,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
