@@ -55,14 +55,8 @@ func readSettings(t *testing.T) settings {
 	return s
 }
 
-// The kinds of histories beside those of one kind of fault.
+// Tests of their own, beside the histories.
 const (
-	mixed = "mixed"
-	// lan kills and moves leaders under the timing for one data centre.
-	lan = "lan"
-	// boltdb kills nodes whose logs are BoltDB's.
-	boltdb = "boltdb"
-	// overloaded and planted are tests of their own.
 	overloaded = "overload"
 	planted    = "planted"
 )
@@ -105,15 +99,6 @@ func (p *Plan) missing() error {
 		return missingForDisks()
 	}
 	return nil
-}
-
-// allKinds are one history of each kind of fault, and the others.
-func allKinds() []string {
-	var kinds []string
-	for _, n := range nemeses {
-		kinds = append(kinds, n.name)
-	}
-	return append(kinds, lan, boltdb, mixed)
 }
 
 // Whatever happens to processes, networks and disks, nothing that was acknowledged is lost or doubled, no answer is older

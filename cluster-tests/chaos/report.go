@@ -147,6 +147,24 @@ func (f figures) page() string {
 	return b.String()
 }
 
+// The kinds of histories beside those of one kind of fault.
+const (
+	mixed = "mixed"
+	// lan kills and moves leaders under the timing for one data centre.
+	lan = "lan"
+	// boltdb kills nodes whose logs are BoltDB's.
+	boltdb = "boltdb"
+)
+
+// allKinds are one history of each kind of fault, and the others.
+func allKinds() []string {
+	var kinds []string
+	for _, n := range nemeses {
+		kinds = append(kinds, n.name)
+	}
+	return append(kinds, lan, boltdb, mixed)
+}
+
 // goals bound how long a shard takes no write, by kind of fault and heartbeat. They are for the 99th percentile.
 var goals = map[string]map[time.Duration]time.Duration{
 	"kill-leader": {0: 4 * time.Second, lanTiming: 1500 * time.Millisecond},
