@@ -147,9 +147,9 @@ func (s *Sampling) check(key string, model porcupine.Model, ops []*history.Op, l
 	case porcupine.Ok:
 		return nil
 	case porcupine.Unknown:
-		return &Violation{Kind: "linearizability", Detail: fmt.Sprintf("%s: not decided within %s, which counts as a failure%s", key, timeout, drawn)}
+		return &Violation{Kind: KindSequence, Detail: fmt.Sprintf("%s: not decided within %s, which counts as a failure%s", key, timeout, drawn)}
 	default:
-		return &Violation{Kind: "linearizability", Detail: fmt.Sprintf("%s: %d operations have no order that explains them%s", key, len(ops), drawn)}
+		return &Violation{Kind: KindSequence, Detail: fmt.Sprintf("%s: %d operations have no order that explains them%s", key, len(ops), drawn)}
 	}
 }
 

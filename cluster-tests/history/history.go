@@ -56,6 +56,9 @@ type History struct {
 // New begins a history now.
 func New() *History { return &History{begin: time.Now()} }
 
+// Start is when the history began, from which its operations count.
+func (h *History) Start() time.Time { return h.begin }
+
 // Pending is an operation that has been called.
 type Pending struct {
 	h  *History

@@ -1,6 +1,7 @@
 package models
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -18,6 +19,8 @@ type LimitOp struct {
 	Kind    string         `json:"kind"`
 	Request client.Request `json:"request"`
 	Actual  uint32         `json:"actual,omitempty"` // of a commit
+	// Limited says that a limit applies to the request, as the workload knows: an answer without one is wrong.
+	Limited bool `json:"limited,omitempty"`
 }
 
 // The kinds of LimitOp.
@@ -30,6 +33,8 @@ const (
 	KindCommit  = "commit"
 	KindRefund  = "refund"
 	KindRelease = "release"
+	// KindLease is a decision from tokens taken in bulk. No shard makes it.
+	KindLease = "lease"
 )
 
 // limits is the model of package counter: each meter holds what happened to it lately, and every answer is worked out
@@ -38,11 +43,14 @@ type limits struct {
 	meters  map[counter.Key]*meter
 	learned map[string][]counter.Limit // which limits a request meant
 	admits  map[counter.Key]*admissions
+	loans   map[uint64]*loaned
 	broken  []string
 }
 
 func newLimits() *limits {
-	return &limits{meters: make(map[counter.Key]*meter), learned: make(map[string][]counter.Limit), admits: make(map[counter.Key]*admissions)}
+	return &limits{
+		meters: make(map[counter.Key]*meter), learned: make(map[string][]counter.Limit), admits: make(map[counter.Key]*admissions), loans: make(map[uint64]*loaned),
+	}
 }
 
 // deal is the limits of one command.
@@ -331,6 +339,7 @@ func (l *limits) lease(m *Moment, q *counter.LeaseRequest) (*counter.LeaseResult
 				one.drop(at)
 				one.back(h.at, min(int64(r.Unused), h.n))
 				l.admit(&d.asked[i]).giveBack(r.ID, int64(r.Unused), m.Now)
+				l.loans[r.ID].back(d.asked[i].Key, min(int64(r.Unused), h.n))
 			}
 		}
 		one.fill(one.rules, m.Now, one.out())
@@ -356,6 +365,8 @@ func (l *limits) lease(m *Moment, q *counter.LeaseRequest) (*counter.LeaseResult
 	}
 	if g.Granted > 0 {
 		g.ID, g.TTL = m.id(), int64(end-m.Now)
+		lent := newLoaned(m.Told, end-m.Now)
+		l.loans[g.ID] = lent
 		for i, one := range d.on {
 			if d.short[i] = one.free(m.Now) < granted; d.short[i] {
 				continue
@@ -364,6 +375,7 @@ func (l *limits) lease(m *Moment, q *counter.LeaseRequest) (*counter.LeaseResult
 			one.use(at, granted)
 			one.hold(hold{loan, g.ID, granted, at, end})
 			l.admit(&d.asked[i]).add(g.ID, granted, m.Now, end-1)
+			lent.left[d.asked[i].Key] = granted
 		}
 	}
 	g.State = counter.TakeResult{Allowed: g.Granted > 0, Limits: d.results(1)}
@@ -440,6 +452,27 @@ func sameLimits(rows []client.LimitState, limits []counter.Limit) bool {
 	return slices.EqualFunc(rows, limits, func(r client.LimitState, l counter.Limit) bool {
 		return r.PolicyID == catalog.PolicyID(l.Policy) && r.Limit == l.Rate && r.Window == time.Duration(l.Window)*time.Millisecond
 	})
+}
+
+// Alone implements Model.
+func (l *limits) Alone(op *history.Op) error {
+	in, ok := op.Input.(LimitOp)
+	if !ok || !in.Limited || op.Outcome != history.Definite {
+		return nil
+	}
+	switch in.Kind {
+	case KindCheck, KindPeek, KindStatus, KindReserve:
+	case KindLease:
+		if op.Trace.Shard == 0 {
+			return nil // see Local
+		}
+	default:
+		return nil
+	}
+	if len(rowsOf(op.Output)) == 0 {
+		return errors.New("a limit applies to it, and the answer knows of none")
+	}
+	return nil
 }
 
 // Compare implements Model.

@@ -3,6 +3,7 @@ package models
 import (
 	"container/heap"
 	"fmt"
+	"time"
 
 	"github.com/holdfastdb/holdfast/fsm"
 )
@@ -15,6 +16,8 @@ type Shard struct {
 
 	Index uint64
 	Now   fsm.Time
+	// Told is when the next entry was decided, on the clock of the history.
+	Told time.Duration
 
 	clients map[[16]byte]*window
 	due     dueRows
@@ -161,7 +164,7 @@ func (w *window) end() (at fsm.Time) {
 }
 
 func (s *Shard) moment(typeID uint8, op int) *Moment {
-	return &Moment{Index: s.Index, Op: op, Now: s.Now, expire: func(key string, at fsm.Time) { s.expire(typeID, key, at) }}
+	return &Moment{Index: s.Index, Op: op, Now: s.Now, Told: s.Told, expire: func(key string, at fsm.Time) { s.expire(typeID, key, at) }}
 }
 
 // dueRow says that something of a key may end at a time.
