@@ -77,9 +77,11 @@ type Report struct {
 	// Executed counts the operations of unknown outcome that the logs have.
 	Executed int
 	// Local counts the operations that no shard got to see, Lent those of them that were compared with what was lent,
-	// Queries those that asked a shard, Unclear the queries of which the model could not tell what they meant: those for a
-	// subject that was never checked before, or whose policies had changed.
-	Local, Lent, Queries, Unclear int
+	// Queries those that asked a shard.
+	Local, Lent, Queries int
+	// Unclear are the queries of which the model could not tell what they meant: those for a subject that was never checked
+	// before, or whose policies had changed.
+	Unclear []*history.Op
 	// Rows counts what each shard remembers at the end of its log, by data type.
 	Rows map[uint32]map[uint8]int
 }
@@ -193,7 +195,7 @@ func (r *replay) answered(s *models.Shard, ops []*history.Op) {
 		if clear {
 			r.Checked++
 		} else {
-			r.Unclear++
+			r.Unclear = append(r.Unclear, op)
 		}
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/holdfastdb/holdfast/client"
+	"github.com/holdfastdb/holdfast/cluster-tests/check"
 	"github.com/holdfastdb/holdfast/cluster-tests/sim/disk"
 	"github.com/holdfastdb/holdfast/cluster-tests/sim/network"
 )
@@ -66,9 +67,13 @@ type Cluster struct {
 	frames  atomic.Pointer[Frames]
 	frame   frameStats
 
-	mu   sync.Mutex
-	rng  *rand.Rand
-	errs []error
+	watch watched
+	wrong wrongClocks
+
+	mu     sync.Mutex
+	rng    *rand.Rand
+	errs   []error
+	broken []check.Violation
 }
 
 // New makes a cluster of which nothing runs yet.
@@ -86,7 +91,7 @@ func (c *Cluster) addServer() *server {
 	defer c.mu.Unlock()
 	number := len(c.servers) + 1
 	name := fmt.Sprintf("n%d", number)
-	s := &server{c: c, name: name, ip: fmt.Sprintf("10.0.0.%d", number), log: c.opts.Logger.With("server", name), disk: disk.New()}
+	s := &server{c: c, name: name, ip: fmt.Sprintf("10.0.0.%d", number), log: slog.New(&clockHandler{c.opts.Logger.Handler(), c}).With("server", name), disk: disk.New()}
 	c.servers = append(c.servers[:len(c.servers):len(c.servers)], s) // who has the old list keeps it
 	return s
 }
@@ -102,6 +107,13 @@ func (c *Cluster) fail(err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.errs = append(c.errs, err)
+}
+
+// violate notes a broken promise.
+func (c *Cluster) violate(kind, format string, args ...any) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.broken = append(c.broken, check.Violation{Kind: kind, Detail: fmt.Sprintf(format, args...)})
 }
 
 // random is a source of its own for one purpose.

@@ -92,7 +92,7 @@ func (l *life) run(ctx context.Context) {
 		},
 		Node: node.Config{
 			Name: s.name, Dir: "data", FS: l.disk, Gossip: l.host.Addr(gossipPort), GossipTransport: packets, Dial: l.host.Dial,
-			Shards: s.c.opts.Shards, Replicas: 3, Timing: shard.Timing{Heartbeat: time.Second},
+			Shards: s.c.opts.Shards, Replicas: 3, Timing: shard.Timing{Heartbeat: time.Second, Checksum: checksumEvery},
 			Logger: s.log, Bootstrap: s.name == "n1",
 			Clock:   func() time.Time { return time.Now().Add(time.Duration(s.skew.Load())) },
 			OnFatal: l.fatal, WrapLog: l.disk.Logs, Tamper: s.c.tamper, TrailingEntries: s.c.opts.TrailingEntries, LogBytes: logBytes,
@@ -116,6 +116,7 @@ func (l *life) run(ctx context.Context) {
 		return
 	}
 	l.process = p
+	s.c.work.Go(func() { l.follow(ctx) })
 }
 
 // broken is told by the disk of a write that the process does not survive.
