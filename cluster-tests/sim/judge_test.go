@@ -2,14 +2,18 @@ package sim
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
 	"testing"
 	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/holdfastdb/holdfast/client"
 	"github.com/holdfastdb/holdfast/cluster-tests/check"
 	"github.com/holdfastdb/holdfast/cluster-tests/history"
 	"github.com/holdfastdb/holdfast/cluster-tests/models"
+	"github.com/holdfastdb/holdfast/cluster-tests/sim/disk"
 	"github.com/holdfastdb/holdfast/fsm"
 	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
 )
@@ -46,6 +50,54 @@ func TestShardTimesByNoRightClockAreFound(t *testing.T) {
 				t.Errorf("judged %d, excused %d, found %v", judged, excused, found)
 			}
 		})
+	}
+}
+
+// While at most one server is in trouble, nobody waits for long.
+func TestOperationsThatWaitThoughAMajorityIsThereAreFound(t *testing.T) {
+	begin := time.Unix(1_700_000_000, 0)
+	trouble := func(from, to time.Duration, few bool) span {
+		return span{"x", begin.Add(from * time.Second), begin.Add(to * time.Second), few}
+	}
+	waits := func(from, to time.Duration) history.Op {
+		return history.Op{Call: from * time.Second, Return: time.Hour, Ended: to * time.Second}
+	}
+	for _, test := range []struct {
+		name  string
+		op    history.Op
+		spans []span
+		calm  time.Duration
+	}{
+		{"no fault", waits(10, 31), nil, 21},
+		{"not long", waits(10, 29), nil, 19},
+		{"one server", waits(10, 40), []span{trouble(5, 50, true)}, 30},
+		{"all servers", waits(10, 40), []span{trouble(5, 50, false)}, 0},
+		{"before and after", waits(10, 40), []span{trouble(18, 25, false)}, 15},
+		{"two faults at once", waits(10, 40), []span{trouble(5, 50, true), trouble(15, 36, true)}, 5},
+		{"two faults, one after the other", waits(10, 40), []span{trouble(5, 20, true), trouble(20, 50, true)}, 30},
+		{"another one later", waits(10, 40), []span{trouble(50, 60, false)}, 30},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			longest, found := judgeService([]history.Op{test.op}, begin, test.spans)
+			if longest != test.calm*time.Second || (len(found) > 0) != (longest > mostCalm) {
+				t.Errorf("it waited for %v, want %v; found %v", longest, test.calm*time.Second, found)
+			}
+		})
+	}
+}
+
+// Of what a node cannot go on for, only what its disk has refused is an excuse.
+func TestOnlyWhatTheDiskRefusedIsAnExcuse(t *testing.T) {
+	l := &life{disk: disk.New().Reopen(nil)}
+	if l.excuses(disk.EIO) {
+		t.Error("nothing was refused")
+	}
+	l.disk.Fail(disk.EIO)
+	if _, err := l.disk.Create("x", vfs.WriteCategoryUnspecified); !errors.Is(err, disk.EIO) {
+		t.Fatal(err)
+	}
+	if !l.excuses(fmt.Errorf("apply: %w", disk.EIO)) || l.excuses(errors.New("the states differ")) {
+		t.Error("the wrong one is excused")
 	}
 }
 

@@ -18,7 +18,9 @@ import (
 // Report is what happened in a run.
 type Report struct {
 	Seed     uint64
-	Virtual  time.Duration
+	Faulted  time.Duration // virtual time under faults and load
+	Calm     time.Duration // the longest that an operation waited while all but one server could work
+	Healed   time.Duration // how long it took until all was well after the last fault
 	Faults   map[string]int
 	Ops      map[history.Outcome]int
 	Refusals map[string]int // why operations had no effect
@@ -72,8 +74,8 @@ func (r *Report) FaultCount() (sum int) {
 
 func (r *Report) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "seed %d: %v of virtual time, %d faults, %d operations done, %d refused, %d of unknown outcome, %d entries, %d elections, %d states sent, %d messages tampered with\n",
-		r.Seed, r.Virtual.Round(time.Second), r.FaultCount(), r.Ops[history.Definite], r.Ops[history.Failed], r.Ops[history.Unknown], r.Entries, r.Terms, r.Installs, r.Messages)
+	fmt.Fprintf(&b, "seed %d: %v of virtual time under faults, %d faults, an operation waited %v at most with all but one server at work, all well after %v, %d operations done, %d refused, %d of unknown outcome, %d entries, %d elections, %d states sent, %d messages tampered with\n",
+		r.Seed, r.Faulted.Round(time.Second), r.FaultCount(), r.Calm.Round(time.Millisecond), r.Healed.Round(time.Millisecond), r.Ops[history.Definite], r.Ops[history.Failed], r.Ops[history.Unknown], r.Entries, r.Terms, r.Installs, r.Messages)
 	fmt.Fprintf(&b, "  checked: %d answers by the models, %d of %d questions were unclear, %d decisions by what was lent, %d admissions by the rules, %d shard times, %d of them excused, %d changes as seen by nodes, %d sums\n",
 		r.Checked, r.Unclear, r.Queries, r.Lent, r.Promised, r.Timed, r.Excused, r.Watched, r.Sums)
 	for _, kind := range slices.Sorted(maps.Keys(r.Faults)) {
@@ -94,18 +96,19 @@ func shorten(text string) string {
 const (
 	// startTimeout bounds how long a cluster may take to be whole.
 	startTimeout = 5 * time.Minute
+	// mostHealing bounds how long it may take after the last fault.
+	mostHealing = time.Minute
 	// settle is longer than any reservation and any lease lasts.
 	settle = 2 * time.Minute
 )
 
 // Run simulates a cluster, inside a bubble, and returns what is wrong with it.
 func Run(opts Options) (*Report, error) {
-	begin := time.Now()
 	c := New(opts)
 	r := &Report{Seed: opts.Seed}
 	r.found(check.KindHealth, c.simulate(r))
 	r.found(check.KindNode, c.Stop())
-	r.Virtual, r.Terms, r.Installs = time.Since(begin), c.record.terms(), c.record.installs
+	r.Terms, r.Installs = c.record.terms(), c.record.installs
 	for group := range opts.Shards + 1 {
 		r.Entries += len(c.record.entries(group))
 	}
@@ -164,6 +167,10 @@ func (c *Cluster) simulate(r *Report) error {
 	running.Go(func() { n.run(trouble) })
 	running.Go(func() { l.run(trouble) })
 	running.Wait()
+	r.Faulted = time.Since(l.history.Start())
+	var found []check.Violation
+	r.Calm, found = judgeService(append(l.history.Ops(), l.others.Ops()...), l.history.Start(), n.spans)
+	r.Violations = append(r.Violations, found...)
 	r.Faults, r.Ops, r.Refusals = n.applied, make(map[history.Outcome]int), make(map[string]int)
 	for _, op := range append(l.history.Ops(), l.others.Ops()...) {
 		r.Ops[op.Outcome]++
@@ -186,8 +193,12 @@ func (c *Cluster) judge(l *load, r *Report) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
+	begin := time.Now()
 	if err := c.WaitHealthy(ctx); err != nil {
 		return err
+	}
+	if r.Healed = time.Since(begin); r.Healed > mostHealing {
+		c.violate(check.KindHealth, "it took %v until all was well after the last fault", r.Healed)
 	}
 	time.Sleep(settle)
 	agreed, err := c.checkAgreement(ctx)

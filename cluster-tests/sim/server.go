@@ -108,7 +108,7 @@ func (l *life) run(ctx context.Context) {
 	if err != nil {
 		switch {
 		case ctx.Err() != nil: // killed
-		case l.disk.Failures() > 0:
+		case l.excuses(err):
 			s.c.work.Go(func() { l.die() })
 		default:
 			s.c.fail(fmt.Errorf("start %s: %w", s.name, err))
@@ -127,10 +127,15 @@ func (l *life) broken(err error) {
 
 // fatal is told by a node that cannot go on. Its process would end itself. Nobody may do so without a reason.
 func (l *life) fatal(err error) {
-	if l.disk.Failures() == 0 && l.alive() {
+	if !l.excuses(err) && l.alive() {
 		l.s.c.fail(fmt.Errorf("%s cannot go on: %w", l.s.name, err))
 	}
 	l.s.c.work.Go(l.die)
+}
+
+// excuses tells that a node ends for a write that its disk has refused.
+func (l *life) excuses(err error) bool {
+	return l.disk.Failures() > 0 && (errors.Is(err, disk.EIO) || errors.Is(err, disk.ENOSPC))
 }
 
 func (l *life) alive() bool {

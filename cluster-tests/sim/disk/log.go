@@ -36,6 +36,9 @@ func (d *Disk) Stall() (end func()) {
 func (d *Disk) wait() {
 	d.mu.Lock()
 	slow, stalled, released := d.slow, d.stalled, d.released
+	if slow > 0 || stalled != nil {
+		d.delayed++
+	}
 	d.mu.Unlock()
 	if slow > 0 {
 		t := time.NewTimer(slow)
