@@ -39,6 +39,7 @@ type Report struct {
 	Sums    int // sums of states that were compared with another replica's
 	// Messages that the network lost, repeated or delayed.
 	Messages uint64
+	history  []history.Op // for Sample
 	// Violations are the promises that were broken, by the check that found it.
 	Violations []check.Violation
 }
@@ -215,6 +216,7 @@ const mostViolations = 10
 // replay has every operation judged by what the shards' logs say, and the states at the end by what the models hold.
 func (c *Cluster) replay(l *load, agreed map[uint32]*state, r *Report) {
 	begin, ops := l.history.Start(), l.history.Ops()
+	r.history = ops
 	logs := make(map[uint32][]check.Entry)
 	for shard := uint32(1); shard <= c.opts.Shards; shard++ {
 		for _, e := range c.record.log(shard, begin) {
