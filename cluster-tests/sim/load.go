@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -76,13 +77,13 @@ type load struct {
 	changed string // the id of the policy that changes
 }
 
-// startLoad makes the policies and connects the SDKs.
+// startLoad makes the policies, connects the SDKs, and uses each limit once. Also with an error it is to be closed.
 func startLoad(ctx context.Context, c *Cluster) (*load, error) {
 	l := &load{c: c, history: history.New(), others: history.New()}
 	for _, ip := range clientIPs {
 		cl, err := c.Dial(ctx, ip)
 		if err != nil {
-			return nil, err
+			return l, err
 		}
 		l.clients = append(l.clients, cl)
 	}
@@ -94,13 +95,20 @@ func startLoad(ctx context.Context, c *Cluster) (*load, error) {
 		}
 		p, err := api.CreatePolicy(ctx, q)
 		if err != nil {
-			return nil, fmt.Errorf("make policy %s: %w", q.Name, err)
+			return l, fmt.Errorf("make policy %s: %w", q.Name, err)
 		}
 		if q.Name == resourceChanged {
 			l.changed = p.PolicyId
 		}
 		if _, err := api.AssignClients(ctx, &pb.AssignClientsRequest{PolicyId: p.PolicyId, ClientIds: []string{"*"}}); err != nil {
-			return nil, fmt.Errorf("assign policy %s: %w", q.Name, err)
+			return l, fmt.Errorf("assign policy %s: %w", q.Name, err)
+		}
+	}
+	// So that the model knows which limits the questions mean that are asked first.
+	w := &worker{load: l, name: "w0", limits: l.clients[0].Limits(), rng: c.random()}
+	for _, resource := range append(slices.Clone(checked), resourceSum) {
+		for _, subject := range subjects {
+			w.check(client.Request{Client: subject, Resource: resource, Weight: 1})
 		}
 	}
 	return l, nil

@@ -135,7 +135,7 @@ func (r *Report) enough() error {
 		return errors.New("no fault was applied")
 	case done < 100 || done*10 < all*9:
 		return fmt.Errorf("only %d of %d operations were done", done, all)
-	case r.Unclear*20 > r.Queries:
+	case r.Unclear*100 > r.Queries:
 		return fmt.Errorf("%d of %d questions could not be judged", r.Unclear, r.Queries)
 	case r.Checked == 0 || r.Lent == 0 || r.Promised == 0 || r.Timed == 0 || r.Watched == 0 || r.Sums == 0:
 		return fmt.Errorf("a check had nothing to look at: %s", r)
@@ -151,7 +151,7 @@ func (c *Cluster) simulate(r *Report) error {
 	}
 	l, err := startLoad(ctx, c)
 	if err != nil {
-		return err
+		return errors.Join(err, l.close())
 	}
 	trouble, cancel := context.WithTimeout(context.Background(), c.opts.Duration)
 	defer cancel()

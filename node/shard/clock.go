@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/holdfastdb/holdfast/fsm"
+	"github.com/holdfastdb/holdfast/storage/plant"
 )
 
 // clock stamps entries. From the election on it follows the monotonic clock, so that a wall clock that is set while this
@@ -26,7 +27,12 @@ func (c *clock) start(state fsm.Time) {
 	c.last = max(c.last, state)
 }
 
-func (c *clock) set() { c.base, c.since = fsm.Time(c.wall().UnixMilli()), time.Now() }
+func (c *clock) set() {
+	c.base, c.since = fsm.Time(c.wall().UnixMilli()), time.Now()
+	if plant.On(plant.WrongClock) {
+		c.base += 5000
+	}
+}
 
 // now is the leader's time.
 func (c *clock) now() fsm.Time {
