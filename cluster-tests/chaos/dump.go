@@ -96,6 +96,7 @@ func (r *run) dump(n *Node, shard uint32) (*replicaLog, error) {
 			l.entries = append(l.entries, check.Entry{Index: e.Index, Term: e.Term, Type: kind, Data: e.Data})
 		}
 	}
+	l.entries = check.Stamped(l.entries, r.w.history.Start())
 	return l, nil
 }
 
@@ -130,6 +131,8 @@ func (r *run) judge(res *Result, ops []history.Op, logs []*replicaLog, settled m
 	replayed := check.Replay(merged, ops)
 	violate(replayed.Violations)
 	res.Replayed = replayed.Checked
+
+	res.Lent, res.Promised = replayed.Lent, r.checkPromises(ops, violate)
 
 	rules := counter.Params{Algorithm: counter.FixedWindow, Rate: 10_000_000, Window: neverEnds * 1000}
 	sampled := check.Porcupine(ops, check.Sampling{

@@ -40,8 +40,8 @@ var limited = []*pb.CreatePolicyRequest{
 	{Name: "few", Algorithm: "fixed_window", RateLimit: 50, TimeWindow: neverEnds},
 }
 
-// kindLease is an operation that a lease decides. Its answer is no model's matter; what was lent is.
-const kindLease = "lease"
+// kindLease is an operation that a lease decides.
+const kindLease = models.KindLease
 
 // leased is the resource for decisions from leases.
 var leased = &pb.CreatePolicyRequest{Name: "leased", Algorithm: "token_bucket", RateLimit: 200, TimeWindow: 1, BurstCapacity: 100, OnUnavailable: "deny"}
@@ -150,9 +150,13 @@ func (w *workload) run(ctx context.Context, seed uint64) {
 				p.End(nil, trace, err)
 			}
 		})
-		start(func(cl *client.Client, process string, _ *rand.Rand) {
+		start(func(cl *client.Client, process string, rng *rand.Rand) {
 			q := client.Request{Client: w.key(shard, 0), Resource: leased.Name}
-			w.do(cl, process, models.LimitOp{Kind: kindLease, Request: q})
+			kind := kindLease
+			if rng.IntN(8) == 0 {
+				kind = models.KindCheck // beside the leases, and it tells which limit they are of
+			}
+			w.do(cl, process, models.LimitOp{Kind: kind, Request: q})
 		})
 	}
 	working.Wait()
@@ -165,6 +169,7 @@ func (w *workload) key(shard uint32, slot int) string {
 
 // do makes one decision and records it. Its deadline is the SDK's.
 func (w *workload) do(cl *client.Client, process string, in models.LimitOp) (d client.Decision, err error) {
+	in.Limited = true
 	p := w.history.Begin(process, in)
 	var trace client.Trace
 	ctx := client.WithTrace(context.Background(), &trace)
@@ -175,10 +180,6 @@ func (w *workload) do(cl *client.Client, process string, in models.LimitOp) (d c
 		d, err = cl.Limits().Async(ctx, in.Request)
 	default:
 		d, err = cl.Limits().Check(ctx, in.Request)
-	}
-	if in.Kind == kindLease {
-		p.End(nil, trace, err)
-		return d, err
 	}
 	p.End(d, trace, err)
 	return d, err
