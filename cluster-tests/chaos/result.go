@@ -42,12 +42,13 @@ type Result struct {
 	Entries  int `json:"entries"`
 	Replayed int `json:"replayed"`
 	Sampled  int `json:"sampled"`
+
+	Violations []string `json:"violations"`
+
 	// Lent are decisions of holders that were compared with what they had been lent, Promised admissions that were compared
 	// with the rules alone.
 	Lent     int `json:"lent"`
 	Promised int `json:"promised"`
-
-	Violations []string `json:"violations"`
 }
 
 // minPerSecond is how many operations must succeed for a history to mean something.

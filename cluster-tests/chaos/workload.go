@@ -150,10 +150,10 @@ func (w *workload) run(ctx context.Context, seed uint64) {
 				p.End(nil, trace, err)
 			}
 		})
-		start(func(cl *client.Client, process string, rng *rand.Rand) {
+		start(func(cl *client.Client, process string, _ *rand.Rand) {
 			q := client.Request{Client: w.key(shard, 0), Resource: leased.Name}
 			kind := kindLease
-			if rng.IntN(8) == 0 {
+			if rand.IntN(8) == 0 {
 				kind = models.KindCheck // beside the leases, and it tells which limit they are of
 			}
 			w.do(cl, process, models.LimitOp{Kind: kind, Request: q})
