@@ -14,7 +14,7 @@ import (
 // checksumEvery is how often replicas compare their states, and watchEvery how often each node is looked at.
 const (
 	checksumEvery = 5 * time.Second
-	watchEvery    = 2 * time.Second
+	watchEvery    = 4 * time.Second
 )
 
 // watched is what the nodes showed while they ran.
