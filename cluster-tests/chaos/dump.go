@@ -130,9 +130,9 @@ func (r *run) judge(res *Result, ops []history.Op, logs []*replicaLog, settled m
 	}
 	replayed := check.Replay(merged, ops)
 	violate(replayed.Violations)
-	res.Replayed = replayed.Checked
+	res.Replayed, res.Lent = replayed.Checked, replayed.Lent
 
-	res.Lent, res.Promised = replayed.Lent, r.checkPromises(ops, violate)
+	res.Promised = r.checkPromises(ops, violate)
 
 	rules := counter.Params{Algorithm: counter.FixedWindow, Rate: 10_000_000, Window: neverEnds * 1000}
 	sampled := check.Porcupine(ops, check.Sampling{

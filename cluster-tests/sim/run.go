@@ -168,7 +168,7 @@ func (c *Cluster) simulate(r *Report) error {
 	running.Go(func() { n.run(trouble) })
 	running.Go(func() { l.run(trouble) })
 	running.Wait()
-	r.Faulted = time.Since(l.history.Start())
+	r.Faulted = c.opts.Duration
 	var found []check.Violation
 	r.Calm, found = judgeService(append(l.history.Ops(), l.others.Ops()...), l.history.Start(), n.spans)
 	r.Violations = append(r.Violations, found...)
