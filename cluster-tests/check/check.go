@@ -81,7 +81,8 @@ type Report struct {
 	Local, Lent, Queries int
 	// Unclear are the queries of which the model could not tell what they meant: those for a subject that was never checked
 	// before, or whose policies had changed.
-	Unclear []*history.Op
+	Unclear    int
+	UnclearOps []*history.Op
 	// Rows counts what each shard remembers at the end of its log, by data type.
 	Rows map[uint32]map[uint8]int
 }
@@ -195,7 +196,8 @@ func (r *replay) answered(s *models.Shard, ops []*history.Op) {
 		if clear {
 			r.Checked++
 		} else {
-			r.Unclear = append(r.Unclear, op)
+			r.Unclear++
+			r.UnclearOps = append(r.UnclearOps, op)
 		}
 	}
 }

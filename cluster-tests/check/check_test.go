@@ -43,7 +43,7 @@ func TestAHistoryWithoutFaultsIsFine(t *testing.T) {
 	if len(r.Violations) > 0 {
 		t.Fatal(r.Violations)
 	}
-	if r.Definite != 29 || r.Unknown != 2 || r.Executed != 1 || r.Failed != 1 || r.Local != 1 || r.Checked != 28 || r.Queries != 7 || len(r.Unclear) != 0 {
+	if r.Definite != 29 || r.Unknown != 2 || r.Executed != 1 || r.Failed != 1 || r.Local != 1 || r.Checked != 28 || r.Queries != 7 || r.Unclear != 0 {
 		t.Errorf("%+v", r)
 	}
 }

@@ -227,7 +227,7 @@ func (c *Cluster) replay(l *load, agreed map[uint32]*state, r *Report) {
 	}
 	judged := check.Replay(logs, ops)
 	r.Checked, r.Lent, r.Queries = judged.Checked, judged.Lent, judged.Queries
-	for _, op := range judged.Unclear {
+	for _, op := range judged.UnclearOps {
 		// Which rules a question met whose policy changes, only its answer tells.
 		if op.Input.(models.LimitOp).Request.Resource != resourceChanged {
 			r.Unclear++

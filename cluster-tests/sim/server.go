@@ -92,7 +92,7 @@ func (l *life) run(ctx context.Context) {
 		},
 		Node: node.Config{
 			Name: s.name, Dir: "data", FS: l.disk, Gossip: l.host.Addr(gossipPort), GossipTransport: packets, Dial: l.host.Dial,
-			Shards: s.c.opts.Shards, Replicas: 3, Timing: shard.Timing{Heartbeat: time.Second, Checksum: checksumEvery},
+			Shards: s.c.opts.Shards, Replicas: 3, Timing: shard.Timing{Heartbeat: time.Second, Checksum: s.c.opts.Checksum},
 			Logger: s.log, Bootstrap: s.name == "n1",
 			Clock:   func() time.Time { return time.Now().Add(time.Duration(s.skew.Load())) },
 			OnFatal: l.fatal, WrapLog: l.disk.Logs, Tamper: s.c.tamper, TrailingEntries: s.c.opts.TrailingEntries, LogBytes: logBytes,

@@ -11,7 +11,7 @@ import (
 	"github.com/holdfastdb/holdfast/fsm"
 )
 
-// checksumEvery is how often replicas compare their states, and watchEvery how often each node is looked at.
+// checksumEvery is how often replicas compare their states by default, and watchEvery how often each node is looked at.
 const (
 	checksumEvery = 5 * time.Second
 	watchEvery    = 4 * time.Second
