@@ -285,14 +285,21 @@ func (r *replay) judgeLocal(ops []history.Op) {
 		return
 	}
 	var local []*history.Op
+	clients := make(map[string][16]byte) // each process has one
 	for i := range ops {
 		if ops[i].Trace.Shard == 0 {
 			local = append(local, &ops[i])
+		} else {
+			clients[ops[i].Process] = ops[i].Trace.Client
 		}
+	}
+	holder := func(op *history.Op) (client [16]byte, ok bool) {
+		client, ok = clients[op.Process]
+		return client, ok
 	}
 	for _, id := range sortedKeys(r.shards) {
 		for _, m := range r.shards[id].Models {
-			judged, broken := m.Local(local)
+			judged, broken := m.Local(local, holder)
 			r.Lent += judged
 			for _, b := range broken {
 				r.add(KindLease, nil, "shard %d: %s", id, b)

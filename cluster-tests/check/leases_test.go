@@ -41,7 +41,15 @@ func TestWhatHoldersSpendIsComparedWithWhatTheyWereLent(t *testing.T) {
 			w.spend("a", g.Granted-1, 5*time.Millisecond)
 			w.lease("a", 0, counter.LeaseReturn{ID: g.ID, Unused: 1})
 		}, false},
-		{"of somebody else", func(w *world) {
+		{"what another holder was lent", func(w *world) {
+			w.lease("a", 4)
+			w.spend("a", 1, 5*time.Millisecond)
+			w.check("b")
+			w.ops[len(w.ops)-1].Process, w.ops[len(w.ops)-1].Trace.Client = "q", [16]byte{2}
+			w.ops[len(w.ops)-2].Process = "q"
+			w.ops = append(w.ops[:len(w.ops)-1:len(w.ops)-1], history.Op{Process: "q", Trace: client.Trace{Shard: theShard, Client: [16]byte{2}, Seq: 1000}})
+		}, true},
+		{"of another limit", func(w *world) {
 			w.check("b")
 			w.lease("a", 4)
 			w.spend("b", 1, 5*time.Millisecond)

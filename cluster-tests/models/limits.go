@@ -364,7 +364,7 @@ func (l *limits) lease(m *Moment, q *counter.LeaseRequest) (*counter.LeaseResult
 	}
 	if g.Granted > 0 {
 		g.ID, g.TTL = m.id(), int64(end-m.Now)
-		lent := newLoaned(m.Told, end-m.Now)
+		lent := newLoaned(m, end-m.Now)
 		l.loans[g.ID] = lent
 		for i, one := range d.on {
 			if d.short[i] = one.free(m.Now) < granted; d.short[i] {

@@ -15,12 +15,13 @@ import (
 // loaned is what a shard lent to a holder, who uses it without asking: on the clock of the history, because that is how a
 // holder reckons. A holder has it no earlier than it was decided, and reckons from when it asked, which was before.
 type loaned struct {
+	holder   [16]byte
 	from, to time.Duration
 	left     map[counter.Key]int64 // what was not given back
 }
 
-func newLoaned(told time.Duration, ttl fsm.Time) *loaned {
-	return &loaned{told, told + time.Duration(ttl)*time.Millisecond, make(map[counter.Key]int64)}
+func newLoaned(m *Moment, ttl fsm.Time) *loaned {
+	return &loaned{m.Client, m.Told, m.Told + time.Duration(ttl)*time.Millisecond, make(map[counter.Key]int64)}
 }
 
 func (l *loaned) back(key counter.Key, unused int64) {
@@ -30,12 +31,20 @@ func (l *loaned) back(key counter.Key, unused int64) {
 }
 
 // Local implements Model: what holders let pass, they had been lent, were still lent at the time, and never gave back.
-func (l *limits) Local(ops []*history.Op) (judged int, broken []string) {
-	spent := make(map[counter.Key][]step)
+func (l *limits) Local(ops []*history.Op, holder func(op *history.Op) (client [16]byte, ok bool)) (judged int, broken []string) {
+	type account struct {
+		key    counter.Key
+		holder [16]byte
+	}
+	spent := make(map[account][]step)
 	for _, op := range ops {
 		in, ok := op.Input.(LimitOp)
 		d, decided := op.Output.(client.Decision)
 		if !ok || in.Kind != KindLease || op.Outcome != history.Definite || !decided || d.Fallback {
+			continue
+		}
+		client, known := holder(op)
+		if !known {
 			continue
 		}
 		asked := l.learned[subject(in.Request)]
@@ -44,18 +53,19 @@ func (l *limits) Local(ops []*history.Op) (judged int, broken []string) {
 		}
 		for _, limit := range asked {
 			if n := int64(max(in.Request.Weight, 1)); d.Allowed && !limit.Shadow {
-				spent[limit.Key] = append(spent[limit.Key], step{op.Return, op.Call, n})
+				a := account{limit.Key, client}
+				spent[a] = append(spent[a], step{op.Return, op.Call, n})
 			}
 		}
 	}
-	for key, steps := range spent {
+	for a, steps := range spent {
 		for _, loan := range l.loans {
-			if n := loan.left[key]; n > 0 {
+			if n := loan.left[a.key]; n > 0 && loan.holder == a.holder {
 				steps = append(steps, step{loan.from, loan.to, -n})
 			}
 		}
 		if err := covered(steps); err != nil {
-			broken = append(broken, fmt.Sprintf("counter %x: %v", key, err))
+			broken = append(broken, fmt.Sprintf("counter %x, holder %x: %v", a.key, a.holder, err))
 		}
 	}
 	slices.Sort(broken)

@@ -26,7 +26,11 @@ func (d *Disk) Stall() (end func()) {
 		defer d.mu.Unlock()
 		if d.stalled == stalled {
 			d.stalled = nil
-			close(stalled)
+		}
+		select {
+		case <-stalled:
+		default:
+			close(stalled) // another stall may have begun; those who wait wait for this one
 		}
 	}
 }
