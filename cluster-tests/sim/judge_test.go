@@ -15,6 +15,7 @@ import (
 	"github.com/holdfastdb/holdfast/cluster-tests/models"
 	"github.com/holdfastdb/holdfast/cluster-tests/sim/disk"
 	"github.com/holdfastdb/holdfast/fsm"
+	"github.com/holdfastdb/holdfast/node"
 	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
 )
 
@@ -96,7 +97,7 @@ func TestOnlyWhatTheDiskRefusedIsAnExcuse(t *testing.T) {
 	if _, err := l.disk.Create("x", vfs.WriteCategoryUnspecified); !errors.Is(err, disk.EIO) {
 		t.Fatal(err)
 	}
-	if !l.excuses(fmt.Errorf("apply: %w", disk.EIO)) || l.excuses(errors.New("the states differ")) {
+	if !l.excuses(fmt.Errorf("apply: %w", disk.EIO)) || !l.excuses(fmt.Errorf("%w for 21s", node.ErrDiskHangs)) || l.excuses(errors.New("the states differ")) {
 		t.Error("the wrong one is excused")
 	}
 }

@@ -133,9 +133,10 @@ func (l *life) fatal(err error) {
 	l.s.c.work.Go(l.die)
 }
 
-// excuses tells that a node ends for a write that its disk has refused.
+// excuses tells that a node ends for a write that its disk has refused, or that waits because others were: storage that
+// cannot write its tables lets nobody write.
 func (l *life) excuses(err error) bool {
-	return l.disk.Failures() > 0 && (errors.Is(err, disk.EIO) || errors.Is(err, disk.ENOSPC))
+	return l.disk.Failures() > 0 && (errors.Is(err, disk.EIO) || errors.Is(err, disk.ENOSPC) || errors.Is(err, node.ErrDiskHangs))
 }
 
 func (l *life) alive() bool {
