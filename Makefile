@@ -55,8 +55,8 @@ planted: ## plant bugs, one after the other, and see that the simulation finds e
 	go test -tags planted -count 1 -timeout 30m -v -run "$${RUN:-.}" ./cluster-tests/planted
 
 .PHONY: sim
-sim: ## clusters in virtual time under faults for SIM_HOURS (8) of it; SIM_SEED= runs one seed again, SIM_DIR= keeps logs and histories
-	SIM_HOURS=$(SIM_HOURS) SIM_SEED=$(SIM_SEED) SIM_DIR=$(SIM_DIR) \
+sim: ## clusters in virtual time under faults for SIM_HOURS (8) of it; figures into docs/reliability.md; SIM_SEED= runs one seed again, without figures; SIM_DIR= keeps logs and histories
+	SIM_HOURS=$(SIM_HOURS) SIM_SEED=$(SIM_SEED) SIM_DIR=$(SIM_DIR) SIM_OUT=$${SIM_OUT-$(if $(SIM_HOURS),$(CURDIR)/docs/reliability.md)} \
 		go test -count 1 -timeout 0 -v -run TestSimulation ./cluster-tests/sim
 
 .PHONY: bench

@@ -38,7 +38,7 @@ var layers = []layer{
 	{"rpc/proto/", nil, "a build tool"},
 	{"rpc/holdfastpb", nil, "generated code is a leaf"},
 	{"rpc/codec", nil, "a leaf, shared by SDK and server"},
-	{"rpc/lease", nil, "a leaf, shared by SDK and server"},
+	{"rpc/lease", []string{"storage/plant"}, "a leaf, shared by SDK and server"},
 	{"rpc/raftnet", []string{"storage/wire", "storage/plant"}, "the transport moves bytes and knows no state"},
 	{"node", []string{"node/", "rpc/raftnet", "storage/", "fsm", "fsm/catalog"}, "the node runs any data type: it must not know one"},
 	{"node/shard", []string{"fsm", "storage", "storage/kv", "storage/plant"}, "one group is tested without a node"},

@@ -32,8 +32,12 @@ func (n *Node) clockLoop() {
 			return
 		case <-ticks.C:
 		}
+		drift := n.clockDrift()
 		offsets := n.measureClocks()
 		ahead := clockError(offsets)
+		if t := n.topology.Load(); len(offsets) > 0 || t != nil && len(t.Nodes) == 1 {
+			n.clockBase.Store(drift)
+		}
 		switch was := n.clockAhead.Swap(int64(ahead)); {
 		case was == 0 && ahead != 0:
 			n.log.Error("this node's clock differs from that of most others: it hands leadership over; set the clock right", "offset", -ahead)
@@ -101,7 +105,14 @@ func clockError(others []time.Duration) (ahead time.Duration) {
 	return ahead
 }
 
-func (n *Node) clockWrong() bool { return n.clockAhead.Load() != 0 }
+// clockWrong tells that the clock was wrong when clocks were compared, or that it was set since: then it may be.
+func (n *Node) clockWrong() bool {
+	set := time.Duration(n.clockDrift() - n.clockBase.Load())
+	return n.clockAhead.Load() != 0 || set.Abs() > maxClockOffset
+}
+
+// clockDrift is the difference between the wall clock and the monotonic one, which changes only when the former is set.
+func (n *Node) clockDrift() int64 { return n.cfg.Clock().UnixNano() - int64(time.Since(n.started)) }
 
 // fit tells that a replica of another node could lead the group now.
 func (n *Node) fit(ctx context.Context, g *shard.Group, replicaID string) bool {

@@ -3,6 +3,7 @@ package node
 import (
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -90,5 +91,26 @@ func TestANodeWithAWrongClockLeadsNothingAndServes(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A clock that is set is not trusted before it is compared: until then, the node would lead by it.
+func TestAClockThatIsSetMayBeWrong(t *testing.T) {
+	var skew atomic.Int64
+	n := startTestNode(t, "n1", t.TempDir(), "", func(c *Config) {
+		c.Clock = func() time.Time { return time.Now().Add(time.Duration(skew.Load())) }
+	})
+	defer func() {
+		if err := n.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	for set, wrong := range map[time.Duration]bool{0: false, 400 * time.Millisecond: false, time.Hour: true, -time.Hour: true} {
+		skew.Store(int64(set))
+		drift := time.Duration(n.clockDrift() - n.clockBase.Load())
+		if n.clockWrong() != wrong && (drift-set).Abs() < time.Second { // else it was compared in between
+			t.Errorf("set by %v: wrong is %v", set, !wrong)
+		}
+		skew.Store(0)
 	}
 }

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync/atomic"
@@ -9,6 +10,9 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
+
+// ErrDiskHangs is for what a node cannot go on: a disk that neither stores nor refuses.
+var ErrDiskHangs = errors.New("the disk of the Raft log has not finished a write")
 
 const (
 	// diskStall is how long a synced write to a Raft log may take before this node stops claiming to lead: its leaders send
@@ -44,7 +48,7 @@ func (w diskWatch) run(ctx context.Context) {
 		pending := w.pending()
 		switch {
 		case pending > diskGone:
-			w.fatal(fmt.Errorf("the disk of the Raft log has not finished a write for %v", pending))
+			w.fatal(fmt.Errorf("%w for %v", ErrDiskHangs, pending))
 			return
 		case pending > diskStall && !stalled:
 			w.log.Error("the disk hangs: this node leads nothing until it answers", "pending", pending)

@@ -120,6 +120,9 @@ type Node struct {
 
 	// clockAhead is how far the right time is ahead of this node's clock, 0 if the clock is right; see clock.go.
 	clockAhead atomic.Int64
+	// clockBase is the difference between the wall clock and the monotonic one when clocks were compared last.
+	clockBase atomic.Int64
+	started   time.Time
 
 	// full tells that the disk has hardly room for more; see disk.go.
 	full atomic.Bool
@@ -157,7 +160,8 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 	if cfg.PeerAddr == "" {
 		cfg.PeerAddr = cfg.Peer.Addr().String()
 	}
-	n := &Node{cfg: cfg, log: cfg.Logger, groups: make(map[uint32]*member), poke: make(chan struct{}, 1)}
+	n := &Node{cfg: cfg, log: cfg.Logger, groups: make(map[uint32]*member), poke: make(chan struct{}, 1), started: time.Now()}
+	n.clockBase.Store(n.clockDrift())
 	n.watchers.list = make(map[int]func())
 	n.ctx, n.stop = context.WithCancel(context.Background())
 	defer func() {

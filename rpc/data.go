@@ -285,6 +285,9 @@ func (x *stream) executed(q *pb.FrameRequest, ops []op, out fsm.FrameOutcome, er
 		x.failed(q, err)
 		return
 	}
+	if q.Seq%32 == 0 && plant.On(plant.RefuseDone) {
+		out.Code = fsm.Expired
+	}
 	if out.Code != fsm.OK {
 		x.refuse(q, frameReasons[out.Code], out.Message)
 		return

@@ -103,6 +103,7 @@ func (r *run) dump(n *Node, shard uint32) (*replicaLog, error) {
 			l.entries = append(l.entries, check.Entry{Index: e.Index, Term: e.Term, Type: kind, Data: e.Data})
 		}
 	}
+	l.entries = check.Stamped(l.entries, r.w.history.Start())
 	return l, nil
 }
 
@@ -143,10 +144,12 @@ func (r *run) judge(res *Result, ops []history.Op, logs []*replicaLog, settled m
 		replayed := check.Replay(merged, ops)
 		violate(replayed.Violations)
 		res.Replayed, res.Unclear = replayed.Checked, replayed.Unclear
+		res.Lent = replayed.Lent
 		if n := early(ops); float64(res.Unclear-n) > maxUnclear*float64(res.Replayed) {
 			r.violate("the replay could not tell what %d of %d operations meant, and only %d were about counters that were new", res.Unclear, res.Replayed, n)
 		}
 	}
+	res.Promised = r.checkPromises(ops, violate)
 
 	rules := counter.Params{Algorithm: counter.FixedWindow, Rate: 10_000_000, Window: neverEnds * 1000}
 	sampled := check.Porcupine(ops, check.Sampling{

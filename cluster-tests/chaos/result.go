@@ -54,6 +54,11 @@ type Result struct {
 	Received int `json:"received,omitempty"`
 
 	Violations []string `json:"violations"`
+
+	// Lent are decisions of holders that were compared with what they had been lent, Promised admissions that were compared
+	// with the rules alone.
+	Lent     int `json:"lent"`
+	Promised int `json:"promised"`
 }
 
 // minPerSecond is how many operations must succeed for a history to mean something.

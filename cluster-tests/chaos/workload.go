@@ -58,8 +58,8 @@ var limited = []*pb.CreatePolicyRequest{
 	{Name: "few", Algorithm: "fixed_window", RateLimit: 50, TimeWindow: neverEnds},
 }
 
-// kindLease is an operation that a lease decides. Its answer is no model's matter; what was lent is.
-const kindLease = "lease"
+// kindLease is an operation that a lease decides.
+const kindLease = models.KindLease
 
 // leased is the resource for decisions from leases.
 var leased = &pb.CreatePolicyRequest{Name: "leased", Algorithm: "token_bucket", RateLimit: 200, TimeWindow: 1, BurstCapacity: 100, OnUnavailable: "deny"}
@@ -191,7 +191,11 @@ func (w *workload) run(ctx context.Context, seed uint64) {
 		})
 		start(func(cl *client.Client, process string, _ *rand.Rand) {
 			q := client.Request{Client: w.key(shard, 0), Resource: leased.Name}
-			w.do(cl, process, models.LimitOp{Kind: kindLease, Request: q})
+			kind := kindLease
+			if rand.IntN(8) == 0 {
+				kind = models.KindCheck // beside the leases, and it tells which limit they are of
+			}
+			w.do(cl, process, models.LimitOp{Kind: kind, Request: q})
 		})
 	}
 	working.Wait()
@@ -213,6 +217,7 @@ func (w *workload) key(shard uint32, slot int) string {
 
 // do makes one decision and records it. Its deadline is the SDK's.
 func (w *workload) do(cl *client.Client, process string, in models.LimitOp) (d client.Decision, err error) {
+	in.Limited = true
 	p := w.history.Begin(process, in)
 	var trace client.Trace
 	ctx := client.WithTrace(context.Background(), &trace)
@@ -223,10 +228,6 @@ func (w *workload) do(cl *client.Client, process string, in models.LimitOp) (d c
 		d, err = cl.Limits().Async(ctx, in.Request)
 	default:
 		d, err = cl.Limits().Check(ctx, in.Request)
-	}
-	if in.Kind == kindLease {
-		p.End(nil, trace, err)
-		return d, err
 	}
 	p.End(d, trace, err)
 	return d, err

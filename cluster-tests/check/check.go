@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"time"
 
 	"github.com/hashicorp/raft"
 
@@ -25,11 +26,37 @@ type Entry struct {
 	// Type is that of Raft; a command by default.
 	Type raft.LogType
 	Data []byte
+	// Told is when it was decided at the latest, on the clock of the history: before any answer. Without it, what was lent
+	// cannot be judged; see Stamped.
+	Told time.Duration
 }
+
+// The kinds of violations, by the promise.
+const (
+	KindResult    = "result"          // an answer is not what the model says, or absurd in any state
+	KindLost      = "lost"            // what was acknowledged is not in the log
+	KindEffect    = "effect"          // what failed was executed
+	KindOrder     = "order"           // the log's order is not that of time
+	KindTime      = "time"            // an answer tells of another time than the log, or shard time is not that of clocks
+	KindLog       = "log"             // a log cannot be executed
+	KindInvariant = "invariant"       // more was admitted than the rules promise, or a frame was executed twice
+	KindPromise   = "promise"         // the same, by what callers were told alone
+	KindLease     = "lease"           // holders spent what they had not been lent, or not any more
+	KindAgreement = "agreement"       // replicas have different logs or states
+	KindWatch     = "watch"           // a node missed a change of a policy, or saw another one
+	KindPolicy    = "policy"          // a change of a policy was acknowledged and is not there
+	KindSum       = "sum"             // a counter does not have what was acknowledged
+	KindRows      = "rows"            // a shard remembers what the model has forgotten, or the reverse
+	KindDurable   = "durability"      // what was synced is not there after a crash
+	KindHealth    = "health"          // a cluster without faults does not become whole
+	KindService   = "service"         // a majority was there, and operations were not done
+	KindNode      = "node"            // a node cannot go on, start or stop
+	KindSequence  = "linearizability" // what callers saw has no order that explains it
+)
 
 // Violation is a promise that was broken.
 type Violation struct {
-	Kind   string // result, lost, effect, order, time, log, invariant, agreement, watch, sum, rows, durability, health, node or linearizability
+	Kind   string // see above
 	Detail string
 	Op     *history.Op // nil if it is not about one
 }
@@ -45,13 +72,17 @@ func (v Violation) String() string {
 // Report is what Replay found.
 type Report struct {
 	Violations []Violation
-	// Checked counts the operations whose outcome was compared with the model's; with Definite, Failed and Unknown.
+	// Checked counts the operations whose answer was compared with the model's; Definite, Failed and Unknown count all.
 	Checked, Definite, Failed, Unknown int
 	// Executed counts the operations of unknown outcome that the logs have.
 	Executed int
-	// Local counts the operations that no shard got to see, Unclear the queries of which the model could not tell what they
-	// meant: those for a subject that was never checked before, or whose policies had changed.
-	Local, Unclear int
+	// Local counts the operations that no shard got to see, Lent those of them that were compared with what was lent,
+	// Queries those that asked a shard.
+	Local, Lent, Queries int
+	// Unclear are the queries of which the model could not tell what they meant: those for a subject that was never checked
+	// before, or whose policies had changed.
+	Unclear    int
+	UnclearOps []*history.Op
 	// Rows counts what each shard remembers at the end of its log, by data type.
 	Rows map[uint32]map[uint8]int
 }
@@ -65,6 +96,8 @@ type replay struct {
 	Report
 	shards map[uint32]*models.Shard
 	places []place
+	alone  *models.Shard // judges answers by themselves
+	told   bool          // the entries say when they were decided
 }
 
 // place is where in a shard's log an operation is.
@@ -80,7 +113,7 @@ const afterEntry = math.MaxInt
 // Replay judges all operations of a history by the complete logs of the shards, each from its first entry on. The
 // catalog's, 0, is not looked at: see Merge and Watches.
 func Replay(logs map[uint32][]Entry, ops []history.Op) *Report {
-	r := &replay{shards: make(map[uint32]*models.Shard)}
+	r := &replay{shards: make(map[uint32]*models.Shard), alone: models.NewShard(0)}
 	r.Rows = make(map[uint32]map[uint8]int)
 	type spot struct {
 		shard uint32
@@ -104,20 +137,22 @@ func Replay(logs map[uint32][]Entry, ops []history.Op) *Report {
 			if e.Type != raft.LogCommand {
 				data = nil
 			}
+			s.Told, r.told = e.Told, r.told || e.Told != 0
 			if err := s.Apply(e.Index, data); err != nil {
-				r.add("log", nil, "shard %d: %v", id, err)
+				r.add(KindLog, nil, "shard %d: %v", id, err)
 				break
 			}
 			r.answered(s, spots[spot{id, e.Index}])
 		}
 		r.Rows[id] = s.Rows()
 		for _, broken := range s.Broken() {
-			r.add("invariant", nil, "shard %d: %s", id, broken)
+			r.add(KindInvariant, nil, "shard %d: %s", id, broken)
 		}
 	}
 	for i := range ops {
 		r.judge(&ops[i])
 	}
+	r.judgeLocal(ops)
 	r.checkRealTime()
 	return &r.Report
 }
@@ -146,6 +181,7 @@ func (r *replay) answered(s *models.Shard, ops []*history.Op) {
 		}
 		r.places = append(r.places, place{op, s.ID, s.Index, afterEntry})
 		r.checkTime(op, s.Now)
+		r.Queries++
 		clear := false
 		for _, m := range s.Models {
 			result, ok := m.Query(s.Now, op)
@@ -154,18 +190,21 @@ func (r *replay) answered(s *models.Shard, ops []*history.Op) {
 			}
 			clear = true
 			if err := m.Compare(op, []models.Execution{{Shard: s.ID, Index: s.Index, Time: s.Now, Result: result}}); err != nil {
-				r.add("result", op, "query at entry %d: %v", s.Index, err)
+				r.add(KindResult, op, "query at entry %d: %v", s.Index, err)
 			}
 		}
-		if !clear {
+		if clear {
+			r.Checked++
+		} else {
 			r.Unclear++
+			r.UnclearOps = append(r.UnclearOps, op)
 		}
 	}
 }
 
 func (r *replay) checkTime(op *history.Op, now fsm.Time) {
 	if got := op.Trace.Time.UnixMilli(); got != int64(now) {
-		r.add("time", op, "the answer tells of shard time %d, the log of %d", got, now)
+		r.add(KindTime, op, "the answer tells of shard time %d, the log of %d", got, now)
 	}
 }
 
@@ -179,31 +218,35 @@ func (r *replay) judge(op *history.Op) {
 	case history.Unknown:
 		r.Unknown++
 	}
+	for _, m := range r.alone.Models {
+		if err := m.Alone(op); err != nil {
+			r.add(KindResult, op, "%v", err)
+		}
+	}
 	if op.Trace.Shard == 0 {
 		r.Local++
 		return
 	}
 	s := r.shards[op.Trace.Shard]
 	if s == nil {
-		r.add("log", op, "there is no log of shard %d", op.Trace.Shard)
+		r.add(KindLog, op, "there is no log of shard %d", op.Trace.Shard)
 		return
 	}
-	r.Checked++
 	if op.Trace.Query {
 		if op.Outcome == history.Definite && op.Trace.Index > s.Index {
-			r.add("lost", op, "a query was answered at entry %d, the log ends at %d", op.Trace.Index, s.Index)
+			r.add(KindLost, op, "a query was answered at entry %d, the log ends at %d", op.Trace.Index, s.Index)
 		}
 		return
 	}
 	frame := s.Done(models.FrameID{Client: op.Trace.Client, Seq: op.Trace.Seq})
 	if frame == nil {
 		if op.Outcome == history.Definite {
-			r.add("lost", op, "it was acknowledged, and the log does not have it")
+			r.add(KindLost, op, "it was acknowledged, and the log does not have it")
 		}
 		return
 	}
 	if op.Trace.Op >= len(frame) {
-		r.add("log", op, "its frame has %d operations", len(frame))
+		r.add(KindLog, op, "its frame has %d operations", len(frame))
 		return
 	}
 	own := frame[op.Trace.Op]
@@ -216,20 +259,50 @@ func (r *replay) judge(op *history.Op) {
 		r.Executed++
 	case history.Failed:
 		if len(done) == 1 && done[0].Result.Code == fsm.OK {
-			r.add("effect", op, "it failed, and was executed at entry %d: %s", done[0].Index, op.Error)
+			r.add(KindEffect, op, "it failed, and was executed at entry %d: %s", done[0].Index, op.Error)
 		}
 	case history.Definite:
 		if op.Trace.Index != own.Index {
-			r.add("order", op, "the answer tells of entry %d, the log has it at %d", op.Trace.Index, own.Index)
+			r.add(KindOrder, op, "the answer tells of entry %d, the log has it at %d", op.Trace.Index, own.Index)
 		}
 		r.checkTime(op, own.Time)
+		r.Checked++
 		if len(done) == 1 && done[0].Result.Code != fsm.OK {
-			r.add("result", op, "it succeeded, the model refuses it: %s", done[0].Result.Code)
+			r.add(KindResult, op, "it succeeded, the model refuses it: %s", done[0].Result.Code)
 			return
 		}
 		for _, m := range s.Models {
 			if err := m.Compare(op, done); err != nil {
-				r.add("result", op, "at entry %d: %v", own.Index, err)
+				r.add(KindResult, op, "at entry %d: %v", own.Index, err)
+			}
+		}
+	}
+}
+
+// judgeLocal judges what was decided from what shards lent.
+func (r *replay) judgeLocal(ops []history.Op) {
+	if !r.told {
+		return
+	}
+	var local []*history.Op
+	clients := make(map[string][16]byte) // each process has one
+	for i := range ops {
+		if ops[i].Trace.Shard == 0 {
+			local = append(local, &ops[i])
+		} else {
+			clients[ops[i].Process] = ops[i].Trace.Client
+		}
+	}
+	holder := func(op *history.Op) (client [16]byte, ok bool) {
+		client, ok = clients[op.Process]
+		return client, ok
+	}
+	for _, id := range sortedKeys(r.shards) {
+		for _, m := range r.shards[id].Models {
+			judged, broken := m.Local(local, holder)
+			r.Lent += judged
+			for _, b := range broken {
+				r.add(KindLease, nil, "shard %d: %s", id, b)
 			}
 		}
 	}
@@ -276,7 +349,7 @@ func (r *replay) checkRealTime() {
 				}
 			}
 			if last != nil && p.before(last) {
-				r.add("order", p.op, "it was called after the operation of %s at entry %d had returned at %s, and comes before it, at entry %d",
+				r.add(KindOrder, p.op, "it was called after the operation of %s at entry %d had returned at %s, and comes before it, at entry %d",
 					last.op.Process, last.index, last.op.Return, p.index)
 			}
 		}

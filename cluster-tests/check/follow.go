@@ -34,3 +34,9 @@ func (f *Follower) Read(view kv.Reader) error {
 
 // Seen lists what the follower saw, for Watches.
 func (f *Follower) Seen() []Change { return f.seen }
+
+// At is the revision up to which the follower has seen everything.
+func (f *Follower) At() uint64 { return f.at }
+
+// FollowerAt is a follower that begins at a revision.
+func FollowerAt(revision uint64) Follower { return Follower{at: revision} }

@@ -4,6 +4,14 @@ import (
 	"bytes"
 	"fmt"
 	"slices"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/holdfastdb/holdfast/cluster-tests/history"
+	"github.com/holdfastdb/holdfast/cluster-tests/models"
+	"github.com/holdfastdb/holdfast/fsm"
+	"github.com/holdfastdb/holdfast/fsm/counter"
 )
 
 // Agreement compares the committed logs of a shard's replicas: at the same index all have the same entry.
@@ -24,7 +32,7 @@ func Merge(shard uint32, replicas map[string][]Entry) (log []Entry, violations [
 		before := uint64(0)
 		for _, e := range replicas[name] {
 			if before != 0 && e.Index != before+1 {
-				violations = append(violations, Violation{Kind: "log", Detail: fmt.Sprintf("shard %d: entry %d comes after entry %d on %s", shard, e.Index, before, name)})
+				violations = append(violations, Violation{Kind: KindLog, Detail: fmt.Sprintf("shard %d: entry %d comes after entry %d on %s", shard, e.Index, before, name)})
 			}
 			before = e.Index
 			h, seen := first[e.Index]
@@ -34,7 +42,7 @@ func Merge(shard uint32, replicas map[string][]Entry) (log []Entry, violations [
 				continue
 			}
 			if h.Term != e.Term || h.Type != e.Type || !bytes.Equal(h.Data, e.Data) {
-				violations = append(violations, Violation{Kind: "agreement", Detail: fmt.Sprintf(
+				violations = append(violations, Violation{Kind: KindAgreement, Detail: fmt.Sprintf(
 					"shard %d: entry %d is of term %d, %d bytes, type %d on %s and of term %d, %d bytes, type %d on %s",
 					shard, e.Index, h.Term, len(h.Data), h.Type, h.by, e.Term, len(e.Data), e.Type, name)})
 			}
@@ -44,6 +52,21 @@ func Merge(shard uint32, replicas map[string][]Entry) (log []Entry, violations [
 	return log, violations
 }
 
+// Stamped says of each entry that it was decided when it was stamped, in a history that began then: where all leaders have
+// the callers' clock.
+func Stamped(log []Entry, begin time.Time) []Entry {
+	log = slices.Clone(log)
+	for i := range log {
+		if log[i].Type != raft.LogCommand || len(log[i].Data) == 0 {
+			continue
+		}
+		if e, err := fsm.DecodeEntry(log[i].Data); err == nil { // else it is found when it is executed
+			log[i].Told = time.UnixMilli(int64(e.Time)).Sub(begin)
+		}
+	}
+	return log
+}
+
 func sortedNames[V any](m map[string]V) []string {
 	names := make([]string, 0, len(m))
 	for name := range m {
@@ -51,6 +74,15 @@ func sortedNames[V any](m map[string]V) []string {
 	}
 	slices.Sort(names)
 	return names
+}
+
+// Promises judges by nothing but the rules that the callers know; see package models.
+func Promises(ops []history.Op, rules map[string]counter.Params, at func(time.Duration) (earliest, latest fsm.Time)) (judged int, violations []Violation) {
+	judged, broken := models.Promises(ops, rules, at)
+	for _, b := range broken {
+		violations = append(violations, Violation{Kind: KindPromise, Detail: b})
+	}
+	return judged, violations
 }
 
 // Change is what one follower of a feed was told.
@@ -66,7 +98,7 @@ type Change struct {
 // all see the same.
 func Watches(followers map[string][]Change) (violations []Violation) {
 	add := func(format string, args ...any) {
-		violations = append(violations, Violation{Kind: "watch", Detail: fmt.Sprintf(format, args...)})
+		violations = append(violations, Violation{Kind: KindWatch, Detail: fmt.Sprintf(format, args...)})
 	}
 	values := make(map[uint64]any)
 	for _, name := range sortedNames(followers) {
@@ -107,5 +139,5 @@ func Sum(what string, counted, definite, unknown uint64) []Violation {
 	default:
 		return nil
 	}
-	return []Violation{{Kind: "sum", Detail: detail}}
+	return []Violation{{Kind: KindSum, Detail: detail}}
 }

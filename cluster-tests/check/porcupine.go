@@ -21,6 +21,8 @@ type Sampling struct {
 	Key func(op *history.Op) (key string, ok bool)
 	// Model judges the operations of a key, which are the inputs; ok is false if it does not understand them.
 	Model func(key string, ops []*history.Op) (m porcupine.Model, ok bool)
+	// Until tells of an operation after which nothing can be judged, if set: only what surely came before it is looked at.
+	Until func(op *history.Op) bool
 	// Keys bounds how many keys are looked at; 0 means all.
 	Keys int
 	// Timeout is for one key; default a minute.
@@ -42,8 +44,20 @@ const (
 // Sampled is what porcupine found.
 type Sampled struct {
 	Violations []Violation
-	// Keys and Operations were checked; Skipped keys were too large, or not understood.
-	Keys, Operations, Skipped int
+	// Keys and Operations were checked; Skipped keys were too large, or not understood. Left are the operations that were
+	// not looked at: all of those, what was cut off, and what follows one after which nothing can be judged.
+	Keys, Operations, Skipped, Left int
+}
+
+// mostLeft is how many of 100 operations may be left out.
+const mostLeft = 5
+
+// Enough tells whether so much was left out that the rest proves little.
+func (r *Sampled) Enough() error {
+	if all := r.Operations + r.Left; r.Left*100 > all*mostLeft || r.Operations == 0 {
+		return fmt.Errorf("%d of %d operations and %d keys were not judged, at most %d %% may be", r.Left, all, r.Skipped, mostLeft)
+	}
+	return nil
 }
 
 // Porcupine checks whether samples of a history are linearizable, by nothing but what clients called and were told. It
@@ -63,10 +77,16 @@ func Porcupine(ops []history.Op, s Sampling) Sampled {
 		if s.Keys > 0 && r.Keys == s.Keys {
 			break
 		}
-		part, last := cut(byKey[key])
+		part, last := cut(before(byKey[key], s.Until))
+		r.Left += len(byKey[key]) - len(part)
+		if len(part) == 0 {
+			r.Skipped++
+			continue
+		}
 		model, ok := s.Model(key, part)
 		if !ok || tooLarge(part) {
 			r.Skipped++
+			r.Left += len(part)
 			continue
 		}
 		r.Keys++
@@ -85,10 +105,31 @@ func Porcupine(ops []history.Op, s Sampling) Sampled {
 	return r
 }
 
+// before takes the operations of a key, in the order of their calls, up to the last moment before an operation after which
+// nothing can be judged in which nothing was under way: what follows cannot have been seen before.
+func before(ops []*history.Op, until func(op *history.Op) bool) []*history.Op {
+	sorted := slices.SortedStableFunc(slices.Values(ops), func(a, b *history.Op) int { return cmp.Compare(a.Call, b.Call) })
+	if until == nil {
+		return sorted
+	}
+	quiet := 0
+	var last time.Duration
+	for i, op := range sorted {
+		if last < op.Call {
+			quiet = i
+		}
+		if until(op) {
+			return sorted[:quiet]
+		}
+		last = max(last, op.Return)
+	}
+	return sorted
+}
+
 // cut takes the first operations of a key, in the order of their calls. What had not returned when the first of the others
 // was called may have seen some of them: of those, only that they may have taken effect is left.
 func cut(ops []*history.Op) ([]*history.Op, time.Duration) {
-	part := slices.SortedStableFunc(slices.Values(ops), func(a, b *history.Op) int { return cmp.Compare(a.Call, b.Call) })
+	part := before(ops, nil)
 	var last time.Duration
 	for _, op := range part {
 		last = max(last, op.Return)
@@ -147,9 +188,9 @@ func (s *Sampling) check(key string, model porcupine.Model, ops []*history.Op, l
 	case porcupine.Ok:
 		return nil
 	case porcupine.Unknown:
-		return &Violation{Kind: "linearizability", Detail: fmt.Sprintf("%s: not decided within %s, which counts as a failure%s", key, timeout, drawn)}
+		return &Violation{Kind: KindSequence, Detail: fmt.Sprintf("%s: not decided within %s, which counts as a failure%s", key, timeout, drawn)}
 	default:
-		return &Violation{Kind: "linearizability", Detail: fmt.Sprintf("%s: %d operations have no order that explains them%s", key, len(ops), drawn)}
+		return &Violation{Kind: KindSequence, Detail: fmt.Sprintf("%s: %d operations have no order that explains them%s", key, len(ops), drawn)}
 	}
 }
 

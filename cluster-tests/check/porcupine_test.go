@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -90,6 +91,47 @@ func TestPorcupineFinds(t *testing.T) {
 			}
 		})
 	}
+}
+
+// What follows an operation that cannot be judged is left out, and what went on at the same time.
+func TestWhatIsLeftOutIsCounted(t *testing.T) {
+	w := mixed(t)
+	ops := w.ops[:len(w.ops)-1]
+	s := byClient(rules)
+	if r := Porcupine(ops, s); r.Left != 0 || r.Enough() != nil {
+		t.Errorf("%+v, %v", r, r.Enough())
+	}
+	s.Until = func(op *history.Op) bool { return op == &ops[9] } // the fifth of b
+	r := Porcupine(ops, s)
+	if judged := len(ops) - r.Left; r.Operations != judged || r.Enough() == nil || len(r.Violations) > 0 {
+		t.Errorf("%+v, %v", r, r.Enough())
+	}
+	var keys []*history.Op
+	for i := range ops {
+		if k, _ := s.Key(&ops[i]); k == "b" {
+			keys = append(keys, &ops[i])
+		}
+	}
+	at := slices.Index(keys, &ops[9])
+	if part := before(keys, s.Until); len(part) != at {
+		t.Errorf("%d operations come before the %d. one", len(part), at)
+	}
+	keys[at-1].Return = ops[9].Call // under way when it begins
+	if part := before(keys, s.Until); len(part) != at-1 {
+		t.Errorf("%d operations come surely before the %d. one", len(part), at)
+	}
+}
+
+// An answer without the limit that applies is no order's.
+func TestPorcupineFindsAnAnswerWithoutALimit(t *testing.T) {
+	w := mixed(t)
+	w.ops = w.ops[:len(w.ops)-1]
+	w.ops[4].Output = client.Decision{Allowed: true}
+	if r := Porcupine(w.ops, byClient(rules)); r.Skipped != 1 || r.Left == 0 {
+		t.Errorf("not known to be limited: %+v", r)
+	}
+	w.limited()
+	finds(t, Porcupine(w.ops, byClient(rules)).Violations, KindSequence)
 }
 
 // No verdict is no success.

@@ -99,6 +99,39 @@ func (w *world) check(key string) *history.Op {
 	return &w.ops[len(w.ops)-1]
 }
 
+// limited has the workload know that a limit applies to each request.
+func (w *world) limited() {
+	for i := range w.ops {
+		in := w.ops[i].Input.(models.LimitOp)
+		in.Limited = true
+		w.ops[i].Input = in
+	}
+}
+
+// lease is a lease that is asked for, as an entry of its own; it returns what the log has of it.
+func (w *world) lease(key string, want uint32, returns ...counter.LeaseReturn) counter.LeaseResult {
+	w.t.Helper()
+	q := counter.LeaseRequest{Want: want, TTL: 1000, Returns: returns, Limits: limitsOf(key)}
+	f := w.frame(fsm.Call{Type: counter.TypeID, Op: counter.OpLease, Body: q.Append(nil)})
+	out := w.entry(fsm.Entry{Frames: []fsm.Frame{f}}).Frames[0]
+	r, err := counter.DecodeLeaseResult(out.Results[0].Body)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return r
+}
+
+// spend is what the holder of a lease tells a caller, so long after the last entry.
+func (w *world) spend(key string, weight uint32, after time.Duration) {
+	op := w.begin(models.KindLease, key)
+	in := op.Input.(models.LimitOp)
+	in.Request.Weight = weight
+	op.Input, op.Output = in, client.Decision{Allowed: true}
+	op.Call = time.Duration(w.now)*time.Millisecond + after
+	op.Return = op.Call
+	w.ops = append(w.ops, op)
+}
+
 // peek is a query in the state as it is.
 func (w *world) peek(key string) *history.Op {
 	w.t.Helper()

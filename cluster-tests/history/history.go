@@ -38,8 +38,10 @@ type Op struct {
 	// Call and Return are on one monotonic clock, from the history's begin. Return of an unknown outcome is the history's
 	// end: it may take effect until then.
 	Call, Return time.Duration
-	Outcome      Outcome
-	Trace        client.Trace
+	// Ended is when the caller went on, whatever it was told; 0 if it did not.
+	Ended   time.Duration
+	Outcome Outcome
+	Trace   client.Trace
 	// Input and Output are what the operation's model defines; Output is nil unless the outcome is definite.
 	Input, Output any
 	Error         string
@@ -55,6 +57,9 @@ type History struct {
 
 // New begins a history now.
 func New() *History { return &History{begin: time.Now()} }
+
+// Start is when the history began, from which its operations count.
+func (h *History) Start() time.Time { return h.begin }
 
 // Pending is an operation that has been called.
 type Pending struct {
@@ -76,6 +81,7 @@ func (p *Pending) End(output any, trace client.Trace, err error) {
 	p.h.mu.Lock()
 	defer p.h.mu.Unlock()
 	p.op.Return, p.op.Trace = time.Since(p.h.begin), trace
+	p.op.Ended = p.op.Return
 	switch {
 	case err == nil:
 		p.op.Outcome, p.op.Output = Definite, output

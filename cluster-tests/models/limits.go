@@ -18,6 +18,8 @@ type LimitOp struct {
 	Kind    string         `json:"kind"`
 	Request client.Request `json:"request"`
 	Actual  uint32         `json:"actual,omitempty"` // of a commit
+	// Limited says that a limit applies to the request, as the workload knows: an answer without one is wrong.
+	Limited bool `json:"limited,omitempty"`
 }
 
 // The kinds of LimitOp.
@@ -30,6 +32,8 @@ const (
 	KindCommit  = "commit"
 	KindRefund  = "refund"
 	KindRelease = "release"
+	// KindLease is a decision from tokens taken in bulk. No shard makes it.
+	KindLease = "lease"
 )
 
 // limits is the model of package counter: each meter holds what happened to it lately, and every answer is worked out
@@ -38,11 +42,14 @@ type limits struct {
 	meters  map[counter.Key]*meter
 	learned map[string][]counter.Limit // which limits a request meant
 	admits  map[counter.Key]*admissions
+	loans   map[uint64]*loaned
 	broken  []string
 }
 
 func newLimits() *limits {
-	return &limits{meters: make(map[counter.Key]*meter), learned: make(map[string][]counter.Limit), admits: make(map[counter.Key]*admissions)}
+	return &limits{
+		meters: make(map[counter.Key]*meter), learned: make(map[string][]counter.Limit), admits: make(map[counter.Key]*admissions), loans: make(map[uint64]*loaned),
+	}
 }
 
 // deal is the limits of one command.
@@ -331,6 +338,7 @@ func (l *limits) lease(m *Moment, q *counter.LeaseRequest) (*counter.LeaseResult
 				one.drop(at)
 				one.back(h.at, min(int64(r.Unused), h.n))
 				l.admit(&d.asked[i]).giveBack(r.ID, int64(r.Unused), m.Now)
+				l.loans[r.ID].back(d.asked[i].Key, min(int64(r.Unused), h.n))
 			}
 		}
 		one.fill(one.rules, m.Now, one.out())
@@ -356,6 +364,8 @@ func (l *limits) lease(m *Moment, q *counter.LeaseRequest) (*counter.LeaseResult
 	}
 	if g.Granted > 0 {
 		g.ID, g.TTL = m.id(), int64(end-m.Now)
+		lent := newLoaned(m, end-m.Now)
+		l.loans[g.ID] = lent
 		for i, one := range d.on {
 			if d.short[i] = one.free(m.Now) < granted; d.short[i] {
 				continue
@@ -364,6 +374,7 @@ func (l *limits) lease(m *Moment, q *counter.LeaseRequest) (*counter.LeaseResult
 			one.use(at, granted)
 			one.hold(hold{loan, g.ID, granted, at, end})
 			l.admit(&d.asked[i]).add(g.ID, granted, m.Now, end-1)
+			lent.left[d.asked[i].Key] = granted
 		}
 	}
 	g.State = counter.TakeResult{Allowed: g.Granted > 0, Limits: d.results(1)}
@@ -440,90 +451,6 @@ func sameLimits(rows []client.LimitState, limits []counter.Limit) bool {
 	return slices.EqualFunc(rows, limits, func(r client.LimitState, l counter.Limit) bool {
 		return r.PolicyID == catalog.PolicyID(l.Policy) && r.Limit == l.Rate && r.Window == time.Duration(l.Window)*time.Millisecond
 	})
-}
-
-// Compare implements Model.
-func (l *limits) Compare(op *history.Op, done []Execution) error {
-	in, ok := op.Input.(LimitOp)
-	switch {
-	case !ok:
-		return nil
-	case len(done) == 0 && (in.Kind == KindCommit || in.Kind == KindRefund || in.Kind == KindRelease || len(rowsOf(op.Output)) > 0):
-		return fmt.Errorf("it was acknowledged, and no log has a command of it")
-	}
-	switch o := op.Output.(type) {
-	case client.Decision:
-		return compareDecision(&o, done)
-	case []client.LimitState:
-		t, err := counter.DecodeTakeResult(done[0].Result.Body)
-		if err != nil {
-			return err
-		}
-		return compareRows(o, t.Limits, done[0].Time)
-	case int:
-		n := 0
-		for _, x := range done {
-			r, err := counter.DecodeResetResult(x.Result.Body)
-			if err != nil {
-				return err
-			}
-			n += int(r.Reset)
-		}
-		if o != n {
-			return fmt.Errorf("%d counters were reset, the model says %d", o, n)
-		}
-	}
-	return nil
-}
-
-func compareDecision(o *client.Decision, done []Execution) error {
-	allowed, decided := true, 0
-	var last counter.TakeResult
-	for _, x := range done {
-		if x.Call.Op == counter.OpSettle {
-			continue
-		}
-		if x.Result.Code != fsm.OK {
-			return fmt.Errorf("an answer to a command that the model refuses: %s", x.Result.Code)
-		}
-		var err error
-		if last, err = counter.DecodeTakeResult(x.Result.Body); err != nil {
-			return err
-		}
-		decided++
-		allowed = allowed && last.Allowed
-	}
-	if o.Allowed != allowed {
-		return fmt.Errorf("allowed is %v, the model says %v", o.Allowed, allowed)
-	}
-	if decided != 1 { // over several shards: their rows are merged
-		return nil
-	}
-	return compareRows(o.Limits, last.Limits, done[0].Time)
-}
-
-func compareRows(rows []client.LimitState, results []counter.LimitResult, now fsm.Time) error {
-	if len(rows) != len(results) {
-		return fmt.Errorf("%d limits in the answer, the model has %d", len(rows), len(results))
-	}
-	for i, r := range results {
-		want := client.LimitState{
-			PolicyID: catalog.PolicyID(r.Policy), Remaining: r.Remaining, Used: r.Used, Denied: r.Denied, Shadow: r.Shadow,
-			ResetAt: time.UnixMilli(int64(now) + r.ResetIn),
-		}
-		switch {
-		case r.Denied && r.RetryIn < 0:
-			want.RetryAfter = -time.Second
-		case r.Denied:
-			want.RetryAfter = time.Duration(r.RetryIn) * time.Millisecond
-		}
-		got := rows[i]
-		if got.PolicyID != want.PolicyID || got.Remaining != want.Remaining || got.Used != want.Used || got.Denied != want.Denied ||
-			got.Shadow != want.Shadow || !got.ResetAt.Equal(want.ResetAt) || (got.RetryAfter-want.RetryAfter).Abs() > time.Microsecond {
-			return fmt.Errorf("limit %s: the answer is %+v, the model says %+v", want.PolicyID, got, want)
-		}
-	}
-	return nil
 }
 
 // Rows implements Model.

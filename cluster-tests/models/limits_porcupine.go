@@ -53,7 +53,9 @@ func CanJudge(rules counter.Params, ops []*history.Op) bool {
 	for _, op := range ops {
 		in, ok := op.Input.(LimitOp)
 		switch {
-		case !ok || op.Outcome == history.Definite && in.Kind != KindReset && len(rowsOf(op.Output)) != 1:
+		case !ok || rules.Algorithm == counter.Concurrency:
+			return false
+		case op.Outcome == history.Definite && in.Kind != KindReset && len(rowsOf(op.Output)) != 1 && !in.Limited:
 			return false
 		case in.Kind != KindCheck && in.Kind != KindPeek && in.Kind != KindStatus && in.Kind != KindReset:
 			return false
@@ -90,7 +92,11 @@ func (s sequence) step(rules counter.Params, op *history.Op) (bool, sequence) {
 	m := s.m.clone()
 	now := s.now
 	if op.Outcome == history.Definite {
-		if now = fsm.Time(op.Trace.Time.UnixMilli()); now < s.now {
+		now = fsm.Time(op.Trace.Time.UnixMilli())
+		switch {
+		case in.Kind == KindReset:
+			now = max(now, s.now) // the answer tells when it was begun
+		case now < s.now || len(rowsOf(op.Output)) != 1:
 			return false, s
 		}
 	}

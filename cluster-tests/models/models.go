@@ -7,6 +7,7 @@ package models
 
 import (
 	"fmt"
+	"time"
 
 	"github.com/holdfastdb/holdfast/cluster-tests/history"
 	"github.com/holdfastdb/holdfast/fsm"
@@ -18,6 +19,8 @@ type Moment struct {
 	Index  uint64
 	Op     int // its place in the entry
 	Now    fsm.Time
+	Client [16]byte      // who sent it
+	Told   time.Duration // when it was decided, on the clock of the history
 	expire func(key string, at fsm.Time)
 }
 
@@ -35,6 +38,11 @@ type Model interface {
 	Query(now fsm.Time, op *history.Op) (r fsm.Result, ok bool)
 	// Compare tells how a client's answer differs from the results of its commands or of its query.
 	Compare(op *history.Op, done []Execution) error
+	// Alone judges a client's answer by itself, whatever the state is.
+	Alone(op *history.Op) error
+	// Local judges, at the end of the log, answers that no shard gave but that follow from what shards lent. It tells how
+	// many it could judge. holder is the client whose loans an operation may use; ok is false if nobody knows.
+	Local(ops []*history.Op, holder func(op *history.Op) (client [16]byte, ok bool)) (judged int, broken []string)
 	// Learn is told which commands an operation became, in the order of the log.
 	Learn(op *history.Op, done []Execution)
 	// Rows counts what the shard remembers.

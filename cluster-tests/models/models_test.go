@@ -14,7 +14,8 @@ import (
 
 // both executes the same log by the state machine and by the model.
 type both struct {
-	t       *rapid.T
+	t       *rapid.T // draws; nil in a test that says itself what is executed
+	failed  fatal
 	machine *fsm.Machine
 	model   *Shard
 	now     fsm.Time
@@ -25,7 +26,18 @@ type both struct {
 	sent     []fsm.Frame
 }
 
-func newBoth(t *rapid.T) *both {
+type fatal interface {
+	Fatal(args ...any)
+	Fatalf(format string, args ...any)
+}
+
+func drawn(t *rapid.T) *both {
+	b := newBoth(t)
+	b.t, b.calendar = t, counter.Calendar(rapid.IntRange(0, 6).Draw(t, "calendar"))
+	return b
+}
+
+func newBoth(t fatal) *both {
 	reg, err := fsm.New(counter.Type())
 	if err != nil {
 		t.Fatal(err)
@@ -34,7 +46,7 @@ func newBoth(t *rapid.T) *both {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &both{t: t, machine: m, model: NewShard(1), now: 1_700_000_000_123, calendar: counter.Calendar(rapid.IntRange(0, 6).Draw(t, "calendar"))}
+	return &both{failed: t, machine: m, model: NewShard(1), now: 1_700_000_000_123}
 }
 
 // entry executes an entry and compares all that was executed in it.
@@ -44,10 +56,10 @@ func (b *both) entry(e fsm.Entry) {
 	index := b.model.Index + 1
 	outs, err := b.machine.Apply([]fsm.LogEntry{{Index: index, Term: 1, Data: data}})
 	if err != nil {
-		b.t.Fatalf("apply: %v", err)
+		b.failed.Fatalf("apply: %v", err)
 	}
 	if err := b.model.Apply(index, data); err != nil {
-		b.t.Fatalf("model: %v", err)
+		b.failed.Fatalf("model: %v", err)
 	}
 	for i, f := range e.Frames {
 		b.compare(&f, &outs[0].Frames[i])
@@ -58,20 +70,20 @@ func (b *both) compare(f *fsm.Frame, out *fsm.FrameOutcome) {
 	done := b.model.Done(FrameID{f.Client, f.Seq})
 	if out.Code != fsm.OK {
 		if len(done) > 0 && done[0].Index == b.model.Index {
-			b.t.Fatalf("frame %d: refused with %s, executed by the model", f.Seq, out.Code)
+			b.failed.Fatalf("frame %d: refused with %s, executed by the model", f.Seq, out.Code)
 		}
 		return
 	}
 	if len(done) != len(out.Results) {
-		b.t.Fatalf("frame %d: %d results, the model has %d", f.Seq, len(out.Results), len(done))
+		b.failed.Fatalf("frame %d: %d results, the model has %d", f.Seq, len(out.Results), len(done))
 	}
 	for i, x := range done {
 		got := out.Results[i]
 		if x.Index != out.Index || x.Time != out.Time {
-			b.t.Fatalf("executed at %d (%d), the model says %d (%d)", out.Index, out.Time, x.Index, x.Time)
+			b.failed.Fatalf("executed at %d (%d), the model says %d (%d)", out.Index, out.Time, x.Index, x.Time)
 		}
 		if got.Code != x.Result.Code || got.Code == fsm.OK && !bytes.Equal(got.Body, x.Result.Body) {
-			b.t.Fatalf("command %d of type %d at %d:\n%s %s\nthe model says\n%s %s", x.Call.Op, x.Call.Type, b.now,
+			b.failed.Fatalf("command %d of type %d at %d:\n%s %s\nthe model says\n%s %s", x.Call.Op, x.Call.Type, b.now,
 				got.Code, tell(x.Call.Op, got.Body), x.Result.Code, tell(x.Call.Op, x.Result.Body))
 		}
 		b.remember(x)
@@ -212,13 +224,13 @@ func (b *both) run(changes bool) {
 // The model and the state machine know nothing of each other, and answer alike: every algorithm, with repeated and late
 // frames, reservations, leases and resets, sweeps, and policies that change.
 func TestTheModelAnswersAsTheStateMachineDoes(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) { newBoth(t).run(true) })
+	rapid.Check(t, func(t *rapid.T) { drawn(t).run(true) })
 }
 
 // Which frames are executed, from any order of numbers, acknowledgements, deadlines and pauses.
 func TestTheModelExecutesTheFramesThatTheStateMachineDoes(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		b := newBoth(t)
+		b := drawn(t)
 		most := rapid.SampledFrom([]uint64{2, 40}).Draw(t, "acknowledged at most")
 		for range rapid.IntRange(1, 80).Draw(t, "entries") {
 			b.now += fsm.Time(rapid.SampledFrom([]int64{0, 0, 0, 0, 30_000, 200_000}).Draw(t, "passes"))
@@ -238,10 +250,73 @@ func TestTheModelExecutesTheFramesThatTheStateMachineDoes(t *testing.T) {
 // As long as policies do not change, nothing that the state machine allows breaks their promise.
 func TestTheStateMachineNeverOverAdmits(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		b := newBoth(t)
+		b := drawn(t)
 		b.run(false)
 		if broken := b.model.Broken(); len(broken) > 0 {
 			t.Fatal(broken)
 		}
 	})
+}
+
+// What once was executed in two ways, when the model was made.
+func TestTheModelAgreesOnWhatItOnceDidNot(t *testing.T) {
+	frame := func(b *both, seq, acked uint64, calls ...fsm.Call) fsm.Frame {
+		return fsm.Frame{Client: [16]byte{1}, Seq: seq, AckUpTo: acked, Deadline: b.now + 60_000, Calls: append(calls, fsm.Noop())}
+	}
+	limit := func(p counter.Params) []counter.Limit {
+		return []counter.Limit{{Key: counter.Key{7}, Policy: 8, Params: p}}
+	}
+	take := func(p counter.Params) fsm.Call {
+		return fsm.Call{Type: counter.TypeID, Op: counter.OpTake, Body: (&counter.TakeRequest{Weight: 1, Limits: limit(p)}).Append(nil)}
+	}
+	lease := func(p counter.Params) fsm.Call {
+		return fsm.Call{Type: counter.TypeID, Op: counter.OpLease, Body: (&counter.LeaseRequest{Want: 4, TTL: 1, Limits: limit(p)}).Append(nil)}
+	}
+	bucket := counter.Params{Algorithm: counter.TokenBucket, Rate: 3, Window: 1000, Burst: 5}
+	for name, run := range map[string]func(b *both, entry func(...fsm.Frame)){
+		"a frame after a later one": func(b *both, entry func(...fsm.Frame)) {
+			entry(frame(b, 2, 0))
+			entry(frame(b, 1, 0))
+		},
+		"a late frame of a client that was forgotten in between": func(b *both, entry func(...fsm.Frame)) {
+			entry(frame(b, 1, 0))
+			b.now += 200_000
+			entry(frame(b, 3, 0))
+			b.entry(fsm.Entry{Kind: fsm.Sweep})
+			entry(frame(b, 2, 0))
+		},
+		"the next frame in a slot that is in use": func(b *both, entry func(...fsm.Frame)) {
+			entry(frame(b, 7, 0))
+			entry(frame(b, 7+fsm.MaxWindow, 0))
+		},
+		"a frame repeated long after, and again after a sweep": func(b *both, entry func(...fsm.Frame)) {
+			first := frame(b, 1, 0, take(bucket))
+			entry(first)
+			b.now += 300_000
+			second := frame(b, 2, 1, take(bucket))
+			entry(second, first)
+			b.entry(fsm.Entry{Kind: fsm.Sweep})
+			entry(second)
+		},
+		"a bucket a millisecond later": func(b *both, entry func(...fsm.Frame)) {
+			entry(frame(b, 1, 0, take(bucket), take(bucket)))
+			b.now++
+			entry(frame(b, 2, 1, take(bucket)))
+		},
+		"half of what is free is lent": func(b *both, entry func(...fsm.Frame)) {
+			entry(frame(b, 1, 0, lease(bucket)))
+			entry(frame(b, 2, 1, lease(counter.Params{Algorithm: counter.SlidingWindow, Rate: 3, Window: 1000})))
+		},
+		"a week": func(b *both, entry func(...fsm.Frame)) {
+			entry(frame(b, 1, 0, take(counter.Params{Algorithm: counter.FixedWindow, Rate: 3, Window: counter.Week.Window(), Calendar: counter.Week})))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBoth(t)
+			run(b, func(frames ...fsm.Frame) { b.entry(fsm.Entry{Frames: frames}) })
+			if broken := b.model.Broken(); len(broken) > 0 {
+				t.Error(broken)
+			}
+		})
+	}
 }

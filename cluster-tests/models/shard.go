@@ -3,6 +3,7 @@ package models
 import (
 	"container/heap"
 	"fmt"
+	"time"
 
 	"github.com/holdfastdb/holdfast/fsm"
 )
@@ -15,6 +16,8 @@ type Shard struct {
 
 	Index uint64
 	Now   fsm.Time
+	// Told is when the next entry was decided, on the clock of the history.
+	Told time.Duration
 
 	clients map[[16]byte]*window
 	due     dueRows
@@ -124,7 +127,7 @@ func (s *Shard) execute(f *fsm.Frame, first, place int) error {
 				return fmt.Errorf("no model of data type %d", call.Type)
 			}
 			var err error
-			if x.Result, err = m.Apply(s.moment(call.Type, first+i), call); err != nil {
+			if x.Result, err = m.Apply(s.moment(call.Type, first+i, f.Client), call); err != nil {
 				return err
 			}
 		}
@@ -160,8 +163,8 @@ func (w *window) end() (at fsm.Time) {
 	return at
 }
 
-func (s *Shard) moment(typeID uint8, op int) *Moment {
-	return &Moment{Index: s.Index, Op: op, Now: s.Now, expire: func(key string, at fsm.Time) { s.expire(typeID, key, at) }}
+func (s *Shard) moment(typeID uint8, op int, client [16]byte) *Moment {
+	return &Moment{Index: s.Index, Op: op, Now: s.Now, Client: client, Told: s.Told, expire: func(key string, at fsm.Time) { s.expire(typeID, key, at) }}
 }
 
 // dueRow says that something of a key may end at a time.
@@ -189,7 +192,7 @@ func (s *Shard) sweep() {
 	}
 	for _, row := range rows {
 		if row.typeID != 0 {
-			s.Models[row.typeID].Sweep(s.moment(row.typeID, 0), row.key)
+			s.Models[row.typeID].Sweep(s.moment(row.typeID, 0, [16]byte{}), row.key)
 			continue
 		}
 		id := [16]byte([]byte(row.key))

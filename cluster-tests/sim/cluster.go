@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/holdfastdb/holdfast/client"
+	"github.com/holdfastdb/holdfast/cluster-tests/check"
 	"github.com/holdfastdb/holdfast/cluster-tests/sim/disk"
 	"github.com/holdfastdb/holdfast/cluster-tests/sim/network"
 )
@@ -31,6 +32,9 @@ type Options struct {
 	Think time.Duration
 	// TrailingEntries is how short the nodes keep their logs.
 	TrailingEntries uint64
+	// Checksum is how often replicas compare their states, 5 s by default. To be compared a state is written, so that often
+	// there is less for a crash to lose.
+	Checksum time.Duration
 	// Faults names the kinds of faults; nil means all. Pause is the longest time between two, 25 s by default.
 	Faults []string
 	Pause  time.Duration
@@ -44,9 +48,13 @@ type Options struct {
 // runTime is how long a seed runs.
 const runTime = 10 * time.Minute
 
-// FromSeed is what a seed stands for: every fourth has five nodes, every fourth has a node join.
+// FromSeed is what a seed stands for: every fourth has five nodes, every fourth has a node join, and in every second one
+// states are compared, and so written, seldom.
 func FromSeed(seed uint64) Options {
 	o := Options{Seed: seed, Nodes: 3, Shards: 2, Duration: runTime, Think: time.Second, TrailingEntries: 64}
+	if seed%4 >= 2 {
+		o.Checksum = 45 * time.Second
+	}
 	switch seed % 4 {
 	case 0:
 		o.Nodes = 5
@@ -66,13 +74,20 @@ type Cluster struct {
 	frames  atomic.Pointer[Frames]
 	frame   frameStats
 
-	mu   sync.Mutex
-	rng  *rand.Rand
-	errs []error
+	watch watched
+	wrong wrongClocks
+
+	mu     sync.Mutex
+	rng    *rand.Rand
+	errs   []error
+	broken []check.Violation
 }
 
 // New makes a cluster of which nothing runs yet.
 func New(opts Options) *Cluster {
+	if opts.Checksum == 0 {
+		opts.Checksum = checksumEvery
+	}
 	c := &Cluster{opts: opts, net: network.New(opts.Seed), rng: rand.New(rand.NewPCG(opts.Seed, 2)), record: newRecord()}
 	for range opts.Nodes {
 		c.addServer()
@@ -86,7 +101,7 @@ func (c *Cluster) addServer() *server {
 	defer c.mu.Unlock()
 	number := len(c.servers) + 1
 	name := fmt.Sprintf("n%d", number)
-	s := &server{c: c, name: name, ip: fmt.Sprintf("10.0.0.%d", number), log: c.opts.Logger.With("server", name), disk: disk.New()}
+	s := &server{c: c, name: name, ip: fmt.Sprintf("10.0.0.%d", number), log: slog.New(&clockHandler{c.opts.Logger.Handler(), c}).With("server", name), disk: disk.New()}
 	c.servers = append(c.servers[:len(c.servers):len(c.servers)], s) // who has the old list keeps it
 	return s
 }
@@ -102,6 +117,13 @@ func (c *Cluster) fail(err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.errs = append(c.errs, err)
+}
+
+// violate notes a broken promise.
+func (c *Cluster) violate(kind, format string, args ...any) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.broken = append(c.broken, check.Violation{Kind: kind, Detail: fmt.Sprintf(format, args...)})
 }
 
 // random is a source of its own for one purpose.

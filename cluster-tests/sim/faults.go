@@ -9,40 +9,40 @@ import (
 	"github.com/holdfastdb/holdfast/cluster-tests/sim/network"
 )
 
-// faults are all kinds of trouble, and how often they come.
+// faults are all kinds of trouble: how often they come, and whether all but one server can go on meanwhile.
 var faults = []fault{
-	{"kill", 6, func(n *nemesis) func(context.Context) bool {
+	{"kill", 6, true, func(n *nemesis) func(context.Context) bool {
 		return crash(n.server(), (*server).kill, n.between(200*time.Millisecond, 20*time.Second))
 	}},
-	{"power cut, unsynced data lost", 3, powerCut(0)},
-	{"power cut, unsynced data torn", 3, powerCut(50)},
-	{"power cut, unsynced data kept", 1, powerCut(100)},
-	{"kill all", 1, crashAll((*server).kill)},
-	{"power cut of all", 2, crashAll(func(s *server) bool { return s.powerCut(50) })},
-	{"long absence", 2, func(n *nemesis) func(context.Context) bool {
+	{"power cut, unsynced data lost", 3, true, powerCut(0)},
+	{"power cut, unsynced data torn", 3, true, powerCut(50)},
+	{"power cut, unsynced data kept", 1, true, powerCut(100)},
+	{"kill all", 1, false, crashAll((*server).kill)},
+	{"power cut of all", 2, false, crashAll(func(s *server) bool { return s.powerCut(50) })},
+	{"long absence", 2, true, func(n *nemesis) func(context.Context) bool {
 		return crash(n.server(), (*server).kill, n.between(60*time.Second, 120*time.Second))
 	}},
-	{"rolling restart", 1, rollingRestart},
-	{"partition", 4, partition(true, true)},
-	{"partition, deaf", 2, partition(true, false)},
-	{"partition, mute", 2, partition(false, true)},
-	{"partition of two", 3, partitionOfTwo},
-	{"slow network", 2, slowNetwork},
-	{"lossy network", 5, lossyNetwork},
-	{"connections reset", 3, resets},
-	{"connections reset on a slow network", 3, together(slowNetwork, resets)},
-	{"slow disk", 3, slowDisk},
-	{"stalled disk", 3, stalledDisk},
-	{"disk errors", 2, failingDisk(disk.EIO)},
-	{"disk full", 2, failingDisk(disk.ENOSPC)},
-	{"leadership transfers", 3, transfers},
-	{"leadership transfers on a slow network", 2, together(slowNetwork, transfers)},
-	{"clock skew", 2, clockSkew(400 * time.Millisecond)},
-	{"clock jump", 2, clockSkew(30 * time.Second)},
-	{"power cut at an entry", 2, powerCutAt(disk.Entries, 20)},
-	{"power cut at a vote", 2, powerCutAt(disk.Votes, 4)},
-	{"leader deposed unheard", 3, deposedUnheard},
-	{"clock hours off", 2, clockSkew(2 * time.Hour)},
+	{"rolling restart", 1, false, rollingRestart},
+	{"partition", 4, true, partition(true, true)},
+	{"partition, deaf", 2, true, partition(true, false)},
+	{"partition, mute", 2, true, partition(false, true)},
+	{"partition of two", 3, true, partitionOfTwo},
+	{"slow network", 2, false, slowNetwork},
+	{"lossy network", 5, false, lossyNetwork},
+	{"connections reset", 3, true, resets},
+	{"connections reset on a slow network", 3, false, together(slowNetwork, resets)},
+	{"slow disk", 3, true, slowDisk},
+	{"stalled disk", 3, true, stalledDisk},
+	{"disk errors", 2, true, failingDisk(disk.EIO)},
+	{"disk full", 2, true, failingDisk(disk.ENOSPC)},
+	{"leadership transfers", 3, true, transfers},
+	{"leadership transfers on a slow network", 2, false, together(slowNetwork, transfers)},
+	{"clock skew", 2, true, clockSkew(400 * time.Millisecond)},
+	{"clock jump", 2, true, clockSkew(30 * time.Second)},
+	{"power cut at an entry", 2, true, powerCutAt(disk.Entries, 20)},
+	{"power cut at a vote", 2, true, powerCutAt(disk.Votes, 4)},
+	{"leader deposed unheard", 3, true, deposedUnheard},
+	{"clock hours off", 2, true, clockSkew(2 * time.Hour)},
 }
 
 func crash(s *server, end func(*server) bool, absence time.Duration) func(context.Context) bool {
@@ -80,20 +80,23 @@ func crashAll(end func(*server) bool) func(*nemesis) func(context.Context) bool 
 func rollingRestart(n *nemesis) func(context.Context) bool {
 	order, pause := n.shuffled(), n.between(time.Second, 10*time.Second)
 	return func(ctx context.Context) bool {
+		done := false
 		for _, s := range order {
+			done = s.up() || done
 			if err := s.stop(); err != nil {
 				n.c.fail(err)
 			}
 			s.start()
 			hold(ctx, pause)
 		}
-		return true
+		return done
 	}
 }
 
 // cut cuts links and heals them after a while.
 func cut(n *nemesis, links []network.Link, d time.Duration) func(context.Context) bool {
 	return func(ctx context.Context) bool {
+		before := n.stopped(links)
 		for _, l := range links {
 			n.c.net.Cut(l)
 		}
@@ -101,8 +104,15 @@ func cut(n *nemesis, links []network.Link, d time.Duration) func(context.Context
 		for _, l := range links {
 			n.c.net.Heal(l)
 		}
-		return true
+		return n.stopped(links) > before
 	}
+}
+
+func (n *nemesis) stopped(links []network.Link) (sum int) {
+	for _, l := range links {
+		sum += n.c.net.Stopped(l)
+	}
+	return sum
 }
 
 // partition separates a server from the others, and sometimes from the clients.
@@ -160,9 +170,9 @@ func slowNetwork(n *nemesis) func(context.Context) bool {
 	d := n.between(5*time.Second, 30*time.Second)
 	return func(ctx context.Context) bool {
 		back := every(n.c, q)
-		hold(ctx, d)
+		held := hold(ctx, d)
 		back()
-		return true
+		return held
 	}
 }
 
@@ -224,20 +234,23 @@ func slowDisk(n *nemesis) func(context.Context) bool {
 	s, latency, d := n.server(), n.between(5*time.Millisecond, 400*time.Millisecond), n.between(5*time.Second, 30*time.Second)
 	return func(ctx context.Context) bool {
 		k := s.currentDisk()
+		before := k.Delayed()
 		k.Slow(latency)
 		hold(ctx, d)
 		k.Slow(0)
-		return true
+		return k.Delayed() > before
 	}
 }
 
 func stalledDisk(n *nemesis) func(context.Context) bool {
 	s, d := n.server(), n.between(500*time.Millisecond, 12*time.Second)
 	return func(ctx context.Context) bool {
-		end := s.currentDisk().Stall()
+		k := s.currentDisk()
+		before := k.Delayed()
+		end := k.Stall()
 		hold(ctx, d)
 		end()
-		return true
+		return k.Delayed() > before
 	}
 }
 
@@ -291,10 +304,11 @@ func clockSkew(most time.Duration) func(*nemesis) func(context.Context) bool {
 	return func(n *nemesis) func(context.Context) bool {
 		s, skew, d := n.server(), n.between(-most, most), n.between(5*time.Second, 60*time.Second)
 		return func(ctx context.Context) bool {
+			up := s.running() != nil
 			s.skew.Store(int64(skew))
-			hold(ctx, d)
+			held := hold(ctx, d)
 			s.skew.Store(0)
-			return true
+			return up && held
 		}
 	}
 }

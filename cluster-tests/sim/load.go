@@ -4,12 +4,15 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/holdfastdb/holdfast/client"
 	"github.com/holdfastdb/holdfast/cluster-tests/history"
 	"github.com/holdfastdb/holdfast/cluster-tests/models"
+	"github.com/holdfastdb/holdfast/fsm"
+	"github.com/holdfastdb/holdfast/fsm/counter"
 	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
 )
 
@@ -17,12 +20,8 @@ import (
 // leader soon.
 var clientIPs = []string{"10.0.1.1", "10.0.1.2", "10.0.1.3", "10.0.1.4"}
 
-// The operations beside those of package models, which have no model: what a lease lets pass, no shard decides, and
-// policies are the catalog's.
-const (
-	kindAsync  = "async"
-	kindPolicy = "policy"
-)
+// kindPolicy is the operation that package models has no model of: policies are the catalog's.
+const kindPolicy = "policy"
 
 // A resource has one policy, which counts what is asked of it by client.
 const (
@@ -44,9 +43,20 @@ var policies = []*pb.CreatePolicyRequest{
 	{Name: "sliding_log", Algorithm: "sliding_log", RateLimit: 10, TimeWindow: 45},
 	{Name: "fixed_window", Algorithm: "fixed_window", RateLimit: 12, TimeWindow: 30},
 	{Name: "leaky_bucket", Algorithm: "leaky_bucket", RateLimit: 10, TimeWindow: 60, BurstCapacity: 5},
-	{Name: resourceLease, Algorithm: "token_bucket", RateLimit: 60, TimeWindow: 60, BurstCapacity: 60},
+	{Name: resourceLease, Algorithm: "token_bucket", RateLimit: 30, TimeWindow: 60, BurstCapacity: 20},
 	{Name: resourceSlots, Algorithm: "concurrency", RateLimit: 3, TimeWindow: 20},
 	{Name: resourceChanged, Algorithm: "fixed_window", RateLimit: 10, TimeWindow: 30},
+}
+
+// rules are those of the policies that do not change.
+func rules() map[string]counter.Params {
+	all := make(map[string]counter.Params)
+	for _, q := range policies {
+		a, _ := counter.ParseAlgorithm(q.Algorithm)
+		all[q.Name] = counter.Params{Algorithm: a, Rate: q.RateLimit, Window: fsm.Millis(q.TimeWindow * 1000), Burst: q.BurstCapacity}
+	}
+	delete(all, resourceChanged)
+	return all
 }
 
 // checked are the resources that are checked like any other.
@@ -67,13 +77,13 @@ type load struct {
 	changed string // the id of the policy that changes
 }
 
-// startLoad makes the policies and connects the SDKs.
+// startLoad makes the policies, connects the SDKs, and uses each limit once. Also with an error it is to be closed.
 func startLoad(ctx context.Context, c *Cluster) (*load, error) {
 	l := &load{c: c, history: history.New(), others: history.New()}
 	for _, ip := range clientIPs {
 		cl, err := c.Dial(ctx, ip)
 		if err != nil {
-			return nil, err
+			return l, err
 		}
 		l.clients = append(l.clients, cl)
 	}
@@ -85,13 +95,20 @@ func startLoad(ctx context.Context, c *Cluster) (*load, error) {
 		}
 		p, err := api.CreatePolicy(ctx, q)
 		if err != nil {
-			return nil, fmt.Errorf("make policy %s: %w", q.Name, err)
+			return l, fmt.Errorf("make policy %s: %w", q.Name, err)
 		}
 		if q.Name == resourceChanged {
 			l.changed = p.PolicyId
 		}
 		if _, err := api.AssignClients(ctx, &pb.AssignClientsRequest{PolicyId: p.PolicyId, ClientIds: []string{"*"}}); err != nil {
-			return nil, fmt.Errorf("assign policy %s: %w", q.Name, err)
+			return l, fmt.Errorf("assign policy %s: %w", q.Name, err)
+		}
+	}
+	// So that the model knows which limits the questions mean that are asked first.
+	w := &worker{load: l, name: "w0", limits: l.clients[0].Limits(), rng: c.random()}
+	for _, resource := range append(slices.Clone(checked), resourceSum) {
+		for _, subject := range subjects {
+			w.check(client.Request{Client: subject, Resource: resource, Weight: 1})
 		}
 	}
 	return l, nil
@@ -151,11 +168,11 @@ func (w *worker) do(kind string, q client.Request, actual uint32, f func(context
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	h := w.history
-	if kind == kindAsync || kind == kindPolicy {
+	if kind == kindPolicy {
 		h = w.others
 	}
 	var trace client.Trace
-	p := h.Begin(w.name, models.LimitOp{Kind: kind, Request: q, Actual: actual})
+	p := h.Begin(w.name, models.LimitOp{Kind: kind, Request: q, Actual: actual, Limited: true})
 	out, err := f(client.WithTrace(ctx, &trace))
 	p.End(out, trace, err)
 }
@@ -194,8 +211,12 @@ func (w *worker) step() {
 		q.Resource, q.Weight = resourceReserve, uint32(1+w.rng.IntN(9))
 		w.reserve(q)
 	case n < 80:
-		q.Resource, q.Weight = resourceLease, 1
-		w.do(kindAsync, q, 0, func(ctx context.Context) (any, error) { return w.limits.Async(ctx, q) })
+		q.Resource = resourceLease
+		for range 1 + w.rng.IntN(8) { // leases pay off for those who ask often
+			q.Weight = uint32(1 + w.rng.IntN(2))
+			w.do(models.KindLease, q, 0, func(ctx context.Context) (any, error) { return w.limits.Async(ctx, q) })
+			time.Sleep(time.Duration(w.rng.IntN(200)) * time.Millisecond)
+		}
 	case n < 88:
 		q.Resource, q.Weight = resourceSlots, 1
 		w.slot(q)

@@ -15,13 +15,23 @@ type nemesis struct {
 
 	mu      sync.Mutex
 	applied map[string]int
+	spans   []span
 	work    sync.WaitGroup
+}
+
+// span is the time of one fault.
+type span struct {
+	kind       string
+	begin, end time.Time
+	few        bool
 }
 
 // fault is one kind of trouble.
 type fault struct {
 	name   string
 	weight int
+	// few says that no more than one server is kept from its work at a time, so that the others must go on.
+	few bool
 	// plan draws what the fault needs from the nemesis' randomness and returns what applies it, waits, and makes good. That
 	// returns whether anything was done.
 	plan func(n *nemesis) func(ctx context.Context) bool
@@ -65,9 +75,13 @@ func (n *nemesis) run(ctx context.Context) {
 		n.work.Go(func() {
 			defer close(done)
 			n.c.opts.Logger.Info("fault", "kind", f.name)
+			begin := time.Now()
 			if apply(ctx) {
 				n.count(f.name)
 			}
+			n.mu.Lock()
+			n.spans = append(n.spans, span{f.name, begin, time.Now(), f.few})
+			n.mu.Unlock()
 			n.c.opts.Logger.Info("fault is over", "kind", f.name)
 		})
 		if n.rng.IntN(4) > 0 { // else the next one comes on top
@@ -108,5 +122,8 @@ func (n *nemesis) shuffled() []*server {
 	return list
 }
 
-// hold waits for d, less if ctx ends.
-func hold(ctx context.Context, d time.Duration) { _ = sleep(ctx, d) }
+// hold waits for d, less if ctx ends. It reports whether that was at least a second of it, or all.
+func hold(ctx context.Context, d time.Duration) bool {
+	begin := time.Now()
+	return sleep(ctx, d) == nil || time.Since(begin) >= time.Second
+}

@@ -4,8 +4,11 @@ import (
 	"bytes"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/holdfastdb/holdfast/cluster-tests/check"
 )
 
 // record collects the entries that the replicas applied. All must have applied the same at each position: the first one
@@ -13,7 +16,8 @@ import (
 type record struct {
 	mu        sync.Mutex
 	groups    map[uint32]map[uint64]*raft.Log
-	last      map[replica]uint64 // the newest entry that a replica has applied
+	first     map[*raft.Log]time.Time // when the first replica applied it
+	last      map[replica]uint64      // the newest entry that a replica has applied
 	installs  int
 	conflicts []error
 }
@@ -24,7 +28,7 @@ type replica struct {
 }
 
 func newRecord() *record {
-	return &record{groups: make(map[uint32]map[uint64]*raft.Log), last: make(map[replica]uint64)}
+	return &record{groups: make(map[uint32]map[uint64]*raft.Log), first: make(map[*raft.Log]time.Time), last: make(map[replica]uint64)}
 }
 
 // gap is how many entries at least a received state stands for, seen from those that are applied. Fewer may be missing
@@ -51,6 +55,7 @@ func (r *record) committed(l *life, group uint32, entries []*raft.Log) {
 			kept := *e
 			kept.Data = bytes.Clone(e.Data)
 			known[e.Index] = &kept
+			r.first[&kept] = time.Now()
 		case first.Term != e.Term || first.Type != e.Type || !bytes.Equal(first.Data, e.Data):
 			r.conflicts = append(r.conflicts, fmt.Errorf("group %d: %s applies another entry at %d, of term %d, than was applied before, of term %d",
 				group, l.s.name, e.Index, e.Term, first.Term))
@@ -76,6 +81,21 @@ func (r *record) entries(group uint32) []*raft.Log {
 		list[i] = e
 	}
 	return list
+}
+
+// log is that of a group for the checks, by the clock of a history that began then.
+func (r *record) log(group uint32, begin time.Time) (log []check.Entry) {
+	entries := r.entries(group)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, e := range entries {
+		one := check.Entry{Index: e.Index, Term: e.Term, Type: e.Type, Data: e.Data}
+		if first, ok := r.first[e]; ok {
+			one.Told = first.Sub(begin)
+		}
+		log = append(log, one)
+	}
+	return log
 }
 
 // terms counts the terms, over all groups, in which something was committed.

@@ -12,12 +12,15 @@ import (
 
 	"github.com/holdfastdb/holdfast/cluster-tests/check"
 	"github.com/holdfastdb/holdfast/cluster-tests/history"
+	"github.com/holdfastdb/holdfast/cluster-tests/models"
 )
 
 // Report is what happened in a run.
 type Report struct {
 	Seed     uint64
-	Virtual  time.Duration
+	Faulted  time.Duration // virtual time under faults and load
+	Calm     time.Duration // the longest that an operation waited while all but one server could work
+	Healed   time.Duration // how long it took until all was well after the last fault
 	Faults   map[string]int
 	Ops      map[history.Outcome]int
 	Refusals map[string]int // why operations had no effect
@@ -25,8 +28,18 @@ type Report struct {
 	Installs int            // states sent to replicas that were too far behind
 	Entries  int
 	Checked  int // operations that were compared with the models
+	Lent     int // decisions of holders that were compared with what they had been lent
+	Promised int // admissions that were compared with the rules alone
+	Timed    int // answers whose shard time was compared with the true one
+	// Excused are those whose time was that of a leader that had said that its clock is wrong.
+	Excused int
+	Queries int // those that asked a shard
+	Unclear int // of those about limits that do not change, those that no model could judge
+	Watched int // changes of the catalog that nodes were seen to see
+	Sums    int // sums of states that were compared with another replica's
 	// Messages that the network lost, repeated or delayed.
 	Messages uint64
+	history  []history.Op // for Sample
 	// Violations are the promises that were broken, by the check that found it.
 	Violations []check.Violation
 }
@@ -62,8 +75,10 @@ func (r *Report) FaultCount() (sum int) {
 
 func (r *Report) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "seed %d: %v of virtual time, %d faults, %d operations done, %d refused, %d of unknown outcome, %d checked one by one, %d entries, %d elections, %d states sent, %d messages tampered with\n",
-		r.Seed, r.Virtual.Round(time.Second), r.FaultCount(), r.Ops[history.Definite], r.Ops[history.Failed], r.Ops[history.Unknown], r.Checked, r.Entries, r.Terms, r.Installs, r.Messages)
+	fmt.Fprintf(&b, "seed %d: %v of virtual time under faults, %d faults, an operation waited %v at most with all but one server at work, all well after %v, %d operations done, %d refused, %d of unknown outcome, %d entries, %d elections, %d states sent, %d messages tampered with\n",
+		r.Seed, r.Faulted.Round(time.Second), r.FaultCount(), r.Calm.Round(time.Millisecond), r.Healed.Round(time.Millisecond), r.Ops[history.Definite], r.Ops[history.Failed], r.Ops[history.Unknown], r.Entries, r.Terms, r.Installs, r.Messages)
+	fmt.Fprintf(&b, "  checked: %d answers by the models, %d of %d questions were unclear, %d decisions by what was lent, %d admissions by the rules, %d shard times, %d of them excused, %d changes as seen by nodes, %d sums\n",
+		r.Checked, r.Unclear, r.Queries, r.Lent, r.Promised, r.Timed, r.Excused, r.Watched, r.Sums)
 	for _, kind := range slices.Sorted(maps.Keys(r.Faults)) {
 		fmt.Fprintf(&b, "  %4d  %s\n", r.Faults[kind], kind)
 	}
@@ -82,27 +97,30 @@ func shorten(text string) string {
 const (
 	// startTimeout bounds how long a cluster may take to be whole.
 	startTimeout = 5 * time.Minute
+	// mostHealing bounds how long it may take after the last fault.
+	mostHealing = time.Minute
 	// settle is longer than any reservation and any lease lasts.
 	settle = 2 * time.Minute
 )
 
 // Run simulates a cluster, inside a bubble, and returns what is wrong with it.
 func Run(opts Options) (*Report, error) {
-	begin := time.Now()
 	c := New(opts)
 	r := &Report{Seed: opts.Seed}
-	r.found("health", c.simulate(r))
-	r.found("node", c.Stop())
-	r.Virtual, r.Terms, r.Installs = time.Since(begin), c.record.terms(), c.record.installs
+	r.found(check.KindHealth, c.simulate(r))
+	r.found(check.KindNode, c.Stop())
+	r.Terms, r.Installs = c.record.terms(), c.record.installs
 	for group := range opts.Shards + 1 {
 		r.Entries += len(c.record.entries(group))
 	}
 	net := c.net.Stats()
 	r.Messages = net.Lost + net.Repeated + c.frame.lost.Load() + c.frame.repeated.Load() + c.frame.late.Load()
-	r.found("agreement", c.record.conflicts...)
+	r.found(check.KindAgreement, c.record.conflicts...)
 	for _, s := range c.list() {
-		r.found("durability", s.currentDisk().Lost()...)
+		r.found(check.KindDurable, s.currentDisk().Lost()...)
 	}
+	c.judgeWatches(r)
+	r.Violations = append(r.Violations, c.broken...)
 	return r, errors.Join(r.err(), r.enough())
 }
 
@@ -115,8 +133,12 @@ func (r *Report) enough() error {
 	switch {
 	case r.FaultCount() == 0:
 		return errors.New("no fault was applied")
-	case done < 100 || done*2 < all:
+	case done < 100 || done*10 < all*9:
 		return fmt.Errorf("only %d of %d operations were done", done, all)
+	case r.Unclear*100 > r.Queries:
+		return fmt.Errorf("%d of %d questions could not be judged", r.Unclear, r.Queries)
+	case r.Checked == 0 || r.Lent == 0 || r.Promised == 0 || r.Timed == 0 || r.Watched == 0 || r.Sums == 0:
+		return fmt.Errorf("a check had nothing to look at: %s", r)
 	}
 	return nil
 }
@@ -129,7 +151,7 @@ func (c *Cluster) simulate(r *Report) error {
 	}
 	l, err := startLoad(ctx, c)
 	if err != nil {
-		return err
+		return errors.Join(err, l.close())
 	}
 	trouble, cancel := context.WithTimeout(context.Background(), c.opts.Duration)
 	defer cancel()
@@ -146,6 +168,10 @@ func (c *Cluster) simulate(r *Report) error {
 	running.Go(func() { n.run(trouble) })
 	running.Go(func() { l.run(trouble) })
 	running.Wait()
+	r.Faulted = c.opts.Duration
+	var found []check.Violation
+	r.Calm, found = judgeService(append(l.history.Ops(), l.others.Ops()...), l.history.Start(), n.spans)
+	r.Violations = append(r.Violations, found...)
 	r.Faults, r.Ops, r.Refusals = n.applied, make(map[history.Outcome]int), make(map[string]int)
 	for _, op := range append(l.history.Ops(), l.others.Ops()...) {
 		r.Ops[op.Outcome]++
@@ -168,13 +194,18 @@ func (c *Cluster) judge(l *load, r *Report) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
+	begin := time.Now()
 	if err := c.WaitHealthy(ctx); err != nil {
 		return err
 	}
+	if r.Healed = time.Since(begin); r.Healed > mostHealing {
+		c.violate(check.KindHealth, "it took %v until all was well after the last fault", r.Healed)
+	}
 	time.Sleep(settle)
 	agreed, err := c.checkAgreement(ctx)
-	r.found("agreement", err)
-	r.found("sum", l.checkSums(ctx))
+	r.found(check.KindAgreement, err)
+	r.found(check.KindSum, l.checkSums(ctx))
+	r.found(check.KindPolicy, l.checkPolicies(ctx))
 	c.replay(l, agreed, r)
 	return nil
 }
@@ -184,21 +215,34 @@ const mostViolations = 10
 
 // replay has every operation judged by what the shards' logs say, and the states at the end by what the models hold.
 func (c *Cluster) replay(l *load, agreed map[uint32]*state, r *Report) {
+	begin, ops := l.history.Start(), l.history.Ops()
+	r.history = ops
 	logs := make(map[uint32][]check.Entry)
 	for shard := uint32(1); shard <= c.opts.Shards; shard++ {
-		for _, e := range c.record.entries(shard) {
+		for _, e := range c.record.log(shard, begin) {
 			if at := agreed[shard]; at == nil || e.Index <= at.index {
-				logs[shard] = append(logs[shard], check.Entry{Index: e.Index, Term: e.Term, Type: e.Type, Data: e.Data})
+				logs[shard] = append(logs[shard], e)
 			}
 		}
 	}
-	judged := check.Replay(logs, l.history.Ops())
-	r.Checked = judged.Checked
+	judged := check.Replay(logs, ops)
+	r.Checked, r.Lent, r.Queries = judged.Checked, judged.Lent, judged.Queries
+	for _, op := range judged.UnclearOps {
+		// Which rules a question met whose policy changes, only its answer tells.
+		if op.Input.(models.LimitOp).Request.Resource != resourceChanged {
+			r.Unclear++
+		}
+	}
 	r.Violations = append(r.Violations, judged.Violations...)
+	var found []check.Violation
+	r.Promised, found = check.Promises(ops, rules(), c.shardTimes(begin))
+	r.Violations = append(r.Violations, found...)
+	r.Timed, r.Excused, found = judgeClocks(ops, begin, c.wrong.leads)
+	r.Violations = append(r.Violations, found...)
 	for shard, at := range agreed {
 		for typeID, n := range judged.Rows[shard] {
 			if at.rows[typeID] != n {
-				r.found("rows", fmt.Errorf("shard %d has %d rows of data type %d, the model %d", shard, at.rows[typeID], typeID, n))
+				r.found(check.KindRows, fmt.Errorf("shard %d has %d rows of data type %d, the model %d", shard, at.rows[typeID], typeID, n))
 			}
 		}
 	}

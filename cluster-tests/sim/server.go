@@ -92,7 +92,7 @@ func (l *life) run(ctx context.Context) {
 		},
 		Node: node.Config{
 			Name: s.name, Dir: "data", FS: l.disk, Gossip: l.host.Addr(gossipPort), GossipTransport: packets, Dial: l.host.Dial,
-			Shards: s.c.opts.Shards, Replicas: 3, Timing: shard.Timing{Heartbeat: time.Second},
+			Shards: s.c.opts.Shards, Replicas: 3, Timing: shard.Timing{Heartbeat: time.Second, Checksum: s.c.opts.Checksum},
 			Logger: s.log, Bootstrap: s.name == "n1",
 			Clock:   func() time.Time { return time.Now().Add(time.Duration(s.skew.Load())) },
 			OnFatal: l.fatal, WrapLog: l.disk.Logs, BeforeSync: l.disk.Wait, Tamper: s.c.tamper, TrailingEntries: s.c.opts.TrailingEntries, LogBytes: logBytes,
@@ -111,7 +111,7 @@ func (l *life) run(ctx context.Context) {
 	if err != nil {
 		switch {
 		case ctx.Err() != nil: // killed
-		case l.disk.Failures() > 0:
+		case l.excuses(err):
 			s.c.work.Go(func() { l.die() })
 		default:
 			s.c.fail(fmt.Errorf("start %s: %w", s.name, err))
@@ -119,6 +119,7 @@ func (l *life) run(ctx context.Context) {
 		return
 	}
 	l.process = p
+	s.c.work.Go(func() { l.follow(ctx) })
 }
 
 // broken is told by the disk of a write that the process does not survive.
@@ -129,10 +130,16 @@ func (l *life) broken(err error) {
 
 // fatal is told by a node that cannot go on. Its process would end itself. Nobody may do so without a reason.
 func (l *life) fatal(err error) {
-	if l.disk.Failures() == 0 && l.alive() {
+	if !l.excuses(err) && l.alive() {
 		l.s.c.fail(fmt.Errorf("%s cannot go on: %w", l.s.name, err))
 	}
 	l.s.c.work.Go(l.die)
+}
+
+// excuses tells that a node ends for a write that its disk has refused, or that waits because others were: storage that
+// cannot write its tables lets nobody write.
+func (l *life) excuses(err error) bool {
+	return l.disk.Failures() > 0 && (errors.Is(err, disk.EIO) || errors.Is(err, disk.ENOSPC) || errors.Is(err, node.ErrDiskHangs))
 }
 
 func (l *life) alive() bool {

@@ -13,6 +13,7 @@ import (
 	"github.com/holdfastdb/holdfast/cluster-tests/models"
 	"github.com/holdfastdb/holdfast/fsm"
 	"github.com/holdfastdb/holdfast/node/shard"
+	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
 )
 
 // bounds are what a counter may hold: all that was acknowledged, and of what nobody knows, nothing or all.
@@ -64,6 +65,44 @@ func (l *load) checkSums(ctx context.Context) error {
 					resource, subject, used, b.least, b.most-b.least, l.notDone(resource, subject)))
 			}
 		}
+	}
+	return errors.Join(errs...)
+}
+
+// checkPolicies looks for every acknowledged change of the policy that changes in what the cluster remembers of it: each is
+// there, with its revision, and nothing that nobody asked for.
+func (l *load) checkPolicies(ctx context.Context) error {
+	h, err := pb.NewPoliciesClient(l.clients[0].Conn()).PolicyHistory(ctx, &pb.PolicyHistoryRequest{PolicyId: l.changed})
+	if err != nil {
+		return fmt.Errorf("read the history of the policy: %w", err)
+	}
+	return judgePolicies(l.others.Ops(), h.Changes)
+}
+
+func judgePolicies(ops []history.Op, changes []*pb.PolicyChange) error {
+	var errs []error
+	rates := make(map[uint32]uint32) // by revision
+	var updates int
+	for _, c := range changes {
+		if c.Action == "update" {
+			updates++
+			rates[c.Revision] = c.Policy.RateLimit
+		}
+	}
+	acknowledged := 0
+	for _, op := range ops {
+		p, ok := op.Output.(*pb.Policy)
+		if !ok || op.Outcome != history.Definite {
+			continue
+		}
+		acknowledged++
+		asked := op.Input.(models.LimitOp).Actual
+		if rate, found := rates[p.Revision]; !found || rate != asked || p.RateLimit != asked {
+			errs = append(errs, fmt.Errorf("revision %d was acknowledged at %v with rate %d, asked for was %d, the cluster remembers %d", p.Revision, op.Return, p.RateLimit, asked, rate))
+		}
+	}
+	if updates < acknowledged || updates > len(ops) {
+		errs = append(errs, fmt.Errorf("%d changes of the policy are remembered, %d were acknowledged and %d asked for", updates, acknowledged, len(ops)))
 	}
 	return errors.Join(errs...)
 }

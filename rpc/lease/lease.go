@@ -11,6 +11,8 @@ import (
 	"errors"
 	"sync"
 	"time"
+
+	"github.com/holdfastdb/holdfast/storage/plant"
 )
 
 // Request asks for tokens.
@@ -247,7 +249,7 @@ func (b *bucket) take(now time.Time, weight uint32) (d Decision, err error, done
 // left drops leases that have ended and counts the tokens of the others.
 func (b *bucket) left(now time.Time) uint32 {
 	gone := 0
-	for gone < len(b.grants) && !now.Before(b.grants[gone].until) {
+	for gone < len(b.grants) && !plant.On(plant.SpendLate) && !now.Before(b.grants[gone].until) {
 		gone++
 	}
 	if gone > 0 {
@@ -262,6 +264,9 @@ func (b *bucket) left(now time.Time) uint32 {
 
 // use takes tokens from the leases that end first. An empty lease stays until it ends: the shard still reckons with it.
 func (b *bucket) use(n uint32) {
+	if plant.On(plant.OverSpend) {
+		return
+	}
 	for i := range b.grants {
 		g := &b.grants[i]
 		part := min(n, g.left)

@@ -24,4 +24,12 @@ const (
 	VoteApart           // a vote's term and its candidate are two writes (hashicorp/raft #661)
 	LogUnsynced         // an entry is acknowledged before it is on disk
 	CountUnsynced       // a leader counts itself for the majority before the entry is on its disk
+	OverSpend           // a holder does not count what it spends of a lease
+	SpendLate           // a lease is spent after its end
+	AllowShort          // a limit that has nothing left allows all the same
+	FailOpen            // now and then a check is answered without its limits
+	WrongClock          // a leader stamps entries with times that are seconds ahead
+	MissChange          // a node is not told of every change of the catalog
+	ForgetPolicy        // a change of a policy is acknowledged and not made
+	RefuseDone          // now and then a frame that was executed is said to have come too late
 )

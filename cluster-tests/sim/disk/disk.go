@@ -25,6 +25,7 @@ type Disk struct {
 	stalled  chan struct{} // while set, closed at the end of the stall
 	slow     time.Duration
 	failures int
+	delayed  int
 	cut      func() // takes the power away
 	cutIn    Write
 	cutAt    int // after so many writes from now on
@@ -68,6 +69,13 @@ func (d *Disk) Failures() int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.failures
+}
+
+// Delayed counts the writes that a slow or stalled disk has held up.
+func (d *Disk) Delayed() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.delayed
 }
 
 // Release lets everything through: what happens on this disk interests nobody any more.

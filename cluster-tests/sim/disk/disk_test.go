@@ -105,6 +105,9 @@ func TestSlowAndStalledLogs(t *testing.T) {
 		if took := store1(1); took != 0 {
 			t.Errorf("a good disk takes %v", took)
 		}
+		if n := d.Delayed(); n != 0 {
+			t.Errorf("a good disk has delayed %d writes", n)
+		}
 		d.Slow(time.Second)
 		if took := store1(2); took != time.Second {
 			t.Errorf("a slow disk takes %v", took)
@@ -122,6 +125,19 @@ func TestSlowAndStalledLogs(t *testing.T) {
 		}
 		if p.SyncPending() != 0 {
 			t.Errorf("a write is still pending")
+		}
+		// Of two stalls at the same time each ends for those who wait for it.
+		first := d.Stall()
+		time.AfterFunc(time.Second, func() { time.AfterFunc(time.Minute, d.Stall()) })
+		time.AfterFunc(3*time.Second, func() {
+			first()
+			first()
+		})
+		if took := store1(4); took != 3*time.Second {
+			t.Errorf("a disk that is stalled twice takes %v", took)
+		}
+		if n := d.Delayed(); n != 3 {
+			t.Errorf("%d writes were delayed", n)
 		}
 	})
 }

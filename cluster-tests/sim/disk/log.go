@@ -27,7 +27,11 @@ func (d *Disk) Stall() (end func()) {
 		defer d.mu.Unlock()
 		if d.stalled == stalled {
 			d.stalled = nil
-			close(stalled)
+		}
+		select {
+		case <-stalled:
+		default:
+			close(stalled) // another stall may have begun; those who wait wait for this one
 		}
 	}
 }
@@ -37,6 +41,9 @@ func (d *Disk) Stall() (end func()) {
 func (d *Disk) Wait() {
 	d.mu.Lock()
 	slow, stalled, released := d.slow, d.stalled, d.released
+	if slow > 0 || stalled != nil {
+		d.delayed++
+	}
 	d.mu.Unlock()
 	if slow > 0 {
 		t := time.NewTimer(slow)

@@ -144,7 +144,7 @@ func (c *conn) tryRead(b []byte) (count int, err error, wake <-chan struct{}, ne
 		return 0, nil, p.wake, next
 	}
 	s := &p.segments[0]
-	if l := c.n.link(p.link); l.cut && s.at.After(l.since) {
+	if l := c.n.link(p.link); s.at.After(l.since) && l.stops() {
 		return 0, nil, p.wake, next
 	}
 	switch {
@@ -350,7 +350,7 @@ func (h *Host) tryDial(ip string, port int) (*conn, time.Duration, error) {
 	switch {
 	case h.down:
 		return nil, 0, errDown
-	case there.cut || back.cut || target == nil || target.down && target.silent:
+	case there.stops() || back.stops() || target == nil || target.down && target.silent:
 		return nil, retransmit, nil
 	}
 	l := target.listeners[port]

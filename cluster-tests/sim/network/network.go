@@ -42,8 +42,9 @@ type Stats struct {
 
 type state struct {
 	quality Quality
-	cut     bool
-	since   time.Time // of the cut
+	cuts    int       // by so many faults at a time
+	since   time.Time // of the first
+	stopped int       // what the cuts have stopped
 }
 
 // Default is a local network.
@@ -134,12 +135,13 @@ func (n *Network) SetQuality(l Link, q Quality) {
 	n.link(l).quality = q
 }
 
-// Cut lets nothing through a link: packets are lost, connections stall.
+// Cut lets nothing through a link: packets are lost, connections stall. What is cut twice is healed by the second Heal.
 func (n *Network) Cut(l Link) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if s := n.link(l); !s.cut {
-		s.cut, s.since = true, time.Now()
+	s := n.link(l)
+	if s.cuts++; s.cuts == 1 {
+		s.since = time.Now()
 	}
 }
 
@@ -148,10 +150,12 @@ func (n *Network) Heal(l Link) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	s := n.link(l)
-	if !s.cut {
+	if s.cuts == 0 {
 		return
 	}
-	s.cut = false
+	if s.cuts--; s.cuts > 0 {
+		return
+	}
 	for c := range n.conns {
 		if c.in.link != l {
 			continue
@@ -166,12 +170,27 @@ func (n *Network) Heal(l Link) {
 	}
 }
 
+// Stopped counts what the cuts of a link have stopped so far: packets, connections, and bytes, as often as they were waited for.
+func (n *Network) Stopped(l Link) int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.link(l).stopped
+}
+
+// stops tells whether a link is cut, and counts what it stops. Called with mu held.
+func (s *state) stops() bool {
+	if s.cuts > 0 {
+		s.stopped++
+	}
+	return s.cuts > 0
+}
+
 // HealAll ends all cuts and gives all links the default quality.
 func (n *Network) HealAll() {
 	n.mu.Lock()
 	links := make([]Link, 0, len(n.links))
 	for l, s := range n.links {
-		s.quality = Default
+		s.quality, s.cuts = Default, min(s.cuts, 1)
 		links = append(links, l)
 	}
 	n.mu.Unlock()

@@ -98,6 +98,38 @@ func TestACutHoldsOneDirectionUpUntilItIsHealed(t *testing.T) {
 	})
 }
 
+// Faults that overlap do not heal each other's cuts, and a cut tells whether it has stopped anything.
+func TestALinkThatIsCutTwiceIsHealedTwice(t *testing.T) {
+	inBubble(t, func(t *testing.T, n *Network, a, b *Host, dialed, accepted net.Conn) {
+		there := Link{a.IP(), b.IP()}
+		n.Cut(there)
+		n.Cut(there)
+		if stopped := n.Stopped(there); stopped != 0 {
+			t.Errorf("%d are stopped before there is anything", stopped)
+		}
+		send(t, dialed, "held")
+		n.Heal(there)
+		var timeout net.Error
+		if got, err := read(t, accepted); !errors.As(err, &timeout) || !timeout.Timeout() {
+			t.Errorf("healed once: %q, %v", got, err)
+		}
+		if n.Stopped(there) == 0 {
+			t.Error("nothing was stopped")
+		}
+		n.Heal(there)
+		if got, err := read(t, accepted); got != "held" || err != nil {
+			t.Errorf("healed twice: %q, %v", got, err)
+		}
+		n.Cut(there)
+		n.Cut(there)
+		n.HealAll()
+		send(t, dialed, "through")
+		if got, err := read(t, accepted); got != "through" || err != nil {
+			t.Errorf("all healed: %q, %v", got, err)
+		}
+	})
+}
+
 func TestAKilledProcessResetsItsConnectionsAndPowerCutsAreSilent(t *testing.T) {
 	for _, silent := range []bool{false, true} {
 		inBubble(t, func(t *testing.T, n *Network, a, b *Host, dialed, accepted net.Conn) {

@@ -71,7 +71,7 @@ func (p *Packets) WriteTo(b []byte, addr string) (time.Time, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	s := n.link(Link{p.h.ip, to.IP.String()})
-	if p.h.down || s.cut {
+	if p.h.down || s.stops() {
 		return now, nil
 	}
 	if n.chance(s.quality.Loss) {
@@ -94,7 +94,7 @@ func (n *Network) deliver(from string, port int, to *net.UDPAddr, b []byte) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	h := n.hosts[to.IP.String()]
-	if h == nil || h.down || h.packets[to.Port] == nil || n.link(Link{from, h.ip}).cut {
+	if h == nil || h.down || h.packets[to.Port] == nil || n.link(Link{from, h.ip}).stops() {
 		return
 	}
 	packet := &memberlist.Packet{Buf: append([]byte(nil), b...), From: address(from, port), Timestamp: time.Now()}

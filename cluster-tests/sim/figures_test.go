@@ -1,0 +1,169 @@
+package sim
+
+import (
+	"fmt"
+	"maps"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/holdfastdb/holdfast/cluster-tests/check"
+	"github.com/holdfastdb/holdfast/cluster-tests/history"
+)
+
+// totals sums up the runs of a test.
+type totals struct {
+	mu       sync.Mutex
+	runs     int
+	first    uint64 // seed
+	last     uint64
+	faults   map[string]int
+	ops      map[history.Outcome]int
+	sum      Report // of the numbers
+	sampled  check.Sampled
+	violated map[string]int
+}
+
+func newTotals() *totals {
+	return &totals{faults: make(map[string]int), ops: make(map[history.Outcome]int), violated: make(map[string]int)}
+}
+
+func (s *totals) add(r *Report, sampled *check.Sampled) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.runs++; s.runs == 1 {
+		s.first, s.last = r.Seed, r.Seed
+	}
+	s.first, s.last = min(s.first, r.Seed), max(s.last, r.Seed)
+	for kind, n := range r.Faults {
+		s.faults[kind] += n
+	}
+	for outcome, n := range r.Ops {
+		s.ops[outcome] += n
+	}
+	for _, v := range r.Violations {
+		s.violated[v.Kind]++
+	}
+	t := &s.sum
+	t.Faulted += r.Faulted
+	t.Calm, t.Healed = max(t.Calm, r.Calm), max(t.Healed, r.Healed)
+	for to, from := range map[*int]int{
+		&t.Terms: r.Terms, &t.Installs: r.Installs, &t.Entries: r.Entries, &t.Checked: r.Checked, &t.Lent: r.Lent, &t.Promised: r.Promised,
+		&t.Timed: r.Timed, &t.Excused: r.Excused, &t.Queries: r.Queries, &t.Unclear: r.Unclear, &t.Watched: r.Watched, &t.Sums: r.Sums,
+		&s.sampled.Keys: sampled.Keys, &s.sampled.Operations: sampled.Operations, &s.sampled.Skipped: sampled.Skipped, &s.sampled.Left: sampled.Left,
+	} {
+		*to += from
+	}
+	t.Messages += r.Messages
+}
+
+func (s *totals) faultCount() (sum int) {
+	for _, n := range s.faults {
+		sum += n
+	}
+	return sum
+}
+
+// page is the figures as they are published.
+func (s *totals) page() string {
+	var b strings.Builder
+	cuts := 0
+	for kind, n := range s.faults {
+		if strings.HasPrefix(kind, "power cut") {
+			cuts += n
+		}
+	}
+	fmt.Fprintf(&b, "| figure | |\n| --- | --- |\n")
+	row := func(what, format string, args ...any) {
+		fmt.Fprintf(&b, "| %s | %s |\n", what, fmt.Sprintf(format, args...))
+	}
+	row("seeds", "%d, from %d to %d", s.runs, s.first, s.last)
+	row("virtual time under faults", "%.1f hours", s.sum.Faulted.Hours())
+	row("faults that had an effect", "%d", s.faultCount())
+	row("of these, power cuts", "%d", cuts)
+	row("messages lost, repeated or delayed", "%d", s.sum.Messages)
+	row("elections; states sent to replicas", "%d; %d", s.sum.Terms, s.sum.Installs)
+	row("operations done; refused; of unknown outcome", "%d; %d; %d", s.ops[history.Definite], s.ops[history.Failed], s.ops[history.Unknown])
+	row("answers compared with the models, by the logs", "%d; %d of %d questions were unclear", s.sum.Checked, s.sum.Unclear, s.sum.Queries)
+	row("by porcupine", "%d of %d counters; %d operations and %d counters were left out", s.sampled.Operations, s.sampled.Keys, s.sampled.Left, s.sampled.Skipped)
+	row("decisions from leases compared with what was lent", "%d", s.sum.Lent)
+	row("admissions compared with the rules alone", "%d", s.sum.Promised)
+	row("shard times compared with the true one", "%d; %d by a clock that was said to be wrong", s.sum.Timed, s.sum.Excused)
+	row("changes of the catalog as nodes saw them", "%d", s.sum.Watched)
+	row("sums of states compared", "%d", s.sum.Sums)
+	row("longest wait with all but one server at work", "%v", s.sum.Calm.Round(time.Millisecond))
+	row("all well again after the last fault", "%v at most", s.sum.Healed.Round(time.Millisecond))
+	violations := 0
+	for _, n := range s.violated {
+		violations += n
+	}
+	row("violations", "%d", violations)
+	for _, kind := range slices.Sorted(maps.Keys(s.violated)) {
+		row("of these, "+kind, "%d", s.violated[kind])
+	}
+	fmt.Fprintf(&b, "\n| fault | times |\n| --- | --- |\n")
+	for _, kind := range slices.Sorted(maps.Keys(s.faults)) {
+		row(kind, "%d", s.faults[kind])
+	}
+	fmt.Fprintf(&b, "\n%s, %s.\n", runtime.Version(), time.Now().Format(time.DateOnly))
+	return b.String()
+}
+
+// The marks between which the figures are on the page.
+const (
+	figuresBegin = "<!-- sim: measured -->\n"
+	figuresEnd   = "<!-- end: sim -->"
+)
+
+// publish puts the figures between the marks of a text.
+func publish(text, figures string) (string, error) {
+	before, rest, ok := strings.Cut(text, figuresBegin)
+	_, after, ok2 := strings.Cut(rest, figuresEnd)
+	if !ok || !ok2 {
+		return "", fmt.Errorf("the page has no section from %q to %q", figuresBegin, figuresEnd)
+	}
+	return before + figuresBegin + figures + figuresEnd + after, nil
+}
+
+func (s *totals) publish(t *testing.T, path string) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	page, err := publish(string(text), s.page())
+	if err != nil {
+		t.Fatalf("%s: %v", path, err)
+	}
+	if err := os.WriteFile(path, []byte(page), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestFiguresGoBetweenTheirMarks(t *testing.T) {
+	s := newTotals()
+	r := &Report{
+		Seed: 7, Faulted: 90 * time.Minute, Faults: map[string]int{"kill": 2, "power cut of all": 3}, Ops: map[history.Outcome]int{history.Unknown: 4},
+		Checked: 55, Violations: []check.Violation{{Kind: check.KindLost}},
+	}
+	s.add(r, &check.Sampled{Operations: 9})
+	s.add(&Report{Seed: 8, Checked: 1}, &check.Sampled{})
+	text := s.page()
+	for _, want := range []string{
+		"| seeds | 2, from 7 to 8 |", "| 1.5 hours |", "power cuts | 3 |", "| 0; 0; 4 |", "models, by the logs | 56;", "| violations | 1 |", "| of these, lost | 1 |", "| kill | 2 |",
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("the page lacks %q:\n%s", want, text)
+		}
+	}
+	page, err := publish("a\n"+figuresBegin+"old\n"+figuresEnd+"\nz", "new\n")
+	if want := "a\n" + figuresBegin + "new\n" + figuresEnd + "\nz"; page != want || err != nil {
+		t.Errorf("%q, %v", page, err)
+	}
+	if _, err := publish("a", "new"); err == nil {
+		t.Error("a page without the marks")
+	}
+}
