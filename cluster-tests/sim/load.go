@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/holdfastdb/holdfast/client"
@@ -74,7 +75,8 @@ type load struct {
 	history *history.History // of operations that have a model
 	others  *history.History // of those that have none
 	clients []*client.Client
-	changed string // the id of the policy that changes
+	changed string        // the id of the policy that changes
+	changes atomic.Uint32 // asked for
 }
 
 // startLoad makes the policies, connects the SDKs, and uses each limit once. Also with an error it is to be closed.
@@ -228,7 +230,7 @@ func (w *worker) step() {
 	case n < 98:
 		w.do(models.KindReset, q, 0, func(ctx context.Context) (any, error) { return w.limits.Reset(ctx, q) })
 	default:
-		rate := uint32(5 + w.rng.IntN(10))
+		rate := 5 + w.changes.Add(1)%10 // another one than before: what changes nothing is no change
 		w.do(kindPolicy, client.Request{Resource: resourceChanged}, rate, func(ctx context.Context) (any, error) {
 			return pb.NewPoliciesClient(w.clients[0].Conn()).UpdatePolicy(ctx, &pb.UpdatePolicyRequest{PolicyId: w.changed, RateLimit: &rate})
 		})
