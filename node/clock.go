@@ -117,7 +117,15 @@ func (n *Node) clockDrift() int64 { return n.cfg.Clock().UnixNano() - int64(time
 // fit tells that a replica of another node could lead the group now.
 func (n *Node) fit(ctx context.Context, g *shard.Group, replicaID string) bool {
 	nodeID, _, _ := strings.Cut(replicaID, "/")
-	return n.alive(nodeID) && n.clockFits(ctx, nodeID) && n.caughtUp(ctx, g, replicaID)
+	return n.alive(nodeID) && n.clockFits(ctx, nodeID) && n.hasRoom(ctx, nodeID) && n.caughtUp(ctx, g, replicaID)
+}
+
+// hasRoom tells that another node's disk has room for more.
+func (n *Node) hasRoom(ctx context.Context, nodeID string) bool {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	status, err := n.nodeStatus(ctx, nodeID)
+	return err == nil && !status.DiskFull
 }
 
 // clockFits tells that another node's clock is right, as far as this node can tell.

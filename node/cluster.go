@@ -184,13 +184,14 @@ func (n *Node) serveCatalogAt(ctx context.Context, _ string, request []byte) ([]
 
 // Status is what a node says of itself.
 type Status struct {
-	NodeID string
-	Groups []shard.Status
+	NodeID   string
+	DiskFull bool // it takes no commands
+	Groups   []shard.Status
 }
 
 // LocalStatus tells of the replicas on this node.
 func (n *Node) LocalStatus() Status {
-	s := Status{NodeID: n.identity.NodeID}
+	s := Status{NodeID: n.identity.NodeID, DiskFull: n.full.Load()}
 	for _, m := range n.members() {
 		s.Groups = append(s.Groups, m.Status())
 	}
@@ -354,6 +355,9 @@ func (n *Node) serveTransfer(ctx context.Context, _ string, request []byte) ([]b
 		if node, _, _ := strings.Cut(m.ReplicaID, "/"); node == q.NodeID && m.Voter {
 			if !n.caughtUp(ctx, g, m.ReplicaID) {
 				return nil, fmt.Errorf("node %s is behind: try again later", q.NodeID)
+			}
+			if !n.hasRoom(ctx, q.NodeID) {
+				return nil, fmt.Errorf("the disk of node %s is nearly full: make room first", q.NodeID)
 			}
 			if !n.clockFits(ctx, q.NodeID) {
 				return nil, fmt.Errorf("the clock of node %s is wrong: set it right first", q.NodeID)

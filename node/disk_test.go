@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/holdfastdb/holdfast/fsm"
 )
 
 // A write hangs from the tenth second on. Short hangs are nobody's business, longer ones cost the leadership, and one that
@@ -90,5 +92,43 @@ func TestADiskThatFillsUp(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// fullDisk is a disk that says that nothing is left.
+type fullDisk struct{ vfs.FS }
+
+func (fullDisk) GetDiskUsage(string) (vfs.DiskUsage, error) {
+	return vfs.DiskUsage{TotalBytes: 1 << 40}, nil
+}
+
+// One node's disk is full: it follows, and nobody gives it the leadership that it has given away, though some groups would
+// be led by it if all were well.
+func TestANodeWithAFullDiskLeadsNothing(t *testing.T) {
+	nodes := []*Node{startTestNode(t, "n1", t.TempDir(), "")}
+	defer func() {
+		for _, n := range nodes {
+			if err := n.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+	}()
+	nodes = append(nodes, startTestNode(t, "n2", t.TempDir(), nodes[0].gossip.Addr()))
+	full := startTestNode(t, "n3", t.TempDir(), nodes[0].gossip.Addr(), func(c *Config) { c.FS = fullDisk{vfs.Default} })
+	nodes = append(nodes, full)
+	eventually(t, "three voters everywhere", func() bool { return allVoters(nodes...) })
+	eventually(t, "the node knows", full.full.Load)
+	for end := time.Now().Add(8 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		for group, m := range full.members() {
+			if m.IsLeader() {
+				t.Fatalf("it leads group %d", group)
+			}
+		}
+	}
+	if _, err := full.Do(t.Context(), 1, []fsm.Call{takeCall('k', 10)}); err != nil {
+		t.Errorf("a caller of the node: %v", err)
+	}
+	if err := nodes[0].Transfer(t.Context(), 1, full.identity.NodeID); err == nil {
+		t.Error("leadership was moved to a node that can take no commands")
 	}
 }

@@ -48,7 +48,7 @@ const (
 // These tell of no effect, as shard.Safe does.
 var (
 	errNoLeader  = fmt.Errorf("%w: no leader is known at the moment", fsm.ErrNotLeader)
-	errNoAnswer  = fmt.Errorf("%w: the one that does cannot be asked", fsm.ErrNotLeader) // of a query: it has no effect anyhow
+	errNoAnswer  = fmt.Errorf("%w: the one that does cannot be asked", fsm.ErrNotLeader) // of what does no harm twice: queries, transfers of leadership
 	errMalformed = fmt.Errorf("%w: malformed request between nodes", fsm.ErrNotLeader)
 )
 

@@ -36,7 +36,7 @@ import (
 //	                      give back, and somebody may have  OUTCOME_UNKNOWN
 //
 // * It is known that nobody has kept if a group that can deny has recorded that it gave back, if the request has no name
-// and so was never tried before, or if the failure says that the group never executed a first step.
+// and so was never tried before, or if the failure says that the group did not execute the first step of this attempt.
 //
 // The policies may have changed since a request was carried out before. What a group recorded then stands: if it is the
 // whole decision, made by a group that was asked alone, it is the answer.
@@ -262,10 +262,11 @@ func (r *round) failed(ctx context.Context, err error) error {
 		return err
 	}
 	// A group has never executed a step that it refuses: because it is too late, for the window is asked before the
-	// deadline, or because the key was used for another request.
+	// deadline, or because the key was used for another request. Another attempt under the same name may have a later
+	// deadline: who gives back and who keeps must meet in the same order.
 	code := codeOf(err)
 	never := code == fsm.Expired || code == fsm.Conflict
-	if decided := r.refund(ctx, r.named && !never); r.named && !never && !decided {
+	if decided := r.refund(ctx, r.named); r.named && !never && !decided {
 		return fmt.Errorf("%w: %w", fsm.ErrOutcomeUnknown, err)
 	}
 	if errors.Is(err, fsm.ErrOutcomeUnknown) && !r.lasts() {

@@ -52,7 +52,7 @@ func NewMetrics() *Metrics {
 			Name: "holdfast_http_seconds", Help: "HTTP requests, by method and status code.", Buckets: latencyBuckets,
 		}, []string{"method", "code"}),
 		sync: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "holdfast_raft_log_sync_seconds", Help: "Synced writes of the Raft log.", Buckets: latencyBuckets,
+			Name: "holdfast_raft_log_sync_seconds", Help: "Time of each sync of the Raft log.", Buckets: latencyBuckets,
 		}),
 	}
 	m.registry.MustRegister(m.ops, m.latency, m.refusals, m.calls, m.http, m.sync,

@@ -67,5 +67,5 @@ func plain(err error) error {
 	case codes.InvalidArgument:
 		code = exitUsage
 	}
-	return &exitError{code: code, err: errors.New(s.Message())}
+	return &exitError{code: code, err: errors.New(s.Message()), answered: s.Code() != codes.Unavailable}
 }

@@ -11,6 +11,8 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
+
+	"github.com/holdfastdb/holdfast/client"
 )
 
 // The exit codes are promises to scripts.
@@ -18,13 +20,14 @@ const (
 	exitDone        = 0
 	exitRefused     = 1 // refused, denied or failed
 	exitUsage       = 2 // the command line makes no sense
-	exitUnreachable = 3 // no node of the cluster answers
+	exitUnreachable = 3 // the cluster does not answer, or not in time: the outcome may be unknown
 )
 
 // exitError carries an exit code with an error.
 type exitError struct {
-	code int
-	err  error
+	code     int
+	err      error
+	answered bool // by a node
 }
 
 func (e *exitError) Error() string { return e.err.Error() }
@@ -32,6 +35,12 @@ func (e *exitError) Unwrap() error { return e.err }
 
 // errDenied ends a command whose answer was printed already: a denied check.
 var errDenied = &exitError{code: exitRefused}
+
+// answered tells that the failure is a node's own answer.
+func answered(err error) bool {
+	var exit *exitError
+	return errors.As(err, &exit) && exit.answered || errors.Is(err, client.ErrOutcomeUnknown)
+}
 
 func usageErrorf(format string, args ...any) error {
 	return &exitError{code: exitUsage, err: fmt.Errorf(format, args...)}
@@ -59,6 +68,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		case exitUsage:
 			fmt.Fprintf(stderr, "See: %s --help\n", cmd.CommandPath())
 		case exitUnreachable:
+			if answered(err) {
+				break
+			}
 			fmt.Fprintln(stderr, "Is a node running? Start one with: holdfast dev. Other addresses: --addr or $HOLDFAST_ADDR.")
 		}
 	}

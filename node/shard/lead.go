@@ -69,7 +69,7 @@ func (g *Group) followState() {
 	}
 	wrong := g.cfg.ClockWrong != nil && g.cfg.ClockWrong()
 	if g.ready.Load() == term {
-		if wrong {
+		if wrong || g.cfg.DiskFull != nil && g.cfg.DiskFull() {
 			g.HandOver(g.ctx)
 		}
 		return

@@ -286,19 +286,27 @@ func appendAnswer(dst []byte, answer any) ([]byte, error) {
 func decodeAnswer(b []byte, answer any) error {
 	d := wire.NewDecoder(b)
 	h := decodeHeader(&d)
+	var term uint64
 	switch a := answer.(type) {
 	case *raft.AppendEntriesResponse:
 		*a = raft.AppendEntriesResponse{RPCHeader: h, Term: d.Uvarint(), LastLog: d.Uvarint(), Success: d.Byte() == 1, NoRetryBackoff: d.Byte() == 1}
+		term = a.Term
 	case *raft.RequestVoteResponse:
 		*a = raft.RequestVoteResponse{RPCHeader: h, Term: d.Uvarint(), Granted: d.Byte() == 1}
+		term = a.Term
 	case *raft.RequestPreVoteResponse:
 		*a = raft.RequestPreVoteResponse{RPCHeader: h, Term: d.Uvarint(), Granted: d.Byte() == 1}
+		term = a.Term
 	case *raft.TimeoutNowResponse:
 		*a = raft.TimeoutNowResponse{RPCHeader: h}
 	case *raft.InstallSnapshotResponse:
 		*a = raft.InstallSnapshotResponse{RPCHeader: h, Term: d.Uvarint(), Success: d.Byte() == 1}
+		term = a.Term
 	default:
 		return errors.New("unknown answer")
+	}
+	if term > maxTerm {
+		return fmt.Errorf("%w: term %d in an answer", wire.ErrCorrupt, term)
 	}
 	return d.End("answer between nodes")
 }

@@ -72,6 +72,18 @@ func TestRequestsThatRaftWouldPanicOverAreRefused(t *testing.T) {
 			t.Errorf("%s: %+v, %v", name, got, err)
 		}
 	}
+	for name, a := range map[string]any{ // Raft takes over what answers say, too
+		"entries": &raft.AppendEntriesResponse{Term: maxTerm + 1}, "vote": &raft.RequestVoteResponse{Term: maxTerm + 1},
+		"pre-vote": &raft.RequestPreVoteResponse{Term: maxTerm + 1}, "state": &raft.InstallSnapshotResponse{Term: maxTerm + 1},
+	} {
+		b, err := appendAnswer(nil, a)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := decodeAnswer(b, a); !errors.Is(err, wire.ErrCorrupt) {
+			t.Errorf("term of an answer about %s: %v", name, err)
+		}
+	}
 }
 
 func TestForgedCountsAllocateLittle(t *testing.T) {

@@ -27,8 +27,8 @@ type prewriter struct {
 
 // newPrewriter keeps a spare of size bytes in dir. A spare that was left there may be incomplete: it is not used but made
 // anew, when one is needed. Who only reads changes nothing.
-func newPrewriter(fs vfs.FS, dir string, size int64) (*prewriter, error) {
-	return &prewriter{FS: fs, spare: fs.PathJoin(dir, "spare"), size: size}, nil
+func newPrewriter(fs vfs.FS, dir string, size int64) *prewriter {
+	return &prewriter{FS: fs, spare: fs.PathJoin(dir, "spare"), size: size}
 }
 
 func isLog(name string) bool { return strings.HasSuffix(name, ".log") }

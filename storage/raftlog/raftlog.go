@@ -131,10 +131,7 @@ func Open(opts Options) (*Store, error) {
 	if options.FS == nil {
 		options.WithFSDefaults() // what Pebble does without a file system, which here it has
 	}
-	prewriter, err := newPrewriter(options.FS, opts.Dir, int64(opts.LogBytes))
-	if err != nil {
-		return nil, fmt.Errorf("open Raft log %s: %w", opts.Dir, err)
-	}
+	prewriter := newPrewriter(options.FS, opts.Dir, int64(opts.LogBytes))
 	options.FS = prewriter
 	if err := verify(options.FS, opts.Dir); err != nil {
 		return nil, fmt.Errorf("open Raft log: %w", err)
@@ -165,10 +162,11 @@ func (s *Store) SyncPending() time.Duration { return s.sync.pending() }
 
 // write puts a batch into the write-ahead log and returns what the syncer knows it by.
 func (s *Store) write(b *pebble.Batch) (uint64, error) {
+	id := s.sync.begin()
 	if err := b.Commit(pebble.NoSync); err != nil {
 		return 0, err
 	}
-	return s.sync.wrote(), nil
+	return s.sync.wrote(id), nil
 }
 
 // commit writes a batch and waits until it is durable.

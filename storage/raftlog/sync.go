@@ -24,6 +24,10 @@ type syncer struct {
 	written uint64    // how many writes there were
 	synced  uint64    // how many of them are durable
 	since   time.Time // since when the oldest that is not durable waits; zero if all are
+	syncing bool
+	later   time.Time // since when the oldest waits that the sync under way does not cover
+	begun   uint64
+	writing map[uint64]time.Time // batches on their way into the log, which may have to wait for the disk too
 	waiting []waiter
 	err     error // why nothing becomes durable any more
 
@@ -42,20 +46,35 @@ var errClosed = errors.New("raftlog: closed")
 
 func newSyncer(db *pebble.DB, opts Options) *syncer {
 	s := &syncer{
-		db: db, before: opts.BeforeSync, onSync: opts.OnSync,
+		db: db, before: opts.BeforeSync, onSync: opts.OnSync, writing: make(map[uint64]time.Time),
 		wake: make(chan struct{}, 1), stop: make(chan struct{}), ended: make(chan struct{}),
 	}
 	go s.run() // until close
 	return s
 }
 
-// wrote says that a batch is in the write-ahead log, and returns how many there are now.
-func (s *syncer) wrote() uint64 {
+// begin says that a batch is about to be written, and returns what wrote needs.
+func (s *syncer) begin() uint64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.begun++
+	s.writing[s.begun] = time.Now()
+	return s.begun
+}
+
+// wrote says that a batch is in the write-ahead log, and returns how many there are now.
+func (s *syncer) wrote(id uint64) uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	start := s.writing[id]
+	delete(s.writing, id)
 	s.written++
-	if s.since.IsZero() {
-		s.since = time.Now()
+	oldest := &s.since
+	if s.syncing {
+		oldest = &s.later
+	}
+	if oldest.IsZero() {
+		*oldest = start
 	}
 	select {
 	case s.wake <- struct{}{}:
@@ -71,14 +90,18 @@ func (s *syncer) durable() uint64 {
 	return s.synced
 }
 
-// pending is how long the oldest write has been waiting.
+// pending is how long the oldest write has been waiting, be it for its place in the log or for a sync.
 func (s *syncer) pending() time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.since.IsZero() {
-		return 0
+	var longest time.Duration
+	if !s.since.IsZero() {
+		longest = time.Since(s.since)
 	}
-	return time.Since(s.since)
+	for _, since := range s.writing {
+		longest = max(longest, time.Since(since))
+	}
+	return longest
 }
 
 // when calls done once the first writes are durable, or with the reason why they never will be: at once, or from the
@@ -125,6 +148,9 @@ func (s *syncer) run() {
 			return
 		}
 		runtime.Gosched() // groups that are about to write come along
+		if s.clean() {    // by the sync before, with which they came
+			continue
+		}
 		if err := s.sync(); err != nil {
 			failed = err
 			return
@@ -132,11 +158,19 @@ func (s *syncer) run() {
 	}
 }
 
+// clean tells that everything written is durable.
+func (s *syncer) clean() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.written == s.synced
+}
+
 // sync makes durable what was written so far: a sync of the write-ahead log covers what was put there before without one.
 func (s *syncer) sync() error {
 	s.mu.Lock()
 	writes, start := s.written, time.Now()
 	s.syncs++
+	s.syncing = true
 	mark := appendMark(nil, s.syncs)
 	s.mu.Unlock()
 	if s.before != nil {
@@ -150,10 +184,7 @@ func (s *syncer) sync() error {
 		return err
 	}
 	s.mu.Lock()
-	s.synced, s.since = writes, time.Time{}
-	if s.written > writes {
-		s.since = start // about when the next was written, rather too early
-	}
+	s.synced, s.since, s.later, s.syncing = writes, s.later, time.Time{}, false
 	var ready []waiter
 	rest := s.waiting[:0]
 	for _, w := range s.waiting {
