@@ -84,6 +84,7 @@ func (g *Group) followState() {
 		g.clock.raise(g.machine.Applied().Time) // before, the state may have been behind the log
 		g.follow(term)
 	case errors.Is(err, raft.ErrNotLeader), errors.Is(err, raft.ErrLeadershipLost), errors.Is(err, raft.ErrRaftShutdown):
+	case errors.Is(err, raft.ErrLeadershipTransferInProgress): // the next leader begins its term, or the watchdog ends the transfer
 	default:
 		g.log.Warn("could not begin the term", "term", term, "error", err)
 	}
