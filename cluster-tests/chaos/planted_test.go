@@ -36,7 +36,7 @@ var plantedBugs = []struct {
 func TestPlantedBugs(t *testing.T) {
 	s := readSettings(t)
 	if s.minutes == 0 || !s.wants(planted) {
-		t.Skip("make chaos runs it, alone with CHAOS_KINDS=planted")
+		t.Skip("builds the program again for each bug, four minutes: make chaos runs it, alone with CHAOS_KINDS=planted")
 	}
 	var page strings.Builder
 	line(&page, "bug", "faults", "violations", "found by, and how often")
