@@ -27,7 +27,7 @@ type layer struct {
 
 var layers = []layer{
 	{"cmd/", []string{"client/", "rpc/", "node/", "fsm/", "storage/raftlog"}, "the program wires everything together"},
-	{"client", []string{"rpc/holdfastpb", "rpc/codec", "rpc/lease"}, "users link the SDK: no server in it"},
+	{"client", []string{"rpc/holdfastpb", "rpc/codec", "rpc/lease", "rpc/sessiontoken"}, "users link the SDK: no server in it"},
 	{"client/", []string{"client/"}, "adapters are written on the SDK as users see it"},
 	{"client/load", nil, "load generation knows no system under test"},
 	{"client/holdfasttest", []string{"client", "node/", "rpc/process", "rpc/holdfastpb"}, "a real cluster for users' tests"},
@@ -39,6 +39,7 @@ var layers = []layer{
 	{"rpc/holdfastpb", nil, "generated code is a leaf"},
 	{"rpc/codec", nil, "a leaf, shared by SDK and server"},
 	{"rpc/lease", []string{"storage/plant"}, "a leaf, shared by SDK and server"},
+	{"rpc/sessiontoken", nil, "a leaf, shared by SDK and server"},
 	{"rpc/raftnet", []string{"storage/wire", "storage/plant"}, "the transport moves bytes and knows no state"},
 	{"node", []string{"node/", "rpc/raftnet", "storage/", "fsm", "fsm/catalog"}, "the node runs any data type: it must not know one"},
 	{"node/shard", []string{"fsm", "storage", "storage/kv", "storage/plant"}, "one group is tested without a node"},

@@ -59,6 +59,7 @@ type Machine struct {
 	next        Time // earliest time in the expiry index, 0 if empty; may be earlier than what is really there
 	key         []byte
 	value       []byte
+	events      []Event // of the entry being applied
 	onSum       func(index uint64, agreed Sum, view kv.View)
 	resultBytes int   // size of the results in clients
 	failed      error // why the machine has stopped: its position may include half of an entry, which must not reach the store
@@ -146,6 +147,7 @@ func (m *Machine) Apply(entries []LogEntry) ([]Outcome, error) {
 			m.failed = fmt.Errorf("apply entry %d: %w", e.Index, err)
 			return nil, m.failed
 		}
+		outcomes[i].Events, m.events = m.events, nil
 		m.unflushed += 1 + len(e.Data)
 	}
 	if m.unflushed >= share(maxUnflushed, m.reg.memory) || m.direct >= maxDirect || m.rows.full() {

@@ -12,6 +12,14 @@ type Outcome struct {
 	Index  uint64
 	Time   Time
 	Frames []FrameOutcome
+	// Events are what the entry's commands emitted.
+	Events []Event
+}
+
+// Event is something that a command tells those who watch its shard.
+type Event struct {
+	Type uint8
+	Body []byte
 }
 
 // FrameOutcome answers one frame.

@@ -70,8 +70,32 @@ func (r *Registry) Query(reader kv.Reader, calls []Call) ([]Result, Applied, err
 	if err != nil {
 		return nil, Applied{}, err
 	}
+	results, err := r.query(&View{reader: reader, now: applied.Time}, calls)
+	return results, applied, err
+}
+
+// Point tells whether all calls are queries that a machine answers from memory; see Machine.Query.
+func (r *Registry) Point(calls []Call) bool {
+	for _, call := range calls {
+		if op, ok := r.Lookup(call.Type, call.Op); !ok || !op.Point {
+			return false
+		}
+	}
+	return true
+}
+
+// Query runs calls, for which Registry.Point holds, on what was applied, whether it is in the store yet or not. It must not
+// run together with Apply, Flush or Reload.
+func (m *Machine) Query(calls []Call) ([]Result, Applied, error) {
+	if m.failed != nil {
+		return nil, Applied{}, m.failed
+	}
+	results, err := m.reg.query(&View{reader: m.batch, rows: m.rows, now: m.applied.Time}, calls)
+	return results, m.applied, err
+}
+
+func (r *Registry) query(v *View, calls []Call) ([]Result, error) {
 	results := make([]Result, len(calls))
-	v := View{reader: reader, now: applied.Time}
 	for i, call := range calls {
 		op, ok := r.Lookup(call.Type, call.Op)
 		if !ok || !op.Query {
@@ -79,7 +103,7 @@ func (r *Registry) Query(reader kv.Reader, calls []Call) ([]Result, Applied, err
 			continue
 		}
 		v.typeID = call.Type
-		body, err := op.query(&v, call.Body, nil)
+		body, err := op.query(v, call.Body, nil)
 		var refusal *Error
 		switch {
 		case err == nil:
@@ -87,8 +111,8 @@ func (r *Registry) Query(reader kv.Reader, calls []Call) ([]Result, Applied, err
 		case errors.As(err, &refusal):
 			results[i] = Result{Code: refusal.Code, Body: []byte(refusal.Message)}
 		default:
-			return nil, Applied{}, fmt.Errorf("query %d of type %d: %w", call.Op, call.Type, err)
+			return nil, fmt.Errorf("query %d of type %d: %w", call.Op, call.Type, err)
 		}
 	}
-	return results, applied, nil
+	return results, nil
 }

@@ -93,10 +93,41 @@ func (tx *Tx) DeleteRow(key []byte) { tx.m.rows.put(tx.full(key), nil) }
 // change: a row that lives longer than first said is told to Sweep, which calls ExpireAt again.
 func (tx *Tx) ExpireAt(key []byte, at Time) { tx.m.expireAt(tx.typeID, key, at) }
 
+// Emit tells those who watch the shard what was done. It is no part of the state.
+func (tx *Tx) Emit(body []byte) {
+	tx.m.events = append(tx.m.events, Event{Type: tx.typeID, Body: body})
+}
+
 // Get returns the value of key of the view's type; see kv.Reader.
 func (v *View) Get(key []byte) ([]byte, error) {
 	v.key = append(append(v.key[:0], v.typeID), key...)
 	return v.reader.Get(v.key)
+}
+
+// Row returns the row stored under key, or nil when there is none. decode must copy what it keeps. The caller must not
+// change the row: it may be the machine's own.
+func (v *View) Row(key []byte, decode func([]byte) (Row, error)) (Row, error) {
+	v.key = append(append(v.key[:0], v.typeID), key...)
+	if v.rows != nil {
+		if c := v.rows.lookup(v.key); c != nil {
+			return c.row, nil
+		}
+	}
+	value, err := v.reader.Get(v.key)
+	if errors.Is(err, kv.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	row, err := decode(value)
+	if err != nil {
+		return nil, err
+	}
+	if v.rows != nil {
+		v.rows.keep(v.key, row, len(value))
+	}
+	return row, nil
 }
 
 // Iter walks the type's keys in [lower, upper); see Tx.Iter.
@@ -174,6 +205,16 @@ func (c *rowCache) add(key []byte, row Row, size int) *cachedRow {
 	c.young[r.key] = r
 	c.bytes += size
 	return r
+}
+
+// keep adds a row that was read, unless that would make the cache too large: what changed must be flushed first.
+func (c *rowCache) keep(key []byte, row Row, size int) {
+	if len(c.dirty) == 0 {
+		c.age()
+	}
+	if !c.full() {
+		c.add(key, row, size)
+	}
 }
 
 func (c *rowCache) put(key []byte, row Row) {

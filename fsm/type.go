@@ -50,6 +50,7 @@ type Op struct {
 	Name   string  // snake_case
 	Since  Feature // the feature level that introduced it
 	Query  bool    // read-only: runs on a view and never enters the log
+	Point  bool    // a query that reads single keys, so that the machine answers it from memory
 
 	apply func(tx *Tx, body, dst []byte) ([]byte, error)
 	query func(q *View, body, dst []byte) ([]byte, error)
@@ -100,9 +101,17 @@ func QueryOp[Q any, P request[Q], R response](number uint8, name string, since F
 	}}
 }
 
+// PointOp declares a query that uses Get and Row of its view and never Iter: the machine answers it from memory.
+func PointOp[Q any, P request[Q], R response](number uint8, name string, since Feature, run func(v *View, q P) (R, error)) Op {
+	op := QueryOp(number, name, since, run)
+	op.Point = true
+	return op
+}
+
 // View is what a query sees: keys of one type at one moment of one shard.
 type View struct {
 	reader kv.Reader
+	rows   *rowCache // of the machine whose memory is seen, or nil
 	now    Time
 	typeID uint8
 	key    []byte

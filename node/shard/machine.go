@@ -134,6 +134,17 @@ func (m *machine) flush() error {
 	return nil
 }
 
+// query answers from memory; see fsm.Machine.Query.
+func (m *machine) query(calls []fsm.Call) ([]fsm.Result, fsm.Applied, error) {
+	m.turn.Lock()
+	defer m.turn.Unlock()
+	results, applied, err := m.Query(calls)
+	if err != nil {
+		return nil, fsm.Applied{}, fmt.Errorf("query: %w", err)
+	}
+	return results, applied, nil
+}
+
 // close releases the state machine after Raft has stopped.
 func (m *machine) close() error {
 	m.turn.Lock()

@@ -29,6 +29,9 @@ func (g *Group) Query(ctx context.Context, calls []fsm.Call) ([]fsm.Result, fsm.
 	if err := g.sync(ctx); err != nil {
 		return nil, fsm.Applied{}, err
 	}
+	if g.cfg.Registry.Point(calls) {
+		return g.machine.query(calls)
+	}
 	view, err := g.View()
 	if err != nil {
 		return nil, fsm.Applied{}, err

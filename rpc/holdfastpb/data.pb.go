@@ -216,8 +216,9 @@ func (x *FrameRequest) GetTimeoutMs() uint32 {
 // Op is one operation in a frame: a type's number, the wire method's number and its request message.
 type Op struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Method numbers are listed in rpc (limit: 1 check, 2 reset, 3 reserve, 4 commit, 5 refund, 6 release, 7 lease,
-	// 64 peek, 65 status).
+	// Types: 1 limits, 3 sessions. Methods of limits: 1 check, 2 reset, 3 reserve, 4 commit, 5 refund, 6 release, 7 lease,
+	// 64 peek, 65 status. Of sessions: 1 create, 2 refresh, 3 rotate, 4 logout, 5 revoke, 6 set attributes, 7 revoke user,
+	// 8 erase user, 9 save, 10 drop, 64 validate, 65 get, 66 list, 67 history, 68 find saved, 69 scan saved.
 	Type          uint32 `protobuf:"varint,1,opt,name=type,proto3" json:"type,omitempty"`
 	Method        uint32 `protobuf:"varint,2,opt,name=method,proto3" json:"method,omitempty"`
 	Request       []byte `protobuf:"bytes,3,opt,name=request,proto3" json:"request,omitempty"`

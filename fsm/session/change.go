@@ -1,0 +1,232 @@
+package session
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"github.com/holdfastdb/holdfast/fsm"
+	"github.com/holdfastdb/holdfast/storage/kv"
+	"github.com/holdfastdb/holdfast/storage/wire"
+)
+
+// TouchRequest tells when sessions were used. Those that are over stay so.
+type TouchRequest struct{ Uses []Use }
+
+// Use is one session and when it was used.
+type Use struct {
+	Session Key
+	At      fsm.Time
+}
+
+// MaxTouch bounds the uses of one request.
+const MaxTouch = 4096
+
+// Append appends the encoding.
+func (q *TouchRequest) Append(dst []byte) []byte {
+	dst = binary.AppendUvarint(dst, uint64(len(q.Uses)))
+	for _, u := range q.Uses {
+		dst = binary.AppendVarint(u.Session.Append(dst), int64(u.At))
+	}
+	return dst
+}
+
+// Decode implements the requests of package fsm.
+func (q *TouchRequest) Decode(b []byte) error {
+	d := wire.NewDecoder(b)
+	n := d.Count(KeyBytes + 1)
+	if n > MaxTouch {
+		d.Fail()
+		n = 0
+	}
+	q.Uses = make([]Use, n)
+	for i := range q.Uses {
+		q.Uses[i] = Use{decodeKey(&d), fsm.Time(d.Varint())}
+	}
+	return d.End("touch sessions")
+}
+
+func touch(tx *fsm.Tx, q *TouchRequest) (*Count, error) {
+	var c Count
+	for _, u := range q.Uses {
+		r, err := load(tx, u.Session)
+		if err != nil {
+			return nil, err
+		}
+		at := min(u.At, tx.Now())
+		if r == nil || at <= r.seen || tx.Now() >= r.accessEnd() {
+			continue
+		}
+		r.seen = at
+		r.put(tx, u.Session)
+		c.N++
+	}
+	return &c, nil
+}
+
+// RotateRequest gives a session a new access token, for instance when its user's privileges change. The old one counts
+// for nothing at once. A required step-up is done by it.
+type RotateRequest struct {
+	Session Key
+	Token   Hash // presented
+	Access  Hash // to come
+}
+
+// Append appends the encoding.
+func (q *RotateRequest) Append(dst []byte) []byte {
+	return append(append(q.Session.Append(dst), q.Token[:]...), q.Access[:]...)
+}
+
+// Decode implements the requests of package fsm.
+func (q *RotateRequest) Decode(b []byte) error {
+	d := wire.NewDecoder(b)
+	q.Session, q.Token, q.Access = decodeKey(&d), decodeHash(&d), decodeHash(&d)
+	return d.End("rotate session")
+}
+
+func rotate(tx *fsm.Tx, q *RotateRequest) (*RefreshResult, error) {
+	r, err := load(tx, q.Session)
+	if err != nil {
+		return nil, err
+	}
+	now := tx.Now()
+	if r == nil || !r.access.accepts(&q.Token, now) {
+		return &RefreshResult{Verdict: UnknownToken}, nil
+	}
+	if now >= r.accessEnd() {
+		return &RefreshResult{Verdict: TimeOver}, nil
+	}
+	r.access.replace(q.Access)
+	r.stepUp, r.seen = false, now
+	r.put(tx, q.Session)
+	tx.Emit(Event{Kind: EventChanged, Session: q.Session}.append(nil))
+	return &RefreshResult{
+		Verdict: Valid, Until: r.until, RefreshUntil: r.refreshUntil, Profile: append([]byte(nil), r.profile...),
+	}, nil
+}
+
+// SetAttributesRequest replaces a session's attributes if they have not changed since Version was read.
+type SetAttributesRequest struct {
+	Session Key
+	Version uint64 // 0 if there were none
+	Sealed  []byte
+}
+
+// Append appends the encoding.
+func (q *SetAttributesRequest) Append(dst []byte) []byte {
+	return appendVersioned(q.Session.Append(dst), q.Version, q.Sealed)
+}
+
+// Decode implements the requests of package fsm.
+func (q *SetAttributesRequest) Decode(b []byte) error {
+	d := wire.NewDecoder(b)
+	q.Session, q.Version, q.Sealed = decodeKey(&d), d.Uvarint(), decodeSealed(&d, MaxAttributes)
+	return d.End("set attributes")
+}
+
+func appendVersioned(dst []byte, version uint64, sealed []byte) []byte {
+	return appendSealed(binary.AppendUvarint(dst, version), sealed)
+}
+
+// Version is the answer of SetAttributes: the version that was made.
+type Version struct{ V uint64 }
+
+// Append appends the encoding.
+func (r *Version) Append(dst []byte) []byte { return binary.AppendUvarint(dst, r.V) }
+
+// Decode parses the encoding.
+func (r *Version) Decode(b []byte) error {
+	d := wire.NewDecoder(b)
+	r.V = d.Uvarint()
+	return d.End("version")
+}
+
+// attributes reads a session's attributes; version 0 if it has none.
+func attributes(r interface{ Get([]byte) ([]byte, error) }, k Key) (version uint64, sealed []byte, err error) {
+	b, err := r.Get(k.under(prefixAttributes))
+	if errors.Is(err, kv.ErrNotFound) {
+		return 0, nil, nil
+	}
+	if err != nil {
+		return 0, nil, fmt.Errorf("read attributes: %w", err)
+	}
+	d := wire.NewDecoder(b)
+	version, sealed = d.Uvarint(), decodeSealed(&d, MaxAttributes)
+	return version, sealed, d.End("attributes")
+}
+
+func setAttributes(tx *fsm.Tx, q *SetAttributesRequest) (*Version, error) {
+	r, err := load(tx, q.Session)
+	if err != nil {
+		return nil, err
+	}
+	if r == nil {
+		return nil, errEnded
+	}
+	version, _, err := attributes(tx, q.Session)
+	if err != nil {
+		return nil, err
+	}
+	if version != q.Version {
+		return nil, fsm.Errorf(fsm.Conflict, "the attributes are at version %d, not %d", version, q.Version)
+	}
+	tx.Set(q.Session.under(prefixAttributes), appendVersioned(nil, version+1, q.Sealed))
+	tx.Emit(Event{Kind: EventChanged, Session: q.Session}.append(nil))
+	return &Version{version + 1}, nil
+}
+
+var errEnded = fsm.Errorf(fsm.NotFound, "there is no such session, or it has ended")
+
+// MarkRequest notes that something about a session is suspicious, and acts on it.
+type MarkRequest struct {
+	Session Key
+	Sign    Sign
+	Act     Act
+	// Profile replaces what the session says of its user, if it is not empty: the next request from the same place is
+	// no news.
+	Profile []byte
+}
+
+// Act is what a sign leads to. Stored: never reorder.
+type Act uint8
+
+// The acts.
+const (
+	Flag       Act = 1 // the session is flagged and goes on
+	AskAgain   Act = 2 // it counts for nothing until it is rotated
+	EndSession Act = 3
+)
+
+// Append appends the encoding.
+func (q *MarkRequest) Append(dst []byte) []byte {
+	return appendSealed(append(q.Session.Append(dst), byte(q.Sign), byte(q.Act)), q.Profile)
+}
+
+// Decode implements the requests of package fsm.
+func (q *MarkRequest) Decode(b []byte) error {
+	d := wire.NewDecoder(b)
+	q.Session, q.Sign, q.Act = decodeKey(&d), Sign(d.Byte()), Act(d.Byte())
+	q.Profile = decodeSealed(&d, MaxProfile)
+	if q.Sign < NetworkChanged || q.Sign > Burst || q.Act < Flag || q.Act > EndSession {
+		d.Fail()
+	}
+	return d.End("mark session")
+}
+
+func mark(tx *fsm.Tx, q *MarkRequest) (*Done, error) {
+	r, err := load(tx, q.Session)
+	if err != nil || r == nil {
+		return &Done{}, err
+	}
+	tx.Emit(Event{Kind: EventMarked, Session: q.Session, Mark: q.Sign}.append(nil))
+	if q.Act == EndSession {
+		return &Done{true}, end(tx, q.Session, r, Suspicious)
+	}
+	r.flagged = true
+	r.stepUp = r.stepUp || q.Act == AskAgain
+	if len(q.Profile) > 0 {
+		r.profile = append([]byte(nil), q.Profile...)
+	}
+	r.put(tx, q.Session)
+	return &Done{true}, nil
+}
