@@ -1,6 +1,7 @@
 package rpc
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"runtime"
@@ -22,12 +23,13 @@ import (
 // data implements holdfast.v1.Data, the stream that SDKs speak.
 type data struct {
 	pb.UnimplementedDataServer
-	node    Node
-	limits  *limits
-	metrics *metrics
-	closing chan struct{}  // closed when streams shall end
-	streams sync.WaitGroup // the readers and writers of all streams
-	memory  atomic.Int64   // what the frames of all streams hold
+	node     Node
+	limits   *limits
+	sessions *sessions
+	metrics  *metrics
+	closing  chan struct{}  // closed when streams shall end
+	streams  sync.WaitGroup // the readers and writers of all streams
+	memory   atomic.Int64   // what the frames of all streams hold
 }
 
 const (
@@ -235,6 +237,7 @@ func (x *stream) frame(q *pb.FrameRequest) {
 	f := &fsm.Frame{Client: [16]byte(q.Client), Seq: q.Seq, AckUpTo: q.AckUpTo, Calls: make([]fsm.Call, len(q.Ops))}
 	x.bodies = make([]byte, 0, callBytes*len(ops))
 	for i, o := range q.Ops {
+		ops[i].place = i
 		x.prepare(&ops[i], o, q)
 		f.Calls[i] = ops[i].call
 	}
@@ -297,6 +300,11 @@ func (x *stream) executed(q *pb.FrameRequest, ops []op, out fsm.FrameOutcome, er
 	var room answerRoom
 	var elsewhere []int
 	for i := range ops {
+		if out.Replayed && ops[i].again != nil {
+			ops[i].repeat(out.Results[i])
+			elsewhere = append(elsewhere, i)
+			continue
+		}
 		if ops[i].goesElsewhere(out.Results[i].Code) {
 			elsewhere = append(elsewhere, i)
 			continue
@@ -397,8 +405,18 @@ type op struct {
 	check *plan
 	// finish builds the answer from the shard's result; for a placeholder it ignores it.
 	finish func(r fsm.Result, now fsm.Time) (proto.Message, error)
+	// again builds the answer if the frame was executed before and the answer was lost, where finish cannot; see sessionStep.
+	again func(ctx context.Context, r fsm.Result) (proto.Message, error)
+	place int // in its frame
 	// elsewhere carries the operation out in several groups.
 	elsewhere func(ctx context.Context, q *pb.FrameRequest, i int) (proto.Message, error)
+}
+
+// repeat has the answer built again, from the result of the first time.
+func (o *op) repeat(r fsm.Result) {
+	again := o.again
+	r.Body = bytes.Clone(r.Body)
+	o.elsewhere = func(ctx context.Context, _ *pb.FrameRequest, _ int) (proto.Message, error) { return again(ctx, r) }
 }
 
 // goesElsewhere tells whether the operation is still to be carried out. What the shard answered decides, not the plan:

@@ -48,6 +48,7 @@ func newREST(s *services, envoy *envoyrls.Service, n Node, m *Metrics, mux *http
 		func() error { return pb.RegisterLimitsHandlerServer(ctx, gateway, s.limits) },
 		func() error { return pb.RegisterPoliciesHandlerServer(ctx, gateway, s.policies) },
 		func() error { return pb.RegisterClusterHandlerServer(ctx, gateway, s.cluster) },
+		func() error { return pb.RegisterSessionsHandlerServer(ctx, gateway, s.sessions) },
 	} {
 		if err := register(); err != nil {
 			return nil, fmt.Errorf("build the REST interface: %w", err)
