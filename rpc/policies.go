@@ -498,7 +498,7 @@ func (s *policies) DeleteEnvoy(ctx context.Context, q *pb.DeleteEnvoyRequest) (*
 	if !slices.ContainsFunc(known, func(d catalog.Domain) bool { return d.Name == q.Domain }) {
 		return nil, statusOf(fsm.Errorf(fsm.NotFound, "no domain %q", q.Domain))
 	}
-	if err := s.putDomain(ctx, catalog.Domain{Name: q.Domain}); err != nil { // one without content is deleted
+	if err := s.putDomain(ctx, catalog.Domain{Name: q.Domain, Actor: actor(ctx)}); err != nil { // one without content is deleted
 		return nil, statusOf(err)
 	}
 	return &pb.DeleteEnvoyResponse{}, nil
