@@ -351,6 +351,9 @@ func TestPolicyImport(t *testing.T) {
 	if out := must(t, "policy", "domains"); strings.Contains(out, "edge") {
 		t.Errorf("after it was deleted: %s", out)
 	}
+	if out := must(t, "policy", "history", "@domains"); strings.Index(out, "delete") > strings.Index(out, "import") || !strings.Contains(out, "edge") {
+		t.Errorf("what happened to domains:\n%s", out)
+	}
 	if _, errs, code := holdfast(t, "policy", "delete-domain", "edge"); code != exitRefused || !strings.Contains(errs, "no domain") {
 		t.Errorf("deleted twice: exit code %d, %s", code, errs)
 	}
