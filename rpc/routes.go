@@ -13,6 +13,7 @@ import (
 	"google.golang.org/genproto/googleapis/api/annotations"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
 
 	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
 )
@@ -31,13 +32,15 @@ const queryStatus = "http_status"
 // routes reads the table from the services' own descriptions.
 func routes() routeTable {
 	all := make(routeTable)
-	for _, file := range []protoreflect.FileDescriptor{pb.File_holdfast_v1_limit_proto, pb.File_holdfast_v1_policy_proto, pb.File_holdfast_v1_cluster_proto} {
+	ours := (&pb.CheckRequest{}).ProtoReflect().Descriptor().ParentFile().Package()
+	protoregistry.GlobalFiles.RangeFilesByPackage(ours, func(file protoreflect.FileDescriptor) bool {
 		for i := range file.Services().Len() {
 			for j := range file.Services().Get(i).Methods().Len() {
 				all.add(file.Services().Get(i).Methods().Get(j))
 			}
 		}
-	}
+		return true
+	})
 	return all
 }
 
