@@ -89,14 +89,13 @@ func newStream(ctx context.Context, s *data) *stream {
 // Frames implements the service. It ends with its writer, or without it when that waits for too long; then the reader's
 // Recv and the writer's Send end with the stream.
 func (s *data) Frames(st grpc.BidiStreamingServer[pb.FrameRequest, pb.FrameResponse]) error {
-	ctx, cancel := context.WithCancel(st.Context())
-	defer cancel()
+	ctx, cancel := context.WithCancelCause(st.Context())
+	defer cancel(nil)
 	x := newStream(ctx, s)
 	written, stalled := make(chan struct{}), make(chan struct{})
 	s.streams.Go(func() {
 		defer x.work.Wait()
-		defer cancel()
-		x.read(st)
+		cancel(x.read(st))
 	})
 	s.streams.Go(func() {
 		defer close(written)
@@ -105,25 +104,30 @@ func (s *data) Frames(st grpc.BidiStreamingServer[pb.FrameRequest, pb.FrameRespo
 	})
 	select {
 	case <-written:
+		var refusal *failure
+		if errors.As(context.Cause(ctx), &refusal) {
+			return refusal
+		}
 		return nil
 	case <-stalled:
 		return errStalled
 	}
 }
 
-// read takes frames in until the client hangs up. Those under way then are finished by their shards.
-func (x *stream) read(st grpc.BidiStreamingServer[pb.FrameRequest, pb.FrameResponse]) {
+// read takes frames in until the client hangs up, or sends what is no frame. Those under way then are finished by their
+// shards.
+func (x *stream) read(st grpc.BidiStreamingServer[pb.FrameRequest, pb.FrameResponse]) error {
 	for x.share() {
 		q, err := st.Recv()
 		if err != nil {
-			return
+			return err
 		}
 		all := x.hold(requestMemory(q))
 		select {
 		case x.room <- struct{}{}:
 		case <-x.ctx.Done():
 			x.hold(-requestMemory(q))
-			return
+			return nil
 		}
 		if all > maxMemory {
 			x.refuse(q, pb.FrameError_REASON_OVERLOADED, "this node has too many frames under way")
@@ -131,6 +135,7 @@ func (x *stream) read(st grpc.BidiStreamingServer[pb.FrameRequest, pb.FrameRespo
 		}
 		x.frame(q)
 	}
+	return nil
 }
 
 // write sends answers, as many as wait, until the stream ends, or the service and nothing is left to be answered.
