@@ -168,7 +168,9 @@ func (w *world) decision(r fsm.Result, now fsm.Time) client.Decision {
 	return client.Decision{Allowed: t.Allowed, Remaining: l.Remaining, Limits: []client.LimitState{row}}
 }
 
-func (w *world) replay() *Report { return Replay(map[uint32][]Entry{theShard: w.log}, w.ops) }
+func (w *world) replay() *Report {
+	return Replay(models.Types(), map[uint32][]Entry{theShard: w.log}, w.ops)
+}
 
 // finds checks that exactly one kind of violation is reported, and that one.
 func finds(t *testing.T, violations []Violation, kind string) {

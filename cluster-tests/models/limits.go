@@ -12,6 +12,9 @@ import (
 	"github.com/holdfastdb/holdfast/fsm/counter"
 )
 
+// limitsName names the operations on rate limits.
+const limitsName = "limits"
+
 // LimitOp is the Input of an operation on rate limits. The Output of a check, a peek and a reservation is a
 // client.Decision, of a status a []client.LimitState, of a reset an int; that of the others is not looked at.
 type LimitOp struct {
@@ -20,6 +23,14 @@ type LimitOp struct {
 	Actual  uint32         `json:"actual,omitempty"` // of a commit
 	// Limited says that a limit applies to the request, as the workload knows: an answer without one is wrong.
 	Limited bool `json:"limited,omitempty"`
+}
+
+// DataType implements history.Input.
+func (LimitOp) DataType() string { return limitsName }
+
+// Describe implements history.Input.
+func (o LimitOp) Describe() string {
+	return fmt.Sprintf("%s %s %s", o.Kind, o.Request.Resource, o.Request.Client)
 }
 
 // The kinds of LimitOp.
@@ -403,13 +414,12 @@ func (l *limits) reset(m *Moment, q *counter.ResetRequest) *counter.ResetResult 
 
 // Learn implements Model: a command tells which limits apply to a request.
 func (l *limits) Learn(op *history.Op, done []Execution) {
-	in, ok := op.Input.(LimitOp)
-	if !ok || len(done) != 1 || done[0].Call.Op != counter.OpTake {
+	if len(done) != 1 || done[0].Call.Op != counter.OpTake {
 		return
 	}
 	var q counter.TakeRequest
 	if q.Decode(done[0].Call.Body) == nil {
-		l.learned[subject(in.Request)] = q.Limits
+		l.learned[subject(op.Input.(LimitOp).Request)] = q.Limits
 	}
 }
 
@@ -419,9 +429,9 @@ func subject(r client.Request) string {
 
 // Query implements Model.
 func (l *limits) Query(now fsm.Time, op *history.Op) (fsm.Result, bool) {
-	in, ok := op.Input.(LimitOp)
+	in := op.Input.(LimitOp)
 	asked := l.learned[subject(in.Request)]
-	if !ok || len(asked) == 0 || !sameLimits(rowsOf(op.Output), asked) {
+	if len(asked) == 0 || !sameLimits(rowsOf(op.Output), asked) {
 		return fsm.Result{}, false
 	}
 	n := int64(max(in.Request.Weight, 1))
