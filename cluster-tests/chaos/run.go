@@ -152,13 +152,14 @@ func (r *run) work() error {
 			}
 		}
 	} else {
-		for r.w.now() < r.plan.Length {
+		end := r.w.now() + r.plan.Length
+		for r.w.now() < end {
 			n := r.list[r.rng.IntN(len(r.list))]
 			if err := r.strike(n); err != nil {
 				return err
 			}
 			if n.once {
-				time.Sleep(max(0, r.plan.Length-r.w.now()))
+				time.Sleep(max(0, end-r.w.now()))
 			}
 		}
 	}
