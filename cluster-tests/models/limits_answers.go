@@ -14,8 +14,8 @@ import (
 
 // Alone implements Model.
 func (l *limits) Alone(op *history.Op) error {
-	in, ok := op.Input.(LimitOp)
-	if !ok || !in.Limited || op.Outcome != history.Definite {
+	in := op.Input.(LimitOp)
+	if !in.Limited || op.Outcome != history.Definite {
 		return nil
 	}
 	switch in.Kind {
@@ -35,11 +35,8 @@ func (l *limits) Alone(op *history.Op) error {
 
 // Compare implements Model.
 func (l *limits) Compare(op *history.Op, done []Execution) error {
-	in, ok := op.Input.(LimitOp)
-	switch {
-	case !ok:
-		return nil
-	case len(done) == 0 && (in.Kind == KindCommit || in.Kind == KindRefund || in.Kind == KindRelease || len(rowsOf(op.Output)) > 0):
+	in := op.Input.(LimitOp)
+	if len(done) == 0 && (in.Kind == KindCommit || in.Kind == KindRefund || in.Kind == KindRelease || len(rowsOf(op.Output)) > 0) {
 		return fmt.Errorf("it was acknowledged, and no log has a command of it")
 	}
 	switch o := op.Output.(type) {

@@ -1,31 +1,30 @@
-package chaos
+package models
 
 import (
 	"cmp"
-	"fmt"
 	"slices"
 	"time"
 
 	"github.com/holdfastdb/holdfast/client"
 	"github.com/holdfastdb/holdfast/cluster-tests/history"
-	"github.com/holdfastdb/holdfast/cluster-tests/models"
 )
 
 // checkCounters checks every answer about a counter against what clients did, without trusting any number that the
 // cluster gave: an answer includes all writes that were acknowledged before it was asked for and none that were begun
 // after it was given; it never goes back; and no two writes have the same count.
-func checkCounters(ops []history.Op) (violations []string) {
+func checkCounters(ops []history.Op) (j Judged) {
 	byKey := make(map[string][]history.Op)
 	for _, o := range ops {
-		if in := o.Input.(models.LimitOp).Request; in.Resource == counted && o.Outcome != history.Failed {
-			byKey[in.Client] = append(byKey[in.Client], o)
+		if in, ok := o.Input.(LimitOp); ok && in.Request.Resource == counted && o.Outcome != history.Failed {
+			byKey[in.Request.Client] = append(byKey[in.Request.Client], o)
 		}
 	}
 	for key, ops := range byKey {
-		violations = append(violations, checkCounter(key, ops)...)
+		j.Violations = append(j.Violations, checkCounter(key, ops)...)
 	}
-	slices.Sort(violations)
-	return violations
+	slices.SortFunc(j.Violations, func(a, b Violation) int { return cmp.Compare(a.Detail, b.Detail) })
+	j.Looked = map[string]int{"counters compared with what callers did": len(byKey)}
+	return j
 }
 
 // answer is a count that somebody was told.
@@ -34,12 +33,12 @@ type answer struct {
 	count       uint64
 }
 
-func checkCounter(key string, ops []history.Op) (violations []string) {
+func checkCounter(key string, ops []history.Op) (violations []Violation) {
 	var begun, acknowledged []time.Duration // of writes
 	var answers []answer
 	counts := make(map[uint64]bool) // of writes
 	for _, o := range ops {
-		writes := o.Input.(models.LimitOp).Kind == models.KindCheck
+		writes := o.Input.(LimitOp).Kind == KindCheck
 		if writes {
 			begun = append(begun, o.Call)
 		}
@@ -48,7 +47,7 @@ func checkCounter(key string, ops []history.Op) (violations []string) {
 		}
 		d := o.Output.(client.Decision)
 		if len(d.Limits) != 1 {
-			violations = append(violations, fmt.Sprintf("%s: asked at %v: the answer has %d limits", key, o.Call, len(d.Limits)))
+			violations = append(violations, violation(BrokenSum, "%s: asked at %v: the answer has %d limits", key, o.Call, len(d.Limits)))
 			continue
 		}
 		a := answer{o.Call, o.Return, uint64(d.Limits[0].Used)}
@@ -56,7 +55,7 @@ func checkCounter(key string, ops []history.Op) (violations []string) {
 		if writes {
 			acknowledged = append(acknowledged, o.Return)
 			if counts[a.count] {
-				violations = append(violations, fmt.Sprintf("%s: two writes were told count %d", key, a.count))
+				violations = append(violations, violation(BrokenSum, "%s: two writes were told count %d", key, a.count))
 			}
 			counts[a.count] = true
 		}
@@ -78,7 +77,7 @@ func checkCounter(key string, ops []history.Op) (violations []string) {
 		}
 		least, most := max(before(acknowledged, a.asked), seen), before(begun, a.told)
 		if a.count < least || a.count > most {
-			violations = append(violations, fmt.Sprintf("%s: asked at %v and answered at %v: %d, but it was at least %d and at most %d",
+			violations = append(violations, violation(BrokenSum, "%s: asked at %v and answered at %v: %d, but it was at least %d and at most %d",
 				key, a.asked, a.told, a.count, least, most))
 		}
 	}

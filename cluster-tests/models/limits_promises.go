@@ -1,9 +1,8 @@
 package models
 
 import (
-	"fmt"
+	"cmp"
 	"slices"
-	"time"
 
 	"github.com/holdfastdb/holdfast/client"
 	"github.com/holdfastdb/holdfast/cluster-tests/history"
@@ -11,14 +10,15 @@ import (
 	"github.com/holdfastdb/holdfast/fsm/counter"
 )
 
-// Promises judges what callers were allowed by the rules of the limits alone, without log and model: in no interval more
-// than that. Each resource has one limit, which counts by client and does not change. It tells how many admissions it could
-// judge.
+// judgePromises judges what callers were allowed by the rules of the limits alone, without log and model: in no interval more
+// than that. Each resource has one limit, which counts by client and does not change.
 //
 // Checks took their tokens at the shard time of their answers, so of them it misses none. Of a lease's tokens only what was
 // surely spent within an interval counts; at gives the earliest and the latest shard time at a moment of the history. It is
 // nil if nobody knows, and then leases are left out.
-func Promises(ops []history.Op, rules map[string]counter.Params, at func(time.Duration) (earliest, latest fsm.Time)) (judged int, broken []string) {
+func judgePromises(ops []history.Op, rules map[string]counter.Params, at ShardTimes) Judged {
+	judged := 0
+	var broken []Violation
 	byCounter := make(map[[2]string][]*history.Op)
 	for i := range ops {
 		if in, ok := ops[i].Input.(LimitOp); ok && rules[in.Request.Resource].Algorithm != 0 && ops[i].Outcome != history.Failed {
@@ -31,12 +31,12 @@ func Promises(ops []history.Op, rules map[string]counter.Params, at func(time.Du
 			a := newAdmissions(rules[key[0]])
 			judged += a.observe(since, at)
 			if err := a.check(); err != nil {
-				broken = append(broken, fmt.Sprintf("%s of %s: callers were told of an %v", key[0], key[1], err))
+				broken = append(broken, violation(BrokenPromise, "%s of %s: callers were told of an %v", key[0], key[1], err))
 			}
 		}
 	}
-	slices.Sort(broken)
-	return judged, broken
+	slices.SortFunc(broken, func(a, b Violation) int { return cmp.Compare(a.Detail, b.Detail) })
+	return Judged{Violations: broken, Looked: map[string]int{"admissions compared with the rules alone": judged}}
 }
 
 // betweenResets cuts the operations on a counter, in the order of their calls, at the resets. What went on at the same time
@@ -67,7 +67,7 @@ func betweenResets(ops []*history.Op) (parts [][]*history.Op) {
 }
 
 // observe notes what callers were allowed.
-func (a *admissions) observe(ops []*history.Op, at func(time.Duration) (earliest, latest fsm.Time)) (judged int) {
+func (a *admissions) observe(ops []*history.Op, at ShardTimes) (judged int) {
 	for i, op := range ops {
 		in := op.Input.(LimitOp)
 		d, ok := op.Output.(client.Decision)

@@ -46,7 +46,7 @@ func newBoth(t fatal) *both {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &both{failed: t, machine: m, model: NewShard(1), now: 1_700_000_000_123}
+	return &both{failed: t, machine: m, model: NewShard(Types(), 1), now: 1_700_000_000_123}
 }
 
 // entry executes an entry and compares all that was executed in it.

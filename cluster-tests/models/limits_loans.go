@@ -38,9 +38,9 @@ func (l *limits) Local(ops []*history.Op, holder func(op *history.Op) (client [1
 	}
 	spent := make(map[account][]step)
 	for _, op := range ops {
-		in, ok := op.Input.(LimitOp)
+		in := op.Input.(LimitOp)
 		d, decided := op.Output.(client.Decision)
-		if !ok || in.Kind != KindLease || op.Outcome != history.Definite || !decided || d.Fallback {
+		if in.Kind != KindLease || op.Outcome != history.Definite || !decided || d.Fallback {
 			continue
 		}
 		client, known := holder(op)
