@@ -44,11 +44,11 @@ var registerKey = []byte("r")
 
 func registerMachine() fsm.Type {
 	return fsm.Type{ID: registerID, Name: "register", Ops: []fsm.Op{
-		fsm.Command(registerSet, "set", 1, func(tx *fsm.Tx, n *number) (number, error) {
+		fsm.Command(registerSet, "set", func(tx *fsm.Tx, n *number) (number, error) {
 			tx.Set(registerKey, n.Append(nil))
 			return *n, nil
 		}),
-		fsm.QueryOp(registerGet, "get", 1, func(v *fsm.View, _ *number) (number, error) {
+		fsm.QueryOp(registerGet, "get", func(v *fsm.View, _ *number) (number, error) {
 			b, err := v.Get(registerKey)
 			if err != nil || len(b) == 0 {
 				return 0, err
