@@ -33,6 +33,7 @@ var layers = []layer{
 	{"client/holdfasttest", []string{"client", "node/", "rpc/process", "rpc/holdfastpb"}, "a real cluster for users' tests"},
 	{"rpc", []string{"rpc/", "fsm/", "storage/kv", "storage/wire", "storage/plant"}, "services know the node by an interface of their own"},
 	{"rpc/seal", nil, "a leaf: encryption before the log"},
+	{"rpc/seal/keyring", []string{"rpc/seal"}, "files of keys: what needs none must not link their library"},
 	{"rpc/process", []string{"rpc", "rpc/seal", "node/"}, "the one place where services meet the node"},
 	{"rpc/policy", []string{"fsm/", "storage/kv"}, "finding limits needs the catalog and nothing of the network"},
 	{"rpc/envoyrls", []string{"fsm/", "rpc/policy"}, "a foreign protocol translates, it does not decide"},
