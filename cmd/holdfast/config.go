@@ -16,6 +16,8 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/holdfastdb/holdfast/fsm/catalog"
+	"github.com/holdfastdb/holdfast/rpc/seal"
+	"github.com/holdfastdb/holdfast/rpc/seal/keyring"
 )
 
 // envPrefix starts the environment variable of every flag: --raft-log is HOLDFAST_RAFT_LOG.
@@ -41,6 +43,8 @@ type serverConfig struct {
 	trailingEntries          uint64
 	heartbeat, checksum      time.Duration
 	gossipKeyFile            string
+	sessionKeys              string // a file
+	sessionKeyset            string // what would be in it; for it there is no flag, which others could see
 	insecure, pprof          bool
 	logLevel, logFormat      string
 	config                   string
@@ -55,6 +59,7 @@ func (c *serverConfig) devFlags(f *pflag.FlagSet) {
 	f.IntVar(&c.replicas, "replicas", 3, "voters of each shard of a new cluster, as far as there are nodes")
 	f.StringVar(&c.raftLog, "raft-log", "pebble", "raft log of the shards: pebble (one for all) or boltdb (a file for each)")
 	f.Uint64Var(&c.trailingEntries, "trailing-entries", 4096, "applied entries that each raft log keeps, so that a node that comes back needs no whole state")
+	f.StringVar(&c.sessionKeys, "session-keys", "", "file with the keys that encrypt what sessions say of users; see holdfast session keys")
 	f.BoolVar(&c.insecure, "insecure", false, "serve in plain text on an address that is not loopback")
 	f.BoolVar(&c.pprof, "pprof", false, "serve profiles at /debug/pprof/ of the HTTP address")
 	f.StringVar(&c.logLevel, "log-level", "warn", "debug, info, warn or error")
@@ -95,6 +100,7 @@ func (c *serverConfig) load(cmd *cobra.Command, lookupEnv func(string) (string, 
 	if err := errors.Join(errs...); err != nil {
 		return &exitError{code: exitUsage, err: err}
 	}
+	c.sessionKeyset, _ = lookupEnv(envPrefix + "SESSION_KEYSET")
 	if c.config == "" {
 		return nil
 	}
@@ -156,6 +162,25 @@ func (c *serverConfig) logger(w io.Writer) (*slog.Logger, error) {
 	return nil, usageErrorf("--log-format %q: use text or json", c.logFormat)
 }
 
+// keys are those that encrypt what sessions say of users; nil if there are none.
+func (c *serverConfig) keys() (seal.AEAD, error) {
+	var ring *keyring.Ring
+	var err error
+	switch {
+	case c.sessionKeys != "":
+		if ring, err = keyring.Read(c.sessionKeys); err != nil {
+			return nil, usageErrorf("--session-keys: %w", err)
+		}
+	case c.sessionKeyset != "":
+		if ring, err = keyring.Parse([]byte(c.sessionKeyset)); err != nil {
+			return nil, usageErrorf("%sSESSION_KEYSET: %w", envPrefix, err)
+		}
+	default:
+		return nil, nil
+	}
+	return ring.AEAD()
+}
+
 // check refuses settings that cannot be meant.
 func (c *serverConfig) check() error {
 	switch {
@@ -175,6 +200,8 @@ func (c *serverConfig) check() error {
 		return usageErrorf("--trailing-entries must be at least 1")
 	case c.checksum != 0 && c.checksum < minChecksum:
 		return usageErrorf("--checksum-interval must be 0 or at least %v", minChecksum)
+	case c.sessionKeys != "" && c.sessionKeyset != "":
+		return usageErrorf("the keys of sessions are in --session-keys and in %sSESSION_KEYSET: use one of them", envPrefix)
 	case c.heartbeat < minHeartbeat || c.heartbeat > maxHeartbeat:
 		return usageErrorf("--heartbeat must be %v to %v", minHeartbeat, maxHeartbeat)
 	}

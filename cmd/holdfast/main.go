@@ -63,7 +63,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	}
 	code := exitCode(err)
 	if !errors.Is(err, errDenied) {
-		fmt.Fprintln(stderr, "holdfast:", strings.TrimPrefix(err.Error(), "holdfast: ")) // errors of the SDK say so themselves
+		fmt.Fprintln(stderr, "holdfast:", withoutSecrets(strings.TrimPrefix(err.Error(), "holdfast: "))) // errors of the SDK say so themselves
 		switch code {
 		case exitUsage:
 			fmt.Fprintf(stderr, "See: %s --help\n", cmd.CommandPath())

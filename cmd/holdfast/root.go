@@ -48,7 +48,7 @@ Start here:
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageErrorf("%w", err) })
 	root.PersistentFlags().StringSliceVar(&c.addrs, "addr", defaultAddrs(), "gRPC addresses of the cluster; $HOLDFAST_ADDR")
 	root.PersistentFlags().StringVarP(&c.format, "output", "o", "table", "table, json or yaml")
-	root.AddCommand(newDev(c), newStart(c), newCluster(c), newPolicy(c), newLimit(c), newBench(c), newDebug(c), newVersion(c))
+	root.AddCommand(newDev(c), newStart(c), newCluster(c), newPolicy(c), newLimit(c), newSession(c), newBench(c), newDebug(c), newVersion(c))
 	root.InitDefaultCompletionCmd() // before Execute makes them, so that what follows is about them too
 	root.InitDefaultHelpCmd()
 	for _, sub := range root.Commands() {

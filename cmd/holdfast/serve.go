@@ -66,6 +66,10 @@ func (c *cli) dev(ctx context.Context, cfg *serverConfig, nodes int) (err error)
 	if err != nil {
 		return err
 	}
+	keys, err := cfg.keys()
+	if err != nil {
+		return err
+	}
 	start, cancel := context.WithTimeout(ctx, readyTimeout)
 	defer cancel()
 	var running []*process.Process
@@ -74,7 +78,7 @@ func (c *cli) dev(ctx context.Context, cfg *serverConfig, nodes int) (err error)
 	for i := range nodes {
 		pc := cfg.process(logger)
 		pc.Node.Name = fmt.Sprintf("n%d", i+1)
-		pc.Node.Timing = devTiming
+		pc.Node.Timing, pc.Keys = devTiming, keys
 		if nodes > 1 {
 			pc.Node.Dir = filepath.Join(cfg.data, pc.Node.Name)
 		}
@@ -180,6 +184,12 @@ func (c *cli) start(ctx context.Context, cfg *serverConfig) (err error) {
 		if pc.Node.GossipKey, err = readGossipKey(cfg.gossipKeyFile); err != nil {
 			return err
 		}
+	}
+	if pc.Keys, err = cfg.keys(); err != nil {
+		return err
+	}
+	if pc.Keys == nil {
+		logger.Warn("what sessions say of their users is stored as plain text: make keys with holdfast session keys create, and give all nodes the same with --session-keys")
 	}
 	p, err := process.Start(ctx, pc)
 	if err != nil {
