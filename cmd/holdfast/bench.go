@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -21,6 +24,7 @@ type benchRun struct {
 	duration, warmup time.Duration
 	zipf, rate       float64
 	resource         string
+	cached           time.Duration
 }
 
 // benchResult is what bench prints; the names are promises.
@@ -41,10 +45,18 @@ type benchResult struct {
 // workload prepares the cluster and returns one operation; cleanup undoes what it made.
 type workload func(ctx context.Context, cl *client.Client, r *benchRun) (do load.Work, cleanup func(context.Context) error, err error)
 
-var workloads = map[string]workload{
-	"limit-check": benchCheck,
-	"limit-lease": benchLease,
+// workloads have a number of keys by default that is theirs.
+var workloads = map[string]struct {
+	make workload
+	keys int
+}{
+	"limit-check":      {benchCheck, 10_000},
+	"limit-lease":      {benchLease, 16}, // leases are for hot keys
+	"session-validate": {benchValidate, 10_000},
+	"session-create":   {benchCreate, 100_000},
 }
+
+func workloadNames() []string { return slices.Sorted(maps.Keys(workloads)) }
 
 func newBench(c *cli) *cobra.Command {
 	var r benchRun
@@ -54,13 +66,17 @@ func newBench(c *cli) *cobra.Command {
 		Long: `bench puts load on a running cluster and measures it from the callers' side.
 
 Workloads:
-  limit-check   durable, exactly-once rate-limit checks
-  limit-lease   checks decided from leases of this process`,
+  limit-check        durable, exactly-once rate-limit checks
+  limit-lease        checks decided from leases of this process
+  session-validate   linearizable validations of --keys sessions, or from this process's memory with --cached
+  session-create     logins of --keys users`,
 		Example: `  holdfast bench limit-check --clients 256 --duration 10s
   holdfast bench limit-check --clients 1 -o json
-  holdfast bench limit-check --rate 20000        at a fixed rate, for latencies below the peak`,
+  holdfast bench limit-check --rate 20000        at a fixed rate, for latencies below the peak
+  holdfast bench session-validate --clients 256
+  holdfast bench session-validate --cached 500ms`,
 		Args:      cobra.ExactArgs(1),
-		ValidArgs: []string{"limit-check", "limit-lease"},
+		ValidArgs: workloadNames(),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := r.complete(args[0], cmd.Flags().Changed("keys")); err != nil {
 				return err
@@ -70,25 +86,24 @@ Workloads:
 	}
 	f := cmd.Flags()
 	f.IntVar(&r.clients, "clients", 64, "callers at the same time")
-	f.IntVar(&r.keys, "keys", 0, "different clients of the limits (default 10000; 16 for limit-lease: leases are for hot keys)")
+	f.IntVar(&r.keys, "keys", 0, "different clients of the limits, sessions or users (default 10000; 16 for limit-lease, 100000 for session-create)")
 	f.DurationVar(&r.duration, "duration", 10*time.Second, "how long to measure")
 	f.DurationVar(&r.warmup, "warmup", 2*time.Second, "how long to run before")
 	f.Float64Var(&r.zipf, "zipf", 0, "skew of the keys, above 1; 0 uses all alike")
 	f.StringVar(&r.resource, "resource", "", "check against the policies of this resource, instead of one made for the run")
+	f.DurationVar(&r.cached, "cached", 0, "with session-validate: accept answers that are at most so old")
 	f.Float64Var(&r.rate, "rate", 0, "operations per second; 0 is as fast as possible")
 	return cmd
 }
 
 // complete gives the keys their default, which is the workload's, and refuses what cannot be run.
 func (r *benchRun) complete(name string, keysGiven bool) error {
-	if workloads[name] == nil {
-		return usageErrorf("no workload %q: use limit-check or limit-lease", name)
+	w, ok := workloads[name]
+	if !ok {
+		return usageErrorf("no workload %q: use %s", name, strings.Join(workloadNames(), ", "))
 	}
 	if !keysGiven {
-		r.keys = 10_000
-		if name == "limit-lease" {
-			r.keys = 16
-		}
+		r.keys = w.keys
 	}
 	switch {
 	case r.clients < 1:
@@ -99,6 +114,10 @@ func (r *benchRun) complete(name string, keysGiven bool) error {
 		return usageErrorf("--duration must be more than 0, as in 10s")
 	case r.warmup < 0:
 		return usageErrorf("--warmup must be 0 or more, as in 2s")
+	case r.cached < 0:
+		return usageErrorf("--cached must be 0 or more, as in 500ms")
+	case r.cached > 0 && name != "session-validate":
+		return usageErrorf("--cached is for session-validate")
 	case r.zipf != 0 && !isAbove(r.zipf, 1):
 		return usageErrorf("--zipf must be 0 or a number above 1")
 	case r.rate != 0 && !isAbove(r.rate, 0):
@@ -116,7 +135,7 @@ func (c *cli) bench(ctx context.Context, name string, r *benchRun) (err error) {
 		return err
 	}
 	defer func() { err = plain(errors.Join(err, cl.Close())) }()
-	do, cleanup, err := workloads[name](ctx, cl, r)
+	do, cleanup, err := workloads[name].make(ctx, cl, r)
 	if err != nil {
 		return err
 	}
@@ -133,7 +152,7 @@ func (c *cli) bench(ctx context.Context, name string, r *benchRun) (err error) {
 		Callers: r.clients, Keys: r.keys, Warmup: r.warmup, Duration: r.duration, Zipf: r.zipf, PerSecond: r.rate,
 		Unknown: func(err error) bool { return errors.Is(err, client.ErrOutcomeUnknown) },
 	}
-	if name == "limit-lease" {
+	if name == "limit-lease" || r.cached > 0 {
 		l.Sample = 64
 	}
 	got := l.Run(ctx, do)

@@ -113,6 +113,7 @@ Try in another terminal:
   holdfast policy create --name api --rate 5 --window 60%[1]s
   holdfast policy assign api alice%[1]s
   holdfast limit check alice%[1]s
+  holdfast session create alice%[1]s
   curl -s http://%[2]s/api/v1/ratelimit/check -d '{"client_id":"alice"}'
 (holdfast is this program: go run ./cmd/holdfast, or bin/holdfast after make build.)
 Data: %[3]s. Stop with Ctrl-C.

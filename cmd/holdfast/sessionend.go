@@ -134,20 +134,29 @@ func (c *cli) sweep(ctx context.Context, q *pb.RevokeMatchingRequest) (err error
 		return err
 	}
 	defer func() { err = plain(errors.Join(err, cl.Close())) }()
+	service := pb.NewSessionsClient(cl.Conn())
+	return c.sweepBy(q, func(q *pb.RevokeMatchingRequest) (*pb.RevokeMatchingResponse, error) {
+		ctx, cancel := context.WithTimeout(ctx, verbTimeout)
+		defer cancel()
+		return service.RevokeMatching(ctx, q)
+	})
+}
+
+// sweepBy sweeps by steps, each of which looks at a part.
+func (c *cli) sweepBy(q *pb.RevokeMatchingRequest, step func(*pb.RevokeMatchingRequest) (*pb.RevokeMatchingResponse, error)) error {
 	what := "ending sessions"
 	if q.DryRun {
 		what = "counting sessions"
 	}
 	bar := c.progress(what, 100*percentScale)
-	service := pb.NewSessionsClient(cl.Conn())
 	done := sweep{Next: q.Next}
 	for more := true; more; more = done.Next != "" {
 		q.Next = done.Next
-		r, err := sweepStep(ctx, service, q)
+		r, err := step(q)
 		if err != nil {
 			bar.done()
 			if done.Next != "" {
-				fmt.Fprintf(c.stderr, "Stopped at %.1f %% with %d of %d sessions matched. Go on with the same conditions and --next %s\n",
+				fmt.Fprintf(c.stderr, "Stopped at %.1f %%: %d of %d sessions matched. Go on with the same conditions and --next %s\n",
 					done.Percent, done.Matched, done.Scanned, done.Next)
 			}
 			return err
@@ -163,10 +172,4 @@ func (c *cli) sweep(ctx context.Context, q *pb.RevokeMatchingRequest) (err error
 	t := &table{header: []string{"scanned", "matched", "ended"}}
 	t.add(count(done.Scanned), count(done.Matched), count(done.Revoked))
 	return c.printer().value(done, t)
-}
-
-func sweepStep(ctx context.Context, s pb.SessionsClient, q *pb.RevokeMatchingRequest) (*pb.RevokeMatchingResponse, error) {
-	ctx, cancel := context.WithTimeout(ctx, verbTimeout)
-	defer cancel()
-	return s.RevokeMatching(ctx, q)
 }

@@ -221,6 +221,7 @@ func (w *watcher) event(shard uint32, e *pb.SessionEvent) {
 		if err := json.Unmarshal(text, &all); err != nil {
 			return err
 		}
+		all["index"] = json.RawMessage(count(e.Index)) // not as a text
 		if text, err = json.Marshal(all); err != nil {
 			return err
 		}
