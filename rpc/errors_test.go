@@ -36,6 +36,7 @@ func TestErrorsHaveTheCodeReasonAndAdviceOfTheTable(t *testing.T) {
 		"no leader":       {fsm.ErrNotLeader, codes.Unavailable, "UNAVAILABLE", true},
 		"closing":         {fsm.ErrClosed, codes.Unavailable, "UNAVAILABLE", true},
 		"timeout":         {context.DeadlineExceeded, codes.Unavailable, "UNAVAILABLE", true},
+		"refused token":   {refuse("expired"), codes.Unauthenticated, "TOKEN_REFUSED", false},
 		"anything else":   {errors.New("bug"), codes.Internal, "INTERNAL", false},
 		"another node's":  {status.Error(codes.DeadlineExceeded, "late"), codes.Internal, "INTERNAL", false}, // no answer to this request
 	} {
@@ -76,7 +77,7 @@ func TestTheDocumentedTableIsTheOneInUse(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, k := range []kind{invalid, notFound, conflict, exhausted, expired, overloaded, unavailable, outcomeUnknown, internal} {
+	for _, k := range []kind{invalid, notFound, conflict, exhausted, expired, overloaded, unavailable, outcomeUnknown, tokenInvalid, internal} {
 		row := ""
 		for line := range strings.Lines(string(text)) {
 			if strings.HasPrefix(line, "| `"+k.reason+"`") {
