@@ -8,6 +8,7 @@ import (
 	"net/http/cookiejar"
 	"net/http/httptest"
 	"net/url"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -189,6 +190,11 @@ func newApp(t *testing.T, store scs.Store) *app {
 	})
 	mux.HandleFunc("/whoami", func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.WriteString(w, a.manager.GetString(r.Context(), "user"))
+	})
+	mux.HandleFunc("/count", func(w http.ResponseWriter, r *http.Request) {
+		n := a.manager.GetInt(r.Context(), "n") + 1
+		a.manager.Put(r.Context(), "n", n)
+		_, _ = io.WriteString(w, strconv.Itoa(n))
 	})
 	mux.HandleFunc("/slow", func(w http.ResponseWriter, r *http.Request) {
 		a.inside <- struct{}{}
