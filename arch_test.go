@@ -32,7 +32,8 @@ var layers = []layer{
 	{"client/load", nil, "load generation knows no system under test"},
 	{"client/holdfasttest", []string{"client", "node/", "rpc/process", "rpc/holdfastpb"}, "a real cluster for users' tests"},
 	{"rpc", []string{"rpc/", "fsm/", "storage/kv", "storage/wire", "storage/plant"}, "services know the node by an interface of their own"},
-	{"rpc/process", []string{"rpc", "node/"}, "the one place where services meet the node"},
+	{"rpc/seal", nil, "a leaf: encryption before the log"},
+	{"rpc/process", []string{"rpc", "rpc/seal", "node/"}, "the one place where services meet the node"},
 	{"rpc/policy", []string{"fsm/", "storage/kv"}, "finding limits needs the catalog and nothing of the network"},
 	{"rpc/envoyrls", []string{"fsm/", "rpc/policy"}, "a foreign protocol translates, it does not decide"},
 	{"rpc/proto/", nil, "a build tool"},
@@ -56,6 +57,11 @@ var layers = []layer{
 	{"storage/storagetest", []string{"storage/raftlog"}, "what every log must do"},
 	{"storage/raftlog/bolt", []string{"storage/raftlog"}, "the second implementation of one interface"},
 	{"cluster-tests/", []string{"client/", "rpc/", "node/", "fsm/", "storage/", "cluster-tests/"}, "tests see everything"},
+	{"cluster-tests/history", []string{"client"}, "a history has operations of any data type"},
+	{"cluster-tests/models", []string{"client", "rpc/holdfastpb", "fsm/", "cluster-tests/history"}, "the one place where the tests know data types"},
+	{"cluster-tests/check", []string{"rpc", "fsm", "fsm/catalog", "storage/kv", "cluster-tests/history", "cluster-tests/models"}, "the judge knows a data type by its model"},
+	{"cluster-tests/sim", []string{"client", "rpc/process", "node/", "fsm", "cluster-tests/"}, "a layer takes data types as models has them"},
+	{"cluster-tests/chaos", []string{"client", "rpc/holdfastpb", "fsm", "storage/plant", "cluster-tests/"}, "a layer takes data types as models has them"},
 	{"bench", []string{"client", "client/load", "rpc/holdfastpb", "fsm/", "storage"}, "a user of the SDK, and of what it measures alone"},
 }
 

@@ -228,7 +228,7 @@ func (r *Reservation) Commit(ctx context.Context, actual uint32) error {
 		return nil
 	}
 	var answer pb.CommitResponse
-	return r.l.c.call(ctx, r.key, typeLimits, methodCommit, false, &pb.CommitRequest{ReservationId: r.ID, Actual: actual}, &answer)
+	return r.l.c.call(ctx, r.key, typeLimits, methodCommit, false, &pb.CommitRequest{ReservationId: r.ID, Actual: &actual}, &answer)
 }
 
 // Refund gives the reservation back whole.

@@ -101,16 +101,16 @@ func lists() Type {
 	return Type{
 		ID: listType, Name: "list",
 		Ops: []Op{
-			Command(opAppend, "append", 1, grow),
-			Command(opRefuse, "refuse", 1, func(*Tx, *appendRequest) (*numbers, error) {
+			Command(opAppend, "append", grow),
+			Command(opRefuse, "refuse", func(*Tx, *appendRequest) (*numbers, error) {
 				return nil, Errorf(Conflict, "refused")
 			}),
-			Command(opBreak, "break", 1, func(*Tx, *appendRequest) (*numbers, error) {
+			Command(opBreak, "break", func(*Tx, *appendRequest) (*numbers, error) {
 				return nil, errors.New("broken")
 			}),
-			Command(opAppendRow, "append_row", 1, growRow),
-			Command(opCount, "count", 1, count),
-			QueryOp(opRead, "read", 1, func(v *View, q *appendRequest) (*numbers, error) {
+			Command(opAppendRow, "append_row", growRow),
+			Command(opCount, "count", count),
+			QueryOp(opRead, "read", func(v *View, q *appendRequest) (*numbers, error) {
 				value, err := v.Get([]byte(q.key))
 				if errors.Is(err, kv.ErrNotFound) {
 					return nil, Errorf(NotFound, "no list %q", q.key)

@@ -9,9 +9,6 @@ type Time int64
 // Millis is a span of shard time in milliseconds.
 type Millis = int64
 
-// Feature is the cluster-wide feature level from which on an operation may be proposed. Level 1 is the first release.
-type Feature uint32
-
 // Type describes one data type: a folder under fsm. The number and the names are stored in the log and in every key:
 // they never change and are never used again.
 type Type struct {
@@ -46,11 +43,10 @@ type Result struct {
 
 // Op is one row of a data type's table: build it with Command or Query.
 type Op struct {
-	Number uint8   // explicit, never reused; by custom commands count from 1 and queries from 64
-	Name   string  // snake_case
-	Since  Feature // the feature level that introduced it
-	Query  bool    // read-only: runs on a view and never enters the log
-	Point  bool    // a query that reads single keys, so that the machine answers it from memory
+	Number uint8  // explicit, never reused; by custom commands count from 1 and queries from 64
+	Name   string // snake_case
+	Query  bool   // read-only: runs on a view and never enters the log
+	Point  bool   // a query that reads single keys, so that the machine answers it from memory
 
 	apply func(tx *Tx, body, dst []byte) ([]byte, error)
 	query func(q *View, body, dst []byte) ([]byte, error)
@@ -72,8 +68,8 @@ type response interface {
 // Command declares an operation that changes state. apply must be a function of its arguments and of what tx reads,
 // and nothing else. If it returns an error, it must not have written anything: check first, then write. An error that
 // is not an *Error stops the replica, as does a decode failure: bad input is refused before it is proposed.
-func Command[Q any, P request[Q], R response](number uint8, name string, since Feature, apply func(tx *Tx, q P) (R, error)) Op {
-	return Op{Number: number, Name: name, Since: since, apply: func(tx *Tx, body, dst []byte) ([]byte, error) {
+func Command[Q any, P request[Q], R response](number uint8, name string, apply func(tx *Tx, q P) (R, error)) Op {
+	return Op{Number: number, Name: name, apply: func(tx *Tx, body, dst []byte) ([]byte, error) {
 		var q Q
 		if err := P(&q).Decode(body); err != nil {
 			return dst, err
@@ -87,8 +83,8 @@ func Command[Q any, P request[Q], R response](number uint8, name string, since F
 }
 
 // QueryOp declares a read-only operation, run on a consistent view at the view's shard time.
-func QueryOp[Q any, P request[Q], R response](number uint8, name string, since Feature, run func(v *View, q P) (R, error)) Op {
-	return Op{Number: number, Name: name, Since: since, Query: true, query: func(v *View, body, dst []byte) ([]byte, error) {
+func QueryOp[Q any, P request[Q], R response](number uint8, name string, run func(v *View, q P) (R, error)) Op {
+	return Op{Number: number, Name: name, Query: true, query: func(v *View, body, dst []byte) ([]byte, error) {
 		var q Q
 		if err := P(&q).Decode(body); err != nil {
 			return dst, err
@@ -102,8 +98,8 @@ func QueryOp[Q any, P request[Q], R response](number uint8, name string, since F
 }
 
 // PointOp declares a query that uses Get and Row of its view and never Iter: the machine answers it from memory.
-func PointOp[Q any, P request[Q], R response](number uint8, name string, since Feature, run func(v *View, q P) (R, error)) Op {
-	op := QueryOp(number, name, since, run)
+func PointOp[Q any, P request[Q], R response](number uint8, name string, run func(v *View, q P) (R, error)) Op {
+	op := QueryOp(number, name, run)
 	op.Point = true
 	return op
 }

@@ -70,6 +70,10 @@ func TestADataDirectoryOfWhichAPartIsMissingIsRefused(t *testing.T) {
 			if why := refused(t, dir, kind); !strings.Contains(why, tt.says) || !strings.Contains(why, "--join") {
 				t.Errorf("refused, for %q, but not because %q, or without advice", why, tt.says)
 			}
+			again := func(cfg *Config) { cfg.BoltLog, cfg.Bootstrap = tt.bolt, false } // as a restart is
+			if why := refused(t, dir, again); !strings.Contains(why, tt.says) || !strings.Contains(why, "--join") {
+				t.Errorf("without --bootstrap refused for %q, but not because %q, or without advice", why, tt.says)
+			}
 			if tt.says == "log of group 2 is empty" {
 				return // it was made again, as when a shard is new
 			}

@@ -202,9 +202,6 @@ func (n *Node) openStorage() (err error) {
 	if n.identity, found, err = loadIdentity(filesystem, n.cfg.Dir); err != nil {
 		return err
 	}
-	if !found && !n.cfg.Bootstrap && len(n.cfg.Join) == 0 {
-		return fmt.Errorf("data directory %s is new: start with --bootstrap to make a cluster, or with --join to become part of one", n.cfg.Dir)
-	}
 	kind := logPebble
 	if n.cfg.BoltLog {
 		kind = logBolt
@@ -218,6 +215,9 @@ func (n *Node) openStorage() (err error) {
 	}
 	if err := n.checkDir(filesystem, found); err != nil {
 		return err
+	}
+	if !found && !n.cfg.Bootstrap && len(n.cfg.Join) == 0 { // and nothing else is there either
+		return fmt.Errorf("data directory %s is new: start with --bootstrap to make a cluster, or with --join to become part of one", n.cfg.Dir)
 	}
 	if changed {
 		if err := n.identity.save(filesystem, n.cfg.Dir); err != nil {

@@ -9,6 +9,8 @@ import (
 	"sync/atomic"
 
 	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"github.com/holdfastdb/holdfast/fsm"
 )
@@ -45,6 +47,18 @@ type body struct {
 	size    int64
 	large   int64 // what it has of all
 	refused bool
+	path    map[string]string // the fields that the path gave
+}
+
+// agrees refuses a message of the body that contradicts the path: one of the two is not meant.
+func (b *body) agrees(m protoreflect.Message) error {
+	for name, value := range b.path {
+		f := m.Descriptor().Fields().ByName(protoreflect.Name(name))
+		if f != nil && m.Has(f) && m.Get(f).String() != value {
+			return fmt.Errorf("%s is %q in the path and %q in the body: leave it out there", name, value, m.Get(f).String())
+		}
+	}
+	return nil
 }
 
 func (b *body) Read(p []byte) (int, error) {
@@ -60,7 +74,7 @@ func (b *body) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// jsonBody reads bodies of exactly one JSON value.
+// jsonBody reads bodies of exactly one JSON value, that say nothing else than the path.
 type jsonBody struct{ *runtime.JSONPb }
 
 // NewDecoder implements runtime.Marshaler.
@@ -73,7 +87,12 @@ func (j jsonBody) NewDecoder(r io.Reader) runtime.Decoder {
 		}
 		switch _, err := text.Token(); {
 		case errors.Is(err, io.EOF):
-			return nil
+			whole, counted := r.(*body)
+			message, is := m.(proto.Message)
+			if !counted || !is {
+				return nil
+			}
+			return whole.agrees(message.ProtoReflect())
 		case err != nil && !errors.As(err, new(*json.SyntaxError)):
 			return err
 		}

@@ -84,5 +84,5 @@ func (s *cluster) TransferLeader(ctx context.Context, q *pb.TransferLeaderReques
 			return &pb.TransferLeaderResponse{Leader: n.ID}, nil
 		}
 	}
-	return nil, statusOf(invalidf("no node %q", q.Node))
+	return nil, statusOf(fsm.Errorf(fsm.NotFound, "no node %q", q.Node))
 }

@@ -1,6 +1,7 @@
 package rpc
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"runtime"
@@ -22,12 +23,13 @@ import (
 // data implements holdfast.v1.Data, the stream that SDKs speak.
 type data struct {
 	pb.UnimplementedDataServer
-	node    Node
-	limits  *limits
-	metrics *metrics
-	closing chan struct{}  // closed when streams shall end
-	streams sync.WaitGroup // the readers and writers of all streams
-	memory  atomic.Int64   // what the frames of all streams hold
+	node     Node
+	limits   *limits
+	sessions *sessions
+	metrics  *metrics
+	closing  chan struct{}  // closed when streams shall end
+	streams  sync.WaitGroup // the readers and writers of all streams
+	memory   atomic.Int64   // what the frames of all streams hold
 }
 
 const (
@@ -87,14 +89,13 @@ func newStream(ctx context.Context, s *data) *stream {
 // Frames implements the service. It ends with its writer, or without it when that waits for too long; then the reader's
 // Recv and the writer's Send end with the stream.
 func (s *data) Frames(st grpc.BidiStreamingServer[pb.FrameRequest, pb.FrameResponse]) error {
-	ctx, cancel := context.WithCancel(st.Context())
-	defer cancel()
+	ctx, cancel := context.WithCancelCause(st.Context())
+	defer cancel(nil)
 	x := newStream(ctx, s)
 	written, stalled := make(chan struct{}), make(chan struct{})
 	s.streams.Go(func() {
 		defer x.work.Wait()
-		defer cancel()
-		x.read(st)
+		cancel(x.read(st))
 	})
 	s.streams.Go(func() {
 		defer close(written)
@@ -103,25 +104,30 @@ func (s *data) Frames(st grpc.BidiStreamingServer[pb.FrameRequest, pb.FrameRespo
 	})
 	select {
 	case <-written:
+		var refusal *failure
+		if errors.As(context.Cause(ctx), &refusal) {
+			return refusal
+		}
 		return nil
 	case <-stalled:
 		return errStalled
 	}
 }
 
-// read takes frames in until the client hangs up. Those under way then are finished by their shards.
-func (x *stream) read(st grpc.BidiStreamingServer[pb.FrameRequest, pb.FrameResponse]) {
+// read takes frames in until the client hangs up, or sends what is no frame. Those under way then are finished by their
+// shards.
+func (x *stream) read(st grpc.BidiStreamingServer[pb.FrameRequest, pb.FrameResponse]) error {
 	for x.share() {
 		q, err := st.Recv()
 		if err != nil {
-			return
+			return err
 		}
 		all := x.hold(requestMemory(q))
 		select {
 		case x.room <- struct{}{}:
 		case <-x.ctx.Done():
 			x.hold(-requestMemory(q))
-			return
+			return nil
 		}
 		if all > maxMemory {
 			x.refuse(q, pb.FrameError_REASON_OVERLOADED, "this node has too many frames under way")
@@ -129,6 +135,7 @@ func (x *stream) read(st grpc.BidiStreamingServer[pb.FrameRequest, pb.FrameRespo
 		}
 		x.frame(q)
 	}
+	return nil
 }
 
 // write sends answers, as many as wait, until the stream ends, or the service and nothing is left to be answered.
@@ -235,6 +242,7 @@ func (x *stream) frame(q *pb.FrameRequest) {
 	f := &fsm.Frame{Client: [16]byte(q.Client), Seq: q.Seq, AckUpTo: q.AckUpTo, Calls: make([]fsm.Call, len(q.Ops))}
 	x.bodies = make([]byte, 0, callBytes*len(ops))
 	for i, o := range q.Ops {
+		ops[i].place = i
 		x.prepare(&ops[i], o, q)
 		f.Calls[i] = ops[i].call
 	}
@@ -297,6 +305,11 @@ func (x *stream) executed(q *pb.FrameRequest, ops []op, out fsm.FrameOutcome, er
 	var room answerRoom
 	var elsewhere []int
 	for i := range ops {
+		if out.Replayed && ops[i].again != nil {
+			ops[i].repeat(out.Results[i])
+			elsewhere = append(elsewhere, i)
+			continue
+		}
 		if ops[i].goesElsewhere(out.Results[i].Code) {
 			elsewhere = append(elsewhere, i)
 			continue
@@ -397,8 +410,18 @@ type op struct {
 	check *plan
 	// finish builds the answer from the shard's result; for a placeholder it ignores it.
 	finish func(r fsm.Result, now fsm.Time) (proto.Message, error)
+	// again builds the answer if the frame was executed before and the answer was lost, where finish cannot; see sessionStep.
+	again func(ctx context.Context, r fsm.Result) (proto.Message, error)
+	place int // in its frame
 	// elsewhere carries the operation out in several groups.
 	elsewhere func(ctx context.Context, q *pb.FrameRequest, i int) (proto.Message, error)
+}
+
+// repeat has the answer built again, from the result of the first time.
+func (o *op) repeat(r fsm.Result) {
+	again := o.again
+	r.Body = bytes.Clone(r.Body)
+	o.elsewhere = func(ctx context.Context, _ *pb.FrameRequest, _ int) (proto.Message, error) { return again(ctx, r) }
 }
 
 // goesElsewhere tells whether the operation is still to be carried out. What the shard answered decides, not the plan:

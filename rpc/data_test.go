@@ -125,6 +125,9 @@ type leading struct{ *leader }
 
 func (l leading) IsLeader() bool { return true }
 func (l leading) Now() fsm.Time  { return l.now }
+func (l leading) Watch(func(uint64, fsm.Time, []fsm.Event)) func() {
+	return func() {}
+}
 func (l leading) Query(context.Context, []fsm.Call) ([]fsm.Result, fsm.Applied, error) {
 	return nil, fsm.Applied{}, fsm.ErrNotLeader
 }

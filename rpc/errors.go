@@ -33,6 +33,7 @@ var (
 	overloaded     = kind{codes.ResourceExhausted, "OVERLOADED", true}
 	unavailable    = kind{codes.Unavailable, "UNAVAILABLE", true}
 	outcomeUnknown = kind{codes.DeadlineExceeded, "OUTCOME_UNKNOWN", false}
+	tokenInvalid   = kind{codes.Unauthenticated, "TOKEN_REFUSED", false}
 	internal       = kind{codes.Internal, "INTERNAL", false}
 )
 
@@ -49,6 +50,8 @@ func kindOf(err error) kind {
 		return outcomeUnknown
 	case errors.As(err, &refusal):
 		return kinds[refusal.Code]
+	case errors.As(err, new(*tokenRefused)):
+		return tokenInvalid
 	case errors.Is(err, fsm.ErrOverloaded):
 		return overloaded
 	case errors.Is(err, fsm.ErrDiskFull):

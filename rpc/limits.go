@@ -48,6 +48,20 @@ func idempotencyKey(ctx context.Context) string {
 	return ""
 }
 
+// checkKey refuses a key that gRPC's metadata cannot carry: the gateway would leave it out, and the request be executed
+// again when it is repeated.
+func checkKey(key string) error {
+	if len(key) > maxKeyBytes {
+		return invalidf("the idempotency key has %d bytes, at most %d are allowed", len(key), maxKeyBytes)
+	}
+	for i := range len(key) {
+		if key[i] < ' ' || key[i] > '~' {
+			return invalidf("the idempotency key %q has characters that are not printable ASCII", key)
+		}
+	}
+	return nil
+}
+
 // caller returns how this request's calls are executed: under the number of its operation in an SDK's frame, or under
 // its idempotency key if it has one. That costs a step in a shard of its own: a key that comes with another request is
 // refused before anything is done.
@@ -59,8 +73,8 @@ func (l *limits) caller(ctx context.Context, q proto.Message) (caller, error) {
 	if key == "" {
 		return l.nobody(), nil
 	}
-	if len(key) > maxKeyBytes {
-		return caller{}, invalidf("the idempotency key has %d bytes, at most %d are allowed", len(key), maxKeyBytes)
+	if err := checkKey(key); err != nil {
+		return caller{}, err
 	}
 	text, err := proto.MarshalOptions{Deterministic: true}.Marshal(q)
 	if err != nil {
@@ -378,7 +392,7 @@ func (l *limits) settle(ctx context.Context, q proto.Message, kind tokenKind, to
 	if err != nil {
 		return all, err
 	}
-	var failed, missing error
+	var failed, missing error // missing is told in the words of reservations
 	found := false
 	for i := range holds {
 		out, err := c.propose(ctx, holds[i].group, step{number: uint64(i + 1)}, holds[i].settle(counter.Charge, actual))
@@ -404,6 +418,8 @@ func (l *limits) settle(ctx context.Context, q proto.Message, kind tokenKind, to
 	switch {
 	case failed != nil:
 		return all, failed
+	case !found && kind == slots:
+		return all, errReleased
 	case !found:
 		return all, missing
 	}
@@ -417,10 +433,13 @@ func hasShard(t *catalog.Topology, group uint32) bool {
 
 // Commit implements the service.
 func (l *limits) Commit(ctx context.Context, q *pb.CommitRequest) (*pb.CommitResponse, error) {
-	if q.Actual > counter.MaxRate {
+	switch {
+	case q.Actual == nil:
+		return nil, statusOf(invalidf("actual is missing: say what the work did cost; to give everything back, refund"))
+	case *q.Actual > counter.MaxRate:
 		return nil, statusOf(invalidf("actual must be at most %d", counter.MaxRate))
 	}
-	r, err := l.settle(ctx, q, reservation, q.ReservationId, q.Actual)
+	r, err := l.settle(ctx, q, reservation, q.ReservationId, *q.Actual)
 	if err != nil {
 		return nil, statusOf(err)
 	}

@@ -32,5 +32,25 @@ func (r registrar) RegisterService(d *grpc.ServiceDesc, impl any) {
 			}, interceptor)
 		}
 	}
+	own.Streams = slices.Clone(d.Streams)
+	for i := range own.Streams {
+		handle := own.Streams[i].Handler
+		own.Streams[i].Handler = func(srv any, st grpc.ServerStream) error { return handle(srv, triedStream{st}) }
+	}
 	r.server.RegisterService(&own, impl)
+}
+
+// triedStream is a stream whose requests that are no messages are its caller's fault too.
+type triedStream struct{ grpc.ServerStream }
+
+// RecvMsg implements grpc.ServerStream.
+func (s triedStream) RecvMsg(m any) error {
+	tried := codec.Tried{Message: m}
+	if err := s.ServerStream.RecvMsg(&tried); err != nil {
+		return err
+	}
+	if tried.Err != nil {
+		return statusOf(invalidf("malformed request: %v", tried.Err))
+	}
+	return nil
 }

@@ -34,6 +34,8 @@ func newREST(s *services, envoy *envoyrls.Service, n Node, m *Metrics, mux *http
 			MarshalOptions: protojson.MarshalOptions{UseProtoNames: true, EmitUnpopulated: true},
 		}}),
 		runtime.WithErrorHandler(writeProblem),
+		runtime.WithMiddlewares(routes().exact),
+		runtime.WithDisablePathLengthFallback(), // a form sent to a path for GET is a wrong method, as any other body
 		runtime.WithForwardResponseOption(limitHeaders),
 		runtime.WithIncomingHeaderMatcher(func(name string) (string, bool) {
 			switch lower := strings.ToLower(name); lower {
@@ -48,13 +50,14 @@ func newREST(s *services, envoy *envoyrls.Service, n Node, m *Metrics, mux *http
 		func() error { return pb.RegisterLimitsHandlerServer(ctx, gateway, s.limits) },
 		func() error { return pb.RegisterPoliciesHandlerServer(ctx, gateway, s.policies) },
 		func() error { return pb.RegisterClusterHandlerServer(ctx, gateway, s.cluster) },
+		func() error { return pb.RegisterSessionsHandlerServer(ctx, gateway, s.sessions) },
 	} {
 		if err := register(); err != nil {
 			return nil, fmt.Errorf("build the REST interface: %w", err)
 		}
 	}
 	large := &bodies{}
-	mux.Handle("/", boundedHTTP(large.bounded(withHTTPStatus(gateway))))
+	mux.Handle("/", boundedHTTP(large.bounded(gateway)))
 	mux.Handle("POST /json", boundedHTTP(large.bounded(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { envoyJSON(envoy, w, r) }))))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ok\n")) })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
@@ -111,25 +114,6 @@ func writeProblem(_ context.Context, _ *runtime.ServeMux, _ runtime.Marshaler, w
 	w.Header().Set("Content-Type", "application/problem+json")
 	w.WriteHeader(p.Status)
 	_ = json.NewEncoder(w).Encode(p)
-}
-
-type httpStatusKey struct{}
-
-// withHTTPStatus notes that the caller wants a denial as status 429.
-func withHTTPStatus(h http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if query := r.URL.Query(); query.Has("http_status") {
-			want, err := strconv.ParseBool(query.Get("http_status"))
-			if err != nil {
-				writeProblem(r.Context(), nil, nil, w, r, statusOf(invalidf("http_status %q: use true or false", query.Get("http_status"))))
-				return
-			}
-			r = r.WithContext(context.WithValue(r.Context(), httpStatusKey{}, want))
-			query.Del("http_status")
-			r.URL.RawQuery = query.Encode()
-		}
-		h.ServeHTTP(w, r)
-	})
 }
 
 // limitHeaders adds the RateLimit fields of draft-ietf-httpapi-ratelimit-headers to the answer of a check.

@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"context"
+	"log/slog"
 	"net/http"
 	"net/http/pprof"
 	"time"
@@ -19,6 +20,7 @@ import (
 	"github.com/holdfastdb/holdfast/rpc/envoyrls"
 	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
 	"github.com/holdfastdb/holdfast/rpc/policy"
+	"github.com/holdfastdb/holdfast/rpc/seal"
 )
 
 // Options configures a Server.
@@ -27,6 +29,9 @@ type Options struct {
 	Metrics *Metrics
 	// Creds secures gRPC; nil means plain text.
 	Creds credentials.TransportCredentials
+	// Keys encrypts what sessions say of their users; nil for plain text.
+	Keys seal.AEAD
+	Log  *slog.Logger
 	// Profiles serves net/http/pprof at /debug/pprof/.
 	Profiles bool
 }
@@ -40,6 +45,7 @@ type Server struct {
 	resolver *policy.Resolver
 	limits   *limits
 	data     *data
+	sessions *sessions
 	envoy    *envoyrls.Service
 }
 
@@ -72,9 +78,12 @@ func New(o Options) (*Server, error) {
 		options = append(options, grpc.Creds(o.Creds))
 	}
 	s.GRPC = grpc.NewServer(options...)
+	s.sessions = &sessions{node: o.Node, limits: l, sealer: seal.New(o.Keys), closing: make(chan struct{})}
+	s.sessions.uses = newUses(s.sessions.do, o.Log)
 	services := services{
-		limits: l, policies: &policies{node: o.Node}, cluster: &cluster{node: o.Node},
-		data: &data{node: o.Node, limits: l, metrics: o.Metrics, closing: make(chan struct{})},
+		sessions: s.sessions,
+		limits:   l, policies: &policies{node: o.Node}, cluster: &cluster{node: o.Node},
+		data: &data{node: o.Node, limits: l, sessions: s.sessions, metrics: o.Metrics, closing: make(chan struct{})},
 	}
 	s.data = services.data
 	in := registrar{s.GRPC}
@@ -82,6 +91,7 @@ func New(o Options) (*Server, error) {
 	pb.RegisterPoliciesServer(in, services.policies)
 	pb.RegisterClusterServer(in, services.cluster)
 	pb.RegisterDataServer(in, services.data)
+	pb.RegisterSessionsServer(in, services.sessions)
 	rls.RegisterRateLimitServiceServer(in, s.envoy)
 	grpc_health_v1.RegisterHealthServer(in, healthService{node: o.Node})
 	reflection.Register(s.GRPC)
@@ -132,12 +142,14 @@ type services struct {
 	policies *policies
 	cluster  *cluster
 	data     *data
+	sessions *sessions
 }
 
 // Close lets calls under way finish, as long as ctx lasts, and returns the leases that this node holds.
 func (s *Server) Close(ctx context.Context) {
 	s.limits.leases.close(ctx)
 	close(s.data.closing)
+	close(s.sessions.closing)
 	stopped := make(chan struct{})
 	go func() {
 		s.GRPC.GracefulStop()
@@ -150,6 +162,8 @@ func (s *Server) Close(ctx context.Context) {
 		<-stopped
 	}
 	s.data.streams.Wait()
+	s.sessions.streams.Wait()
+	s.sessions.uses.close()
 	s.envoy.Close()
 	s.resolver.Close()
 }
@@ -171,7 +185,7 @@ func (h healthService) state() *grpc_health_v1.HealthCheckResponse {
 func (h healthService) Check(_ context.Context, q *grpc_health_v1.HealthCheckRequest) (*grpc_health_v1.HealthCheckResponse, error) {
 	switch q.Service {
 	case "", pb.Limits_ServiceDesc.ServiceName, pb.Policies_ServiceDesc.ServiceName, pb.Cluster_ServiceDesc.ServiceName, pb.Data_ServiceDesc.ServiceName,
-		rls.RateLimitService_ServiceDesc.ServiceName:
+		pb.Sessions_ServiceDesc.ServiceName, rls.RateLimitService_ServiceDesc.ServiceName:
 		return h.state(), nil
 	}
 	return nil, status.Errorf(codes.NotFound, "no service %q", q.Service)

@@ -28,7 +28,8 @@ const (
 )
 
 var (
-	errToken = invalidf("the token is not one that a check or a reservation gave")
+	errReleased = fsm.Errorf(fsm.NotFound, "the slots of this release_token are free: they were released before, or their time was over")
+	errToken    = invalidf("the token is not one that a check or a reservation gave")
 	// errKind is by the kind that a token has and should not have.
 	errKind = map[tokenKind]error{
 		reservation: invalidf("this is the reservation_id of a reservation, not the release_token of a check: commit it, or refund it"),

@@ -3,6 +3,7 @@ package rpc
 import (
 	"github.com/holdfastdb/holdfast/fsm"
 	"github.com/holdfastdb/holdfast/fsm/counter"
+	"github.com/holdfastdb/holdfast/fsm/session"
 	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
 )
 
@@ -18,6 +19,7 @@ type dataType struct {
 // dataTypes is THE list of data types that shards hold.
 var dataTypes = []dataType{
 	{counter.Type(), limitMethods, (*stream).prepareLimit},
+	{session.Type(), sessionMethods, (*stream).prepareSession},
 }
 
 // Types lists the data types for state machines.

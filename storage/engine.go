@@ -44,6 +44,7 @@ type Options struct {
 type Engine struct {
 	opts    Options
 	db      *pebble.DB
+	seal    seal
 	exports chan struct{} // a slot for each snapshot that is being built
 	once    sync.Once
 }
@@ -69,6 +70,10 @@ func Open(opts Options) (*Engine, error) {
 		opts.MemTableBytes = 32 << 20
 	}
 	e := &Engine{opts: opts, exports: make(chan struct{}, 1)}
+	e.seal.fs, e.seal.dir = e.fs(), opts.Dir
+	if err := checkSeal(e.fs(), opts.Dir); err != nil {
+		return nil, fmt.Errorf("open state database %s: %w", opts.Dir, err)
+	}
 	cache := pebble.NewCache(opts.CacheBytes)
 	defer cache.Unref()
 	options := &pebble.Options{
@@ -81,10 +86,11 @@ func Open(opts Options) (*Engine, error) {
 		L0CompactionThreshold:       4,
 		L0StopWritesThreshold:       24,
 		BytesPerSync:                512 << 10,
+		MaxManifestFileSize:         1 << 20, // it is read as a whole to be sealed
 		CompactionConcurrencyRange:  func() (int, int) { return 1, max(1, runtime.GOMAXPROCS(0)/2) },
 		FlushDelayDeleteRange:       5 * time.Second,
 		Logger:                      pebbleLogger{opts.Logger, opts.OnFatal},
-		EventListener:               &pebble.EventListener{},
+		EventListener:               &pebble.EventListener{FlushEnd: e.flushed},
 	}
 	options.Experimental.CompactionScheduler = compaction.New()
 	if opts.OnDiskSlow != nil {
@@ -131,10 +137,24 @@ func (e *Engine) Sync() error {
 	return nil
 }
 
+// flushed is called by Pebble after a flush.
+func (e *Engine) flushed(info pebble.FlushInfo) {
+	if info.Err == nil {
+		e.sealManifest()
+	}
+}
+
+// sealManifest renews the seal. Without the new one that of before holds, for less.
+func (e *Engine) sealManifest() {
+	if err := e.seal.renew(); err != nil {
+		e.opts.Logger.Error("the list of the state's files is not sealed", "error", err)
+	}
+}
+
 // Close closes the database. Open views, batches and exports must be closed before.
 func (e *Engine) Close() error {
 	var err error
-	e.once.Do(func() { err = e.db.Close() })
+	e.once.Do(func() { err = errors.Join(e.db.Close(), e.seal.close()) })
 	if err != nil {
 		return fmt.Errorf("close state database: %w", err)
 	}
@@ -190,6 +210,7 @@ func (s *Shard) Destroy() error {
 	if err := s.e.db.Excise(context.Background(), s.span()); err != nil {
 		return fmt.Errorf("remove group %d: %w", s.group, err)
 	}
+	s.e.sealManifest()
 	return s.e.Sync()
 }
 

@@ -292,6 +292,7 @@ func (in *Install) Apply() error {
 	if err != nil {
 		return fmt.Errorf("install group %d: %w", in.s.group, err)
 	}
+	in.s.e.sealManifest()
 	// If we stop before this fence, the store reopens with the old content or the new one, never a mixture.
 	if err := in.s.e.Sync(); err != nil {
 		return err

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/holdfastdb/holdfast/client"
+	"github.com/holdfastdb/holdfast/cluster-tests/models"
+	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
 )
 
 // benchKeys are the clients that holdfast bench uses, benched the resource.
@@ -14,6 +16,14 @@ const (
 	benchKeys = 20
 	benched   = "benched"
 )
+
+// readyBench makes the limit of what is measured, which never denies, so that its counters count what was done.
+func readyBench(cl *client.Client) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	_, err := models.MakePolicy(ctx, cl, &pb.CreatePolicyRequest{Name: benched, Algorithm: "fixed_window", RateLimit: 10_000_000, TimeWindow: 360 * 24 * 3600})
+	return err
+}
 
 // bench runs holdfast bench beside the other clients: as a process of its own, which knows nothing of the faults. What it
 // says of its operations must fit what is counted.

@@ -11,13 +11,11 @@ import (
 	"sync"
 	"time"
 
-	"github.com/anishathalye/porcupine"
 	"github.com/hashicorp/raft"
 
 	"github.com/holdfastdb/holdfast/cluster-tests/check"
 	"github.com/holdfastdb/holdfast/cluster-tests/history"
-	"github.com/holdfastdb/holdfast/cluster-tests/models"
-	"github.com/holdfastdb/holdfast/fsm/counter"
+	"github.com/holdfastdb/holdfast/fsm"
 )
 
 // replicaLog is the log of a shard as one node holds it, up to what it has applied.
@@ -141,67 +139,46 @@ func (r *run) judge(res *Result, ops []history.Op, logs []*replicaLog, settled m
 		}
 	}
 	if !r.plan.ShortLogs {
-		replayed := check.Replay(merged, ops)
+		replayed := check.Replay(r.types, merged, ops)
 		violate(replayed.Violations)
 		res.Replayed, res.Unclear = replayed.Checked, replayed.Unclear
 		res.Lent = replayed.Lent
-		if n := early(ops); float64(res.Unclear-n) > maxUnclear*float64(res.Replayed) {
-			r.violate("the replay could not tell what %d of %d operations meant, and only %d were about counters that were new", res.Unclear, res.Replayed, n)
+		unclear := 0
+		for _, part := range r.w.parts {
+			unclear += part.Unclear(ops, replayed.UnclearOps)
+		}
+		if float64(unclear) > maxUnclear*float64(res.Replayed) {
+			r.violate("the replay could not tell what %d of %d operations meant, and should have known it of %d", res.Unclear, res.Replayed, unclear)
 		}
 	}
-	res.Promised = r.checkPromises(ops, violate)
-
-	rules := counter.Params{Algorithm: counter.FixedWindow, Rate: 10_000_000, Window: neverEnds * 1000}
-	sampled := check.Porcupine(ops, check.Sampling{
-		Key: func(op *history.Op) (string, bool) {
-			q := op.Input.(models.LimitOp).Request
-			return q.Client, q.Resource == counted
-		},
-		Model: func(_ string, ops []*history.Op) (porcupine.Model, bool) {
-			return models.LimitSequence(rules), models.CanJudge(rules, ops)
-		},
-		Dir: r.c.opts.Dir,
-	})
-	violate(sampled.Violations)
-	res.Sampled = sampled.Operations
-	for i := range ops {
-		if ops[i].Input.(models.LimitOp).Request.Resource == counted {
-			res.Unsampled++
+	for _, part := range r.w.parts {
+		r.judged.Add(part.Judge(ops, r.shardTimes))
+		sampled := check.Porcupine(ops, check.Sampling{Sequences: part.Sequences(), Dir: r.c.opts.Dir})
+		violate(sampled.Violations)
+		if err := sampled.Enough(); err != nil {
+			r.violate("by porcupine: %v", err)
 		}
+		res.Sampled += sampled.Operations
+		res.Unsampled += sampled.Left
 	}
-	res.Unsampled -= res.Sampled
-	if all := res.Sampled + res.Unsampled; float64(res.Unsampled) > maxUnsampled*float64(all) {
-		r.violate("porcupine has judged %d of %d operations only", res.Sampled, all)
+	violate(r.judged.Violations)
+	for _, what := range r.judged.Idle() {
+		r.violate("there were no %s", what)
 	}
+	res.Looked = r.judged.Looked
 }
 
-// maxUnsampled is the share of the operations on counters that may be too many for porcupine, or not understood.
-const maxUnsampled = 0.05
-
-// maxUnclear is the share of the operations that the replay may not understand, beside the early ones.
+// maxUnclear is the share of the operations that the replay may not understand, beside those that nobody could.
 const maxUnclear = 0.01
 
-// early counts the questions about counters that nobody is known to have taken from before: the replay does not know their
-// limits. What they are told is only compared with what clients did.
-func early(ops []history.Op) (n int) {
-	first := make(map[string]uint64) // the entry of the first known check, by client
-	for _, o := range ops {
-		in := o.Input.(models.LimitOp)
-		if in.Kind != models.KindCheck || in.Request.Resource != counted || o.Outcome != history.Definite {
-			continue
-		}
-		if at, ok := first[in.Request.Client]; !ok || o.Trace.Index < at {
-			first[in.Request.Client] = o.Trace.Index
-		}
-	}
-	for _, o := range ops {
-		if in := o.Input.(models.LimitOp); in.Kind == models.KindPeek && o.Outcome == history.Definite {
-			if at, ok := first[in.Request.Client]; !ok || o.Trace.Index < at {
-				n++
-			}
-		}
-	}
-	return n
+// stampDelay is how far a shard's time may be from that of the callers, who have the same clock: a leader's begins at its
+// election, and is counted in milliseconds from there.
+const stampDelay = 100 * time.Millisecond
+
+// shardTimes is models.ShardTimes.
+func (r *run) shardTimes(d time.Duration) (earliest, latest fsm.Time) {
+	at := r.w.begin.Add(d)
+	return fsm.Time(at.Add(-stampDelay).UnixMilli()), fsm.Time(at.Add(stampDelay).UnixMilli())
 }
 
 // leaderChange is a line in which a node says that it leads.

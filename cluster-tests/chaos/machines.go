@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
@@ -16,7 +17,6 @@ import (
 
 	"github.com/holdfastdb/holdfast/client"
 	"github.com/holdfastdb/holdfast/cluster-tests/history"
-	"github.com/holdfastdb/holdfast/cluster-tests/models"
 )
 
 // The faults of this file are those of machines that are slow, short of something or worn out.
@@ -53,11 +53,11 @@ func (r *run) heatShard() (func() error, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	begun := r.w.now()
 	var calling sync.WaitGroup
-	q := client.Request{Client: r.w.keys[hot][0], Resource: benched}
-	for range hotCallers {
+	for i := range hotCallers {
+		part := r.w.parts[i%len(r.w.parts)]
 		calling.Go(func() {
 			for ctx.Err() == nil {
-				_, _ = r.w.clients[0].Limits().Check(ctx, q) // too many of them: any may be refused
+				part.Press(ctx, r.w.clients[0], hot) // too many of them: any may be refused
 			}
 		})
 	}
@@ -70,7 +70,7 @@ func (r *run) heatShard() (func() error, error) {
 				served[o.Trace.Shard]++
 			}
 		}
-		for shard := range r.w.keys {
+		for shard := uint32(1); shard <= uint32(r.c.opts.Shards); shard++ {
 			if float64(served[shard]) < minPerSecond/4*seconds {
 				r.violate("while shard %d was hot, shard %d served %d operations in %.1f s", hot, shard, served[shard], seconds)
 			}
@@ -216,7 +216,10 @@ func (r *run) replace(n *Node) error {
 	if err != nil {
 		return fmt.Errorf("reach the cluster through the new %s: %w", n.Name, err)
 	}
-	_, err = r.w.do(cl, "through "+n.Name, models.LimitOp{Kind: models.KindCheck, Request: client.Request{Client: r.w.key(1, 0), Resource: counted}})
+	for _, part := range r.w.parts {
+		by := r.w.process("through "+n.Name, cl, rand.New(rand.NewPCG(r.plan.Seed, uint64(len(r.wiped)))))
+		err = errors.Join(err, part.Callers()[0].Step(by))
+	}
 	return errors.Join(err, cl.Close())
 }
 

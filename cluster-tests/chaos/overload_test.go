@@ -70,7 +70,7 @@ func offer(ctx context.Context, cl *client.Client, perSecond float64, length tim
 
 func (o *offered) one(ctx context.Context, cl *client.Client, key int) {
 	begin := time.Now()
-	_, err := cl.Limits().Check(ctx, client.Request{Client: fmt.Sprint("client-", key), Resource: counted})
+	_, err := cl.Limits().Check(ctx, client.Request{Client: fmt.Sprint("client-", key), Resource: benched})
 	took := time.Since(begin)
 	o.under.Add(-1)
 	o.mu.Lock()
@@ -110,15 +110,13 @@ func TestOverload(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, q := range endless {
-		if err := makePolicy(cl, q); err != nil {
-			t.Fatal(err)
-		}
+	if err := readyBench(cl); err != nil {
+		t.Fatal(err)
 	}
 	ctx := t.Context()
 	closed := load.Load{Callers: peakCallers, Keys: 1000, Warmup: 2 * time.Second, Duration: 10 * time.Second}
 	peak := closed.Run(ctx, func(ctx context.Context, _, key int) error {
-		_, err := cl.Limits().Check(ctx, client.Request{Client: fmt.Sprint("client-", key), Resource: counted})
+		_, err := cl.Limits().Check(ctx, client.Request{Client: fmt.Sprint("client-", key), Resource: benched})
 		return err
 	}).PerSecond
 	before := offer(ctx, cl, peak/2, 5*time.Second)

@@ -9,10 +9,8 @@ import (
 
 	"github.com/hashicorp/raft"
 
-	"github.com/holdfastdb/holdfast/client"
 	"github.com/holdfastdb/holdfast/cluster-tests/check"
 	"github.com/holdfastdb/holdfast/cluster-tests/history"
-	"github.com/holdfastdb/holdfast/cluster-tests/models"
 	"github.com/holdfastdb/holdfast/fsm"
 )
 
@@ -68,40 +66,15 @@ func TestGoals(t *testing.T) {
 	}
 }
 
-// counterOp is an operation on a counter from call to end, in milliseconds.
-func counterOp(kind string, call, end int, outcome history.Outcome, count uint32) history.Op {
-	op := history.Op{
-		Call: time.Duration(call) * time.Millisecond, Return: time.Duration(end) * time.Millisecond, Outcome: outcome,
-		Input: models.LimitOp{Kind: kind, Request: client.Request{Client: "k", Resource: counted}},
-	}
-	if outcome == history.Definite {
-		op.Output = client.Decision{Allowed: true, Limits: []client.LimitState{{Used: count}}}
-	}
-	return op
-}
+// asked is an operation of the tests' own data type.
+type asked string
 
-// What is checked about counters can be broken, and what clients cannot know is not held against the cluster.
-func TestCheckCounters(t *testing.T) {
-	const write, read, ok, unknown, failed = models.KindCheck, models.KindPeek, history.Definite, history.Unknown, history.Failed
-	for _, tt := range []struct {
-		name  string
-		ops   []history.Op
-		wrong string
-	}{
-		{"in order", []history.Op{counterOp(write, 0, 1, ok, 1), counterOp(write, 2, 3, ok, 2), counterOp(read, 4, 5, ok, 2)}, ""},
-		{"at the same time", []history.Op{counterOp(write, 0, 9, ok, 2), counterOp(write, 1, 9, ok, 1), counterOp(read, 2, 3, ok, 0), counterOp(read, 4, 5, ok, 1)}, ""},
-		{"unknown, executed or not", []history.Op{counterOp(write, 0, 99, unknown, 0), counterOp(read, 1, 2, ok, 0), counterOp(read, 3, 4, ok, 1)}, ""},
-		{"failed", []history.Op{counterOp(write, 0, 1, failed, 0), counterOp(read, 2, 3, ok, 1)}, "at most 0"},
-		{"lost", []history.Op{counterOp(write, 0, 1, ok, 1), counterOp(read, 2, 3, ok, 0)}, "at least 1"},
-		{"doubled", []history.Op{counterOp(write, 0, 1, ok, 1), counterOp(read, 2, 3, ok, 2)}, "at most 1"},
-		{"stale", []history.Op{counterOp(write, 0, 99, unknown, 0), counterOp(read, 1, 2, ok, 1), counterOp(read, 3, 4, ok, 0)}, "at least 1"},
-		{"the same count twice", []history.Op{counterOp(write, 0, 9, ok, 1), counterOp(write, 1, 9, ok, 1)}, "two writes"},
-	} {
-		violations := strings.Join(checkCounters(tt.ops), "; ")
-		if !strings.Contains(violations, tt.wrong) || tt.wrong == "" && violations != "" {
-			t.Errorf("%s: got %q, want %q", tt.name, violations, tt.wrong)
-		}
-	}
+func (asked) DataType() string   { return "asked" }
+func (a asked) Describe() string { return string(a) }
+
+// operation is one from call to end, in milliseconds.
+func operation(call, end int, outcome history.Outcome) history.Op {
+	return history.Op{Call: time.Duration(call) * time.Millisecond, Return: time.Duration(end) * time.Millisecond, Outcome: outcome, Input: asked("what")}
 }
 
 // The pause that counts is the one that begins with the fault.
@@ -109,7 +82,7 @@ func TestGaps(t *testing.T) {
 	r := &run{faults: []Fault{{Kind: "kill-leader", From: 100 * time.Millisecond, Led: []uint32{1}}}}
 	var ops []history.Op
 	for _, end := range []int{10, 90, 110, 2110, 2120, 9000} {
-		op := counterOp(models.KindCheck, 0, end, history.Definite, 1)
+		op := operation(0, end, history.Definite)
 		op.Trace.Shard = 1
 		ops = append(ops, op)
 	}
@@ -126,8 +99,8 @@ func TestTimeline(t *testing.T) {
 		Faults: []Fault{{Kind: "kill-leader", What: "kill -9 n1", From: time.Second, To: 2 * time.Second, Recovered: 3 * time.Second, Led: []uint32{1}}},
 	}
 	ops := []history.Op{
-		counterOp(models.KindCheck, 10, 20, history.Definite, 1), counterOp(models.KindCheck, 30, 9999, history.Unknown, 0),
-		counterOp(models.KindPeek, 40, 50, history.Failed, 0),
+		operation(10, 20, history.Definite), operation(30, 9999, history.Unknown),
+		operation(40, 50, history.Failed),
 	}
 	if err := writeTimeline(path, res, ops, []leaderChange{{at: 0, shard: 1, term: 2, node: "n1"}, {at: 2 * time.Second, shard: 1, term: 3, node: "n2"}}); err != nil {
 		t.Fatal(err)
@@ -136,7 +109,7 @@ func TestTimeline(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"kill -9 n1", "a &lt;violation&gt;", "n2, term 3", "1 × gone", "a note", "<polyline"} {
+	for _, want := range []string{"kill -9 n1", "a &lt;violation&gt;", "n2, term 3", "1 × gone", "what, asked at 30ms", "a note", "<polyline"} {
 		if !strings.Contains(string(page), want) {
 			t.Errorf("no %q on the page", want)
 		}
@@ -177,46 +150,9 @@ func TestExcused(t *testing.T) {
 		{24_000, 26_000, history.Failed, true},
 		{26_000, 27_000, history.Failed, false},
 	} {
-		op := counterOp(models.KindCheck, tt.call, tt.end, tt.outcome, 0)
+		op := operation(tt.call, tt.end, tt.outcome)
 		if got := excused(&op, faults); got != tt.excused {
 			t.Errorf("called at %d ms: excused is %v", tt.call, got)
 		}
-	}
-}
-
-// A check over two shards that was denied counts in neither, and one of unknown outcome may count.
-func TestChecksOverTwoShards(t *testing.T) {
-	check := func(outcome history.Outcome, allowed bool) history.Op {
-		op := history.Op{Outcome: outcome, Input: models.LimitOp{Kind: models.KindCheck, Request: client.Request{Client: "k", IP: "10.1.0.1", Resource: crossed}}}
-		if outcome == history.Definite {
-			op.Output = client.Decision{Allowed: allowed}
-		}
-		return op
-	}
-	ops := []history.Op{
-		check(history.Definite, true), check(history.Definite, true), check(history.Definite, false), check(history.Unknown, false), check(history.Failed, false),
-		counterOp(models.KindCheck, 0, 1, history.Definite, 1),
-	}
-	b := checks(ops)["10.1.0.1"]
-	if b != (bounds{2, 3}) || b.allow(1) || !b.allow(2) || !b.allow(3) || b.allow(4) {
-		t.Errorf("got %+v", b)
-	}
-}
-
-// Questions are early if they come before the first check in the log, or if there is none.
-func TestEarly(t *testing.T) {
-	at := func(kind, key string, index uint64, outcome history.Outcome) history.Op {
-		op := counterOp(kind, 0, 1, outcome, 1)
-		op.Input = models.LimitOp{Kind: kind, Request: client.Request{Client: key, Resource: counted}}
-		op.Trace.Index = index
-		return op
-	}
-	const write, read, ok, unknown = models.KindCheck, models.KindPeek, history.Definite, history.Unknown
-	ops := []history.Op{
-		at(read, "a", 4, ok), at(write, "a", 9, ok), at(write, "a", 5, ok), at(read, "a", 5, ok), at(read, "a", 8, ok), // one
-		at(write, "b", 0, unknown), at(read, "b", 7, ok), at(read, "b", 0, unknown), // one more
-	}
-	if n := early(ops); n != 2 {
-		t.Errorf("got %d", n)
 	}
 }

@@ -28,18 +28,19 @@ type tally struct {
 
 	Heartbeat time.Duration
 
-	Histories, Faults, Kills, LeaderKills                                   int
-	Definite, Unknown, Failed, Dropped                                      int
-	Replayed, Sampled, Unsampled, Entries, Sums, Elected, Received, Crossed int
-	Violations                                                              int
-	Healing                                                                 time.Duration // the longest
+	Histories, Faults, Kills, LeaderKills                          int
+	Definite, Unknown, Failed, Dropped                             int
+	Replayed, Sampled, Unsampled, Entries, Sums, Elected, Received int
+	Violations                                                     int
+	Healing                                                        time.Duration // the longest
 
-	Gaps map[string][]time.Duration // by kind of fault
+	Gaps   map[string][]time.Duration // by kind of fault
+	Looked map[string]int             // what the data types' own checks looked at
 }
 
 func newTally() *tally {
 	return &tally{
-		Date: time.Now().UTC().Format(time.DateOnly), Commit: commit(), Gaps: make(map[string][]time.Duration),
+		Date: time.Now().UTC().Format(time.DateOnly), Commit: commit(), Gaps: make(map[string][]time.Duration), Looked: make(map[string]int),
 		Machine: fmt.Sprintf("%d CPUs, %s", runtime.NumCPU(), runtime.Version()),
 	}
 }
@@ -59,7 +60,9 @@ func (y *tally) add(r *Result) {
 	y.Sums += r.Sums
 	y.Elected += r.Elections
 	y.Received += r.Received
-	y.Crossed += r.Crossed
+	for what, n := range r.Looked {
+		y.Looked[what] += n
+	}
 	y.Violations += len(r.Violations)
 	for kind, gaps := range r.Gaps {
 		y.Gaps[kind] = append(y.Gaps[kind], gaps...)
@@ -82,6 +85,7 @@ func (y *tally) add(r *Result) {
 
 // sum adds up what all kinds of histories showed.
 func (f figures) sum() (all tally) {
+	all.Looked = make(map[string]int)
 	for _, y := range f {
 		all.Histories += y.Histories
 		all.Faults += y.Faults
@@ -98,7 +102,9 @@ func (f figures) sum() (all tally) {
 		all.Sums += y.Sums
 		all.Elected += y.Elected
 		all.Received += y.Received
-		all.Crossed += y.Crossed
+		for what, n := range y.Looked {
+			all.Looked[what] += n
+		}
 		all.Violations += y.Violations
 		all.Healing = max(all.Healing, y.Healing)
 	}
@@ -138,8 +144,11 @@ func (f figures) page() string {
 	all := f.sum()
 	all.line(&b, "**all**", "")
 	f.gaps(&b)
-	fmt.Fprintf(&b, "\n%d processes were killed with SIGKILL; %d times the victims led. Replicas received %d whole states. %d checks took from counters of two shards. On %s.\n",
-		all.Kills, all.LeaderKills, all.Received, all.Crossed, strings.Join(machines, " and "))
+	fmt.Fprintf(&b, "\n%d processes were killed with SIGKILL; %d times the victims led. Replicas received %d whole states. On %s.\n",
+		all.Kills, all.LeaderKills, all.Received, strings.Join(machines, " and "))
+	for _, what := range slices.Sorted(maps.Keys(all.Looked)) {
+		fmt.Fprintf(&b, "Judged beside: %d %s.\n", all.Looked[what], what)
+	}
 	missing := slices.DeleteFunc(allKinds(), func(kind string) bool { return f[kind] != nil })
 	if len(missing) > 0 {
 		fmt.Fprintf(&b, "Not measured yet: %s.\n", strings.Join(missing, ", "))

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/holdfastdb/holdfast/cluster-tests/models"
 	"github.com/holdfastdb/holdfast/storage/plant"
 )
 
@@ -58,19 +59,20 @@ type handover struct {
 
 // run is one history under way.
 type run struct {
-	t    testing.TB
-	plan Plan
-	c    *Cluster
-	w    *workload
-	rng  *rand.Rand
-	list []nemesis // of the plan
+	t     testing.TB
+	plan  Plan
+	c     *Cluster
+	w     *workload
+	rng   *rand.Rand
+	list  []nemesis // of the plan
+	types []models.Type
 
 	faults    []Fault
 	handovers []handover
 	notes     []string
 	wiped     []*Node
-	crossed   int // checks that took from counters of two shards
-	received  int // whole states of shards, by replicas that were away for too long
+	judged    models.Judged // by the data types' own checks
+	received  int           // whole states of shards, by replicas that were away for too long
 
 	mu         sync.Mutex
 	violations []string
@@ -87,7 +89,7 @@ func (r *run) violate(format string, args ...any) {
 // violation like any other.
 func Run(t testing.TB, plan Plan) *Result {
 	t.Helper()
-	r := &run{t: t, plan: plan, rng: rand.New(rand.NewPCG(plan.Seed, 0))}
+	r := &run{t: t, plan: plan, rng: rand.New(rand.NewPCG(plan.Seed, 0)), types: models.Types()}
 	if err := r.begin(); err != nil {
 		return r.unbegun(err)
 	}
@@ -127,8 +129,10 @@ func (r *run) begin() (err error) {
 		return err
 	}
 	r.t.Logf("%s, %d nodes, seed %d, %v", r.plan.Name, r.plan.Nodes, r.plan.Seed, r.c.net)
-	r.w, err = newWorkload(r.c)
-	return err
+	if r.w, err = newWorkload(r.c, r.types); err != nil || !r.plan.Bench {
+		return err
+	}
+	return readyBench(r.w.clients[0])
 }
 
 // work lets the faults happen while clients work.
@@ -148,13 +152,14 @@ func (r *run) work() error {
 			}
 		}
 	} else {
-		for r.w.now() < r.plan.Length {
+		end := r.w.now() + r.plan.Length
+		for r.w.now() < end {
 			n := r.list[r.rng.IntN(len(r.list))]
 			if err := r.strike(n); err != nil {
 				return err
 			}
 			if n.once {
-				time.Sleep(max(0, r.plan.Length-r.w.now()))
+				time.Sleep(max(0, end-r.w.now()))
 			}
 		}
 	}

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/holdfastdb/holdfast/cluster-tests/history"
-	"github.com/holdfastdb/holdfast/cluster-tests/models"
 )
 
 //go:embed timeline.html
@@ -93,8 +92,7 @@ func writeTimeline(path string, res *Result, ops []history.Op, changes []leaderC
 	}
 	buckets := make([]bucket, res.Length/t.Bucket+1)
 	for _, o := range ops {
-		in := o.Input.(models.LimitOp)
-		text := fmt.Sprintf("%s %s %s, asked at %v: %s", in.Kind, in.Request.Resource, in.Request.Client, o.Call.Round(time.Millisecond), o.Error)
+		text := fmt.Sprintf("%s, asked at %v: %s", o.Input.Describe(), o.Call.Round(time.Millisecond), o.Error)
 		switch o.Outcome {
 		case history.Definite:
 			b := &buckets[min(int(o.Return/t.Bucket), len(buckets)-1)]

@@ -33,19 +33,19 @@ type Entry struct {
 
 // The kinds of violations, by the promise.
 const (
-	KindResult    = "result"          // an answer is not what the model says, or absurd in any state
-	KindLost      = "lost"            // what was acknowledged is not in the log
-	KindEffect    = "effect"          // what failed was executed
-	KindOrder     = "order"           // the log's order is not that of time
-	KindTime      = "time"            // an answer tells of another time than the log, or shard time is not that of clocks
-	KindLog       = "log"             // a log cannot be executed
-	KindInvariant = "invariant"       // more was admitted than the rules promise, or a frame was executed twice
-	KindPromise   = "promise"         // the same, by what callers were told alone
-	KindLease     = "lease"           // holders spent what they had not been lent, or not any more
-	KindAgreement = "agreement"       // replicas have different logs or states
-	KindWatch     = "watch"           // a node missed a change of a policy, or saw another one
-	KindPolicy    = "policy"          // a change of a policy was acknowledged and is not there
-	KindSum       = "sum"             // a counter does not have what was acknowledged
+	KindResult    = "result"    // an answer is not what the model says, or absurd in any state
+	KindLost      = "lost"      // what was acknowledged is not in the log
+	KindEffect    = "effect"    // what failed was executed
+	KindOrder     = "order"     // the log's order is not that of time
+	KindTime      = "time"      // an answer tells of another time than the log, or shard time is not that of clocks
+	KindLog       = "log"       // a log cannot be executed
+	KindInvariant = "invariant" // more was admitted than the rules promise, or a frame was executed twice
+	KindPromise   = models.BrokenPromise
+	KindLease     = "lease"     // holders spent what they had not been lent, or not any more
+	KindAgreement = "agreement" // replicas have different logs or states
+	KindWatch     = "watch"     // a node missed a change of a policy, or saw another one
+	KindPolicy    = models.BrokenPolicy
+	KindSum       = models.BrokenSum
 	KindRows      = "rows"            // a shard remembers what the model has forgotten, or the reverse
 	KindDurable   = "durability"      // what was synced is not there after a crash
 	KindHealth    = "health"          // a cluster without faults does not become whole
@@ -54,20 +54,8 @@ const (
 	KindSequence  = "linearizability" // what callers saw has no order that explains it
 )
 
-// Violation is a promise that was broken.
-type Violation struct {
-	Kind   string // see above
-	Detail string
-	Op     *history.Op // nil if it is not about one
-}
-
-func (v Violation) String() string {
-	if v.Op == nil {
-		return v.Kind + ": " + v.Detail
-	}
-	return fmt.Sprintf("%s: %s (%s, called at %s, %s, input %+v, output %+v, trace %+v)",
-		v.Kind, v.Detail, v.Op.Process, v.Op.Call, v.Op.Outcome, v.Op.Input, v.Op.Output, v.Op.Trace)
-}
+// Violation is a promise that was broken, as models and loads tell of them too.
+type Violation = models.Violation
 
 // Report is what Replay found.
 type Report struct {
@@ -94,6 +82,7 @@ func (r *Report) add(kind string, op *history.Op, format string, args ...any) {
 // replay is the shards as their logs have them, and the operations among them.
 type replay struct {
 	Report
+	types  []models.Type
 	shards map[uint32]*models.Shard
 	places []place
 	alone  *models.Shard // judges answers by themselves
@@ -111,9 +100,9 @@ type place struct {
 const afterEntry = math.MaxInt
 
 // Replay judges all operations of a history by the complete logs of the shards, each from its first entry on. The
-// catalog's, 0, is not looked at: see Merge and Watches.
-func Replay(logs map[uint32][]Entry, ops []history.Op) *Report {
-	r := &replay{shards: make(map[uint32]*models.Shard), alone: models.NewShard(0)}
+// catalog's, 0, is not looked at: see Merge and Watches. Operations of types that have no model are passed over.
+func Replay(types []models.Type, logs map[uint32][]Entry, ops []history.Op) *Report {
+	r := &replay{types: types, shards: make(map[uint32]*models.Shard), alone: models.NewShard(types, 0)}
 	r.Rows = make(map[uint32]map[uint8]int)
 	type spot struct {
 		shard uint32
@@ -121,7 +110,7 @@ func Replay(logs map[uint32][]Entry, ops []history.Op) *Report {
 	}
 	spots := make(map[spot][]*history.Op)
 	for i := range ops {
-		if t := &ops[i].Trace; t.Index != 0 && ops[i].Outcome == history.Definite {
+		if t := &ops[i].Trace; t.Index != 0 && ops[i].Outcome == history.Definite && r.alone.Of(&ops[i]) != nil {
 			at := spot{t.Shard, t.Index}
 			spots[at] = append(spots[at], &ops[i])
 		}
@@ -130,7 +119,7 @@ func Replay(logs map[uint32][]Entry, ops []history.Op) *Report {
 		if id == 0 {
 			continue
 		}
-		s := models.NewShard(id)
+		s := models.NewShard(types, id)
 		r.shards[id] = s
 		for _, e := range logs[id] {
 			data := e.Data
@@ -170,9 +159,7 @@ func sortedKeys[V any](m map[uint32]V) []uint32 {
 func (r *replay) answered(s *models.Shard, ops []*history.Op) {
 	for _, op := range ops {
 		if done := s.Done(models.FrameID{Client: op.Trace.Client, Seq: op.Trace.Seq}); !op.Trace.Query && op.Trace.Op < len(done) {
-			for _, m := range s.Models {
-				m.Learn(op, done[op.Trace.Op:op.Trace.Op+1])
-			}
+			s.Of(op).Learn(op, done[op.Trace.Op:op.Trace.Op+1])
 		}
 	}
 	for _, op := range ops {
@@ -182,22 +169,16 @@ func (r *replay) answered(s *models.Shard, ops []*history.Op) {
 		r.places = append(r.places, place{op, s.ID, s.Index, afterEntry})
 		r.checkTime(op, s.Now)
 		r.Queries++
-		clear := false
-		for _, m := range s.Models {
-			result, ok := m.Query(s.Now, op)
-			if !ok {
-				continue
-			}
-			clear = true
-			if err := m.Compare(op, []models.Execution{{Shard: s.ID, Index: s.Index, Time: s.Now, Result: result}}); err != nil {
-				r.add(KindResult, op, "query at entry %d: %v", s.Index, err)
-			}
-		}
-		if clear {
-			r.Checked++
-		} else {
+		m := s.Of(op)
+		result, ok := m.Query(s.Now, op)
+		if !ok {
 			r.Unclear++
 			r.UnclearOps = append(r.UnclearOps, op)
+			continue
+		}
+		r.Checked++
+		if err := m.Compare(op, []models.Execution{{Shard: s.ID, Index: s.Index, Time: s.Now, Result: result}}); err != nil {
+			r.add(KindResult, op, "query at entry %d: %v", s.Index, err)
 		}
 	}
 }
@@ -218,10 +199,15 @@ func (r *replay) judge(op *history.Op) {
 	case history.Unknown:
 		r.Unknown++
 	}
-	for _, m := range r.alone.Models {
-		if err := m.Alone(op); err != nil {
-			r.add(KindResult, op, "%v", err)
+	m := r.alone.Of(op)
+	if m == nil {
+		if !slices.ContainsFunc(r.types, func(t models.Type) bool { return t.Name == op.Input.DataType() }) {
+			r.add(KindLog, op, "there is no data type %q", op.Input.DataType())
 		}
+		return
+	}
+	if err := m.Alone(op); err != nil {
+		r.add(KindResult, op, "%v", err)
 	}
 	if op.Trace.Shard == 0 {
 		r.Local++
@@ -271,10 +257,8 @@ func (r *replay) judge(op *history.Op) {
 			r.add(KindResult, op, "it succeeded, the model refuses it: %s", done[0].Result.Code)
 			return
 		}
-		for _, m := range s.Models {
-			if err := m.Compare(op, done); err != nil {
-				r.add(KindResult, op, "at entry %d: %v", own.Index, err)
-			}
+		if err := s.Of(op).Compare(op, done); err != nil {
+			r.add(KindResult, op, "at entry %d: %v", own.Index, err)
 		}
 	}
 }
@@ -284,11 +268,12 @@ func (r *replay) judgeLocal(ops []history.Op) {
 	if !r.told {
 		return
 	}
-	var local []*history.Op
-	clients := make(map[string][16]byte) // each process has one
+	local := make(map[string][]*history.Op) // by data type
+	clients := make(map[string][16]byte)    // each process has one
 	for i := range ops {
 		if ops[i].Trace.Shard == 0 {
-			local = append(local, &ops[i])
+			name := ops[i].Input.DataType()
+			local[name] = append(local[name], &ops[i])
 		} else {
 			clients[ops[i].Process] = ops[i].Trace.Client
 		}
@@ -298,8 +283,12 @@ func (r *replay) judgeLocal(ops []history.Op) {
 		return client, ok
 	}
 	for _, id := range sortedKeys(r.shards) {
-		for _, m := range r.shards[id].Models {
-			judged, broken := m.Local(local, holder)
+		for _, t := range r.types {
+			m := r.shards[id].Models[t.ID]
+			if m == nil {
+				continue
+			}
+			judged, broken := m.Local(local[t.Name], holder)
 			r.Lent += judged
 			for _, b := range broken {
 				r.add(KindLease, nil, "shard %d: %s", id, b)

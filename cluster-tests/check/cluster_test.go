@@ -208,7 +208,7 @@ func TestARealNodePassesAllChecks(t *testing.T) {
 	for id := range logs {
 		logs[id] = Stamped(logs[id], h.Start())
 	}
-	r := Replay(logs, ops)
+	r := Replay(models.Types(), logs, ops)
 	for i, v := range r.Violations {
 		if i == 10 {
 			t.Fatalf("%d violations", len(r.Violations))

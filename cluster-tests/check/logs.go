@@ -8,10 +8,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
-	"github.com/holdfastdb/holdfast/cluster-tests/history"
-	"github.com/holdfastdb/holdfast/cluster-tests/models"
 	"github.com/holdfastdb/holdfast/fsm"
-	"github.com/holdfastdb/holdfast/fsm/counter"
 )
 
 // Agreement compares the committed logs of a shard's replicas: at the same index all have the same entry.
@@ -74,15 +71,6 @@ func sortedNames[V any](m map[string]V) []string {
 	}
 	slices.Sort(names)
 	return names
-}
-
-// Promises judges by nothing but the rules that the callers know; see package models.
-func Promises(ops []history.Op, rules map[string]counter.Params, at func(time.Duration) (earliest, latest fsm.Time)) (judged int, violations []Violation) {
-	judged, broken := models.Promises(ops, rules, at)
-	for _, b := range broken {
-		violations = append(violations, Violation{Kind: KindPromise, Detail: b})
-	}
-	return judged, violations
 }
 
 // Change is what one follower of a feed was told.

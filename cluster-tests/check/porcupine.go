@@ -13,16 +13,12 @@ import (
 	"github.com/anishathalye/porcupine"
 
 	"github.com/holdfastdb/holdfast/cluster-tests/history"
+	"github.com/holdfastdb/holdfast/cluster-tests/models"
 )
 
 // Sampling says which parts of a history porcupine looks at, and how.
 type Sampling struct {
-	// Key names the part that an operation belongs to: those of different keys have nothing to do with each other.
-	Key func(op *history.Op) (key string, ok bool)
-	// Model judges the operations of a key, which are the inputs; ok is false if it does not understand them.
-	Model func(key string, ops []*history.Op) (m porcupine.Model, ok bool)
-	// Until tells of an operation after which nothing can be judged, if set: only what surely came before it is looked at.
-	Until func(op *history.Op) bool
+	models.Sequences
 	// Keys bounds how many keys are looked at; 0 means all.
 	Keys int
 	// Timeout is for one key; default a minute.

@@ -21,7 +21,7 @@ import (
 
 // byClient samples the counters of single clients.
 func byClient(rules counter.Params) Sampling {
-	return Sampling{
+	return Sampling{Sequences: models.Sequences{
 		Key: func(op *history.Op) (string, bool) {
 			in, ok := op.Input.(models.LimitOp)
 			return in.Request.Client, ok
@@ -29,7 +29,7 @@ func byClient(rules counter.Params) Sampling {
 		Model: func(_ string, ops []*history.Op) (porcupine.Model, bool) {
 			return models.LimitSequence(rules), models.CanJudge(rules, ops)
 		},
-	}
+	}}
 }
 
 func TestPorcupineAcceptsAHistoryWithoutFaults(t *testing.T) {

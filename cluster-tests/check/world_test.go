@@ -31,11 +31,11 @@ const theShard = 1
 
 var rules = counter.Params{Algorithm: counter.FixedWindow, Rate: 5, Window: 360 * 24 * 3600 * 1000}
 
-func newWorld(t *testing.T) *world {
+func newWorld(t *testing.T, others ...fsm.Type) *world {
 	t.Helper()
 	w := &world{t: t, store: fsmtest.NewMemory(), now: 1_700_000_000_000}
 	var err error
-	if w.reg, err = fsm.New(counter.Type()); err != nil {
+	if w.reg, err = fsm.New(append(others, counter.Type())...); err != nil {
 		t.Fatal(err)
 	}
 	if w.machine, err = fsm.Open(w.reg, w.store); err != nil {
@@ -168,7 +168,9 @@ func (w *world) decision(r fsm.Result, now fsm.Time) client.Decision {
 	return client.Decision{Allowed: t.Allowed, Remaining: l.Remaining, Limits: []client.LimitState{row}}
 }
 
-func (w *world) replay() *Report { return Replay(map[uint32][]Entry{theShard: w.log}, w.ops) }
+func (w *world) replay() *Report {
+	return Replay(models.Types(), map[uint32][]Entry{theShard: w.log}, w.ops)
+}
 
 // finds checks that exactly one kind of violation is reported, and that one.
 func finds(t *testing.T, violations []Violation, kind string) {

@@ -31,6 +31,14 @@ var outcomeNames = [...]string{"unknown", "definite", "failed"}
 
 func (o Outcome) String() string { return outcomeNames[o] }
 
+// Input is what a client asked for, as the operation's data type defines it. It is saved as JSON.
+type Input interface {
+	// DataType names the data type, of which a history may have several.
+	DataType() string
+	// Describe says in few words what was asked for, for people.
+	Describe() string
+}
+
 // Op is one operation of one client.
 type Op struct {
 	// Process names who called; a process calls one operation after the other.
@@ -42,9 +50,9 @@ type Op struct {
 	Ended   time.Duration
 	Outcome Outcome
 	Trace   client.Trace
-	// Input and Output are what the operation's model defines; Output is nil unless the outcome is definite.
-	Input, Output any
-	Error         string
+	Input   Input
+	Output  any // what the data type's model expects; nil unless the outcome is definite
+	Error   string
 }
 
 // History collects operations. Its methods are safe for any number of goroutines.
@@ -68,7 +76,7 @@ type Pending struct {
 }
 
 // Begin notes a call. An operation that never ends counts as one of unknown outcome.
-func (h *History) Begin(process string, input any) *Pending {
+func (h *History) Begin(process string, input Input) *Pending {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	op := &Op{Process: process, Call: time.Since(h.begin), Input: input}
@@ -123,7 +131,8 @@ type line struct {
 	Query   bool       `json:"query,omitempty"`
 	Index   uint64     `json:"index,omitempty"`
 	Time    *time.Time `json:"time,omitempty"`
-	Input   any        `json:"input"`
+	Type    string     `json:"type"`
+	Input   Input      `json:"input"`
 	Output  any        `json:"output,omitempty"`
 	Error   string     `json:"error,omitempty"`
 }
@@ -141,7 +150,7 @@ func (h *History) Save(dir string) (err error) {
 		l := line{
 			Process: op.Process, CallNS: int64(op.Call), EndNS: int64(op.Return), Outcome: op.Outcome.String(),
 			Shard: op.Trace.Shard, Seq: op.Trace.Seq, Op: op.Trace.Op, Query: op.Trace.Query, Index: op.Trace.Index,
-			Input: op.Input, Output: op.Output, Error: op.Error,
+			Type: op.Input.DataType(), Input: op.Input, Output: op.Output, Error: op.Error,
 		}
 		if op.Trace.Shard != 0 {
 			l.Client = hex.EncodeToString(op.Trace.Client[:])

@@ -14,6 +14,14 @@ import (
 	"github.com/holdfastdb/holdfast/client"
 )
 
+// ask is an operation of the tests' own data type.
+type ask struct {
+	Weight int `json:"weight"`
+}
+
+func (ask) DataType() string { return "asks" }
+func (ask) Describe() string { return "ask" }
+
 func TestErrorsSayWhatIsKnown(t *testing.T) {
 	h := New()
 	for _, test := range []struct {
@@ -25,10 +33,10 @@ func TestErrorsSayWhatIsKnown(t *testing.T) {
 		{fmt.Errorf("%w: no leader", client.ErrUnavailable), Failed},
 		{errors.New("anything else"), Failed},
 	} {
-		h.Begin("p", "in").End("out", client.Trace{Index: 3}, test.err)
+		h.Begin("p", ask{1}).End("out", client.Trace{Index: 3}, test.err)
 		ops := h.Ops()
 		op := ops[len(ops)-1]
-		if op.Outcome != test.want || (op.Output != nil) != (test.err == nil) || op.Trace.Index != 3 || op.Input != "in" {
+		if op.Outcome != test.want || (op.Output != nil) != (test.err == nil) || op.Trace.Index != 3 || op.Input != (ask{1}) {
 			t.Errorf("%v: %+v", test.err, op)
 		}
 	}
@@ -39,8 +47,8 @@ func TestUnknownOutcomesLastUntilTheEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := New()
 		time.Sleep(time.Second)
-		quick, lost := h.Begin("a", 1), h.Begin("b", 2)
-		h.Begin("c", 3)
+		quick, lost := h.Begin("a", ask{1}), h.Begin("b", ask{2})
+		h.Begin("c", ask{3})
 		time.Sleep(time.Second)
 		quick.End(1, client.Trace{}, nil)
 		lost.End(nil, client.Trace{}, client.ErrOutcomeUnknown)
@@ -59,8 +67,8 @@ func TestUnknownOutcomesLastUntilTheEnd(t *testing.T) {
 
 func TestSaveWritesALineForEachOperation(t *testing.T) {
 	h := New()
-	h.Begin("p", map[string]int{"weight": 2}).End(true, client.Trace{Shard: 1, Client: [16]byte{0xab}, Seq: 4, Op: 5, Index: 6, Time: time.UnixMilli(7).UTC()}, nil)
-	h.Begin("q", nil)
+	h.Begin("p", ask{2}).End(true, client.Trace{Shard: 1, Client: [16]byte{0xab}, Seq: 4, Op: 5, Index: 6, Time: time.UnixMilli(7).UTC()}, nil)
+	h.Begin("q", ask{3})
 	dir := t.TempDir()
 	if err := h.Save(dir); err != nil {
 		t.Fatal(err)
@@ -77,7 +85,7 @@ func TestSaveWritesALineForEachOperation(t *testing.T) {
 	if err := json.Unmarshal(lines[0], &first); err != nil {
 		t.Fatal(err)
 	}
-	for key, want := range map[string]any{"client": "ab000000000000000000000000000000", "seq": 4.0, "op": 5.0, "index": 6.0, "time": "1970-01-01T00:00:00.007Z", "outcome": "definite", "output": true} {
+	for key, want := range map[string]any{"client": "ab000000000000000000000000000000", "seq": 4.0, "op": 5.0, "index": 6.0, "time": "1970-01-01T00:00:00.007Z", "outcome": "definite", "type": "asks", "output": true} {
 		if first[key] != want {
 			t.Errorf("%s: %v, want %v", key, first[key], want)
 		}

@@ -12,30 +12,6 @@ import (
 	"github.com/holdfastdb/holdfast/fsm/counter"
 )
 
-// LimitOp is the Input of an operation on rate limits. The Output of a check, a peek and a reservation is a
-// client.Decision, of a status a []client.LimitState, of a reset an int; that of the others is not looked at.
-type LimitOp struct {
-	Kind    string         `json:"kind"`
-	Request client.Request `json:"request"`
-	Actual  uint32         `json:"actual,omitempty"` // of a commit
-	// Limited says that a limit applies to the request, as the workload knows: an answer without one is wrong.
-	Limited bool `json:"limited,omitempty"`
-}
-
-// The kinds of LimitOp.
-const (
-	KindCheck   = "check"
-	KindPeek    = "peek"
-	KindStatus  = "status"
-	KindReset   = "reset"
-	KindReserve = "reserve"
-	KindCommit  = "commit"
-	KindRefund  = "refund"
-	KindRelease = "release"
-	// KindLease is a decision from tokens taken in bulk. No shard makes it.
-	KindLease = "lease"
-)
-
 // limits is the model of package counter: each meter holds what happened to it lately, and every answer is worked out
 // from that. Times in answers are found by looking for the moment at which they come true.
 type limits struct {
@@ -403,13 +379,12 @@ func (l *limits) reset(m *Moment, q *counter.ResetRequest) *counter.ResetResult 
 
 // Learn implements Model: a command tells which limits apply to a request.
 func (l *limits) Learn(op *history.Op, done []Execution) {
-	in, ok := op.Input.(LimitOp)
-	if !ok || len(done) != 1 || done[0].Call.Op != counter.OpTake {
+	if len(done) != 1 || done[0].Call.Op != counter.OpTake {
 		return
 	}
 	var q counter.TakeRequest
 	if q.Decode(done[0].Call.Body) == nil {
-		l.learned[subject(in.Request)] = q.Limits
+		l.learned[subject(op.Input.(LimitOp).Request)] = q.Limits
 	}
 }
 
@@ -419,9 +394,9 @@ func subject(r client.Request) string {
 
 // Query implements Model.
 func (l *limits) Query(now fsm.Time, op *history.Op) (fsm.Result, bool) {
-	in, ok := op.Input.(LimitOp)
+	in := op.Input.(LimitOp)
 	asked := l.learned[subject(in.Request)]
-	if !ok || len(asked) == 0 || !sameLimits(rowsOf(op.Output), asked) {
+	if len(asked) == 0 || !sameLimits(rowsOf(op.Output), asked) {
 		return fsm.Result{}, false
 	}
 	n := int64(max(in.Request.Weight, 1))
@@ -434,16 +409,6 @@ func (l *limits) Query(now fsm.Time, op *history.Op) (fsm.Result, bool) {
 	}
 	t := counter.TakeResult{Allowed: d.enough(n), Limits: d.results(n)}
 	return fsm.Result{Body: t.Append(nil)}, true
-}
-
-func rowsOf(output any) []client.LimitState {
-	switch o := output.(type) {
-	case client.Decision:
-		return o.Limits
-	case []client.LimitState:
-		return o
-	}
-	return nil
 }
 
 // sameLimits tells whether the rules are still those that were learned.

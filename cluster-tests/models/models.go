@@ -1,8 +1,8 @@
-// Package models says what a shard must answer: for each data type a plain reference, without storage, caches or
-// encodings of state, that executes the commands of a shard's log one after the other.
+// Package models has the data types as the tests of whole clusters know them: for each a plain reference of what a shard
+// must answer, without storage, caches or encodings of state, and what clients do with it.
 //
-// A model shares with the state machine it judges only how requests and results are written. A new data type is one file
-// here, with a row in types.
+// A model shares with the state machine it judges only how requests and results are written. A new data type is a file
+// here, with a row in Types: the layers plug in whatever the rows are.
 package models
 
 import (
@@ -13,6 +13,27 @@ import (
 	"github.com/holdfastdb/holdfast/fsm"
 	"github.com/holdfastdb/holdfast/fsm/counter"
 )
+
+// Type is a data type.
+type Type struct {
+	// Name is that of its operations in a history; see history.Input.
+	Name string
+	// ID is the number of its commands and of what a shard stores of it, and Model makes its reference in a shard. Without
+	// a model no shard executes it, and only its load judges it.
+	ID    uint8
+	Model func() Model
+	// Sim and Chaos make what its clients do in a simulated cluster and in one of processes; nil if nothing. They may do the
+	// same: but in the one time costs nothing, and in the other a history is over in a minute.
+	Sim, Chaos func() Load
+}
+
+// Types are all data types.
+func Types() []Type {
+	return []Type{
+		{Name: limitsName, ID: counter.TypeID, Model: func() Model { return newLimits() }, Sim: newSimLimits, Chaos: newChaosLimits},
+		{Name: policiesName},
+	}
+}
 
 // Moment is where and when a command is executed.
 type Moment struct {
@@ -27,7 +48,7 @@ type Moment struct {
 // Expire has Model.Sweep called for key at or after at.
 func (m *Moment) Expire(key string, at fsm.Time) { m.expire(key, at) }
 
-// Model is the reference of one data type, in one shard.
+// Model is the reference of one data type, in one shard. It is asked about operations of its data type only.
 type Model interface {
 	// Apply executes a command.
 	Apply(m *Moment, call fsm.Call) (fsm.Result, error)
@@ -59,19 +80,6 @@ type Execution struct {
 	Time   fsm.Time
 	Call   fsm.Call
 	Result fsm.Result
-}
-
-// types makes the models, by the number of the data type.
-var types = map[uint8]func() Model{
-	counter.TypeID: func() Model { return newLimits() },
-}
-
-func newModels() map[uint8]Model {
-	all := make(map[uint8]Model, len(types))
-	for id, make := range types {
-		all[id] = make()
-	}
-	return all
 }
 
 // errUnread is for what a log must not hold.

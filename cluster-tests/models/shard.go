@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/holdfastdb/holdfast/cluster-tests/history"
 	"github.com/holdfastdb/holdfast/fsm"
 )
 
@@ -13,6 +14,7 @@ import (
 type Shard struct {
 	ID     uint32
 	Models map[uint8]Model
+	named  map[string]Model // by the name of the data type
 
 	Index uint64
 	Now   fsm.Time
@@ -36,12 +38,22 @@ type FrameID struct {
 type window [fsm.MaxWindow]fsm.Frame
 
 // NewShard begins with an empty shard.
-func NewShard(id uint32) *Shard {
-	return &Shard{
-		ID: id, Models: newModels(), clients: make(map[[16]byte]*window), listed: make(map[dueRow]bool),
+func NewShard(types []Type, id uint32) *Shard {
+	s := &Shard{
+		ID: id, Models: make(map[uint8]Model), named: make(map[string]Model), clients: make(map[[16]byte]*window), listed: make(map[dueRow]bool),
 		done: make(map[FrameID][]Execution),
 	}
+	for _, t := range types {
+		if t.Model != nil {
+			m := t.Model()
+			s.Models[t.ID], s.named[t.Name] = m, m
+		}
+	}
+	return s
 }
+
+// Of finds the model that knows an operation, nil if there is none.
+func (s *Shard) Of(op *history.Op) Model { return s.named[op.Input.DataType()] }
 
 // Done returns the commands of a frame that was executed, nil if it was not.
 func (s *Shard) Done(id FrameID) []Execution { return s.done[id] }

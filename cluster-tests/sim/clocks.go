@@ -9,6 +9,7 @@ import (
 
 	"github.com/holdfastdb/holdfast/cluster-tests/check"
 	"github.com/holdfastdb/holdfast/cluster-tests/history"
+	"github.com/holdfastdb/holdfast/cluster-tests/models"
 	"github.com/holdfastdb/holdfast/fsm"
 )
 
@@ -94,7 +95,7 @@ func judgeClocks(ops []history.Op, begin time.Time, leads []wrongLead) (judged, 
 }
 
 // shardTimes says between which shard times a moment of the history was; nil if a wrong clock led.
-func (c *Cluster) shardTimes(begin time.Time) func(time.Duration) (earliest, latest fsm.Time) {
+func (c *Cluster) shardTimes(begin time.Time) models.ShardTimes {
 	c.wrong.mu.Lock()
 	defer c.wrong.mu.Unlock()
 	if len(c.wrong.leads) > 0 {

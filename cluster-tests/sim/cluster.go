@@ -17,6 +17,7 @@ import (
 
 	"github.com/holdfastdb/holdfast/client"
 	"github.com/holdfastdb/holdfast/cluster-tests/check"
+	"github.com/holdfastdb/holdfast/cluster-tests/models"
 	"github.com/holdfastdb/holdfast/cluster-tests/sim/disk"
 	"github.com/holdfastdb/holdfast/cluster-tests/sim/network"
 )
@@ -38,6 +39,8 @@ type Options struct {
 	// Faults names the kinds of faults; nil means all. Pause is the longest time between two, 25 s by default.
 	Faults []string
 	Pause  time.Duration
+	// Types are the data types that clients use; nil means all.
+	Types []models.Type
 	// Join has one more node join in the midst of it.
 	Join bool
 	// Dir gets the history, if set.
@@ -87,6 +90,9 @@ type Cluster struct {
 func New(opts Options) *Cluster {
 	if opts.Checksum == 0 {
 		opts.Checksum = checksumEvery
+	}
+	if opts.Types == nil {
+		opts.Types = models.Types()
 	}
 	c := &Cluster{opts: opts, net: network.New(opts.Seed), rng: rand.New(rand.NewPCG(opts.Seed, 2)), record: newRecord()}
 	for range opts.Nodes {

@@ -52,13 +52,19 @@ func (s *totals) add(r *Report, sampled *check.Sampled) {
 	t.Faulted += r.Faulted
 	t.Calm, t.Healed = max(t.Calm, r.Calm), max(t.Healed, r.Healed)
 	for to, from := range map[*int]int{
-		&t.Terms: r.Terms, &t.Installs: r.Installs, &t.Entries: r.Entries, &t.Checked: r.Checked, &t.Lent: r.Lent, &t.Promised: r.Promised,
+		&t.Terms: r.Terms, &t.Installs: r.Installs, &t.Entries: r.Entries, &t.Checked: r.Checked, &t.Lent: r.Lent,
 		&t.Timed: r.Timed, &t.Excused: r.Excused, &t.Queries: r.Queries, &t.Unclear: r.Unclear, &t.Watched: r.Watched, &t.Sums: r.Sums,
 		&s.sampled.Keys: sampled.Keys, &s.sampled.Operations: sampled.Operations, &s.sampled.Skipped: sampled.Skipped, &s.sampled.Left: sampled.Left,
 	} {
 		*to += from
 	}
 	t.Messages += r.Messages
+	if t.Looked == nil {
+		t.Looked = make(map[string]int)
+	}
+	for what, n := range r.Looked {
+		t.Looked[what] += n
+	}
 }
 
 func (s *totals) faultCount() (sum int) {
@@ -91,7 +97,9 @@ func (s *totals) page() string {
 	row("answers compared with the models, by the logs", "%d; %d of %d questions were unclear", s.sum.Checked, s.sum.Unclear, s.sum.Queries)
 	row("by porcupine", "%d of %d counters; %d operations and %d counters were left out", s.sampled.Operations, s.sampled.Keys, s.sampled.Left, s.sampled.Skipped)
 	row("decisions from leases compared with what was lent", "%d", s.sum.Lent)
-	row("admissions compared with the rules alone", "%d", s.sum.Promised)
+	for _, what := range slices.Sorted(maps.Keys(s.sum.Looked)) {
+		row(what, "%d", s.sum.Looked[what])
+	}
 	row("shard times compared with the true one", "%d; %d by a clock that was said to be wrong", s.sum.Timed, s.sum.Excused)
 	row("changes of the catalog as nodes saw them", "%d", s.sum.Watched)
 	row("sums of states compared", "%d", s.sum.Sums)
@@ -147,13 +155,13 @@ func TestFiguresGoBetweenTheirMarks(t *testing.T) {
 	s := newTotals()
 	r := &Report{
 		Seed: 7, Faulted: 90 * time.Minute, Faults: map[string]int{"kill": 2, "power cut of all": 3}, Ops: map[history.Outcome]int{history.Unknown: 4},
-		Checked: 55, Violations: []check.Violation{{Kind: check.KindLost}},
+		Checked: 55, Looked: map[string]int{"sums": 3}, Violations: []check.Violation{{Kind: check.KindLost}},
 	}
 	s.add(r, &check.Sampled{Operations: 9})
 	s.add(&Report{Seed: 8, Checked: 1}, &check.Sampled{})
 	text := s.page()
 	for _, want := range []string{
-		"| seeds | 2, from 7 to 8 |", "| 1.5 hours |", "power cuts | 3 |", "| 0; 0; 4 |", "models, by the logs | 56;", "| violations | 1 |", "| of these, lost | 1 |", "| kill | 2 |",
+		"| seeds | 2, from 7 to 8 |", "| 1.5 hours |", "power cuts | 3 |", "| 0; 0; 4 |", "models, by the logs | 56;", "| sums | 3 |", "| violations | 1 |", "| of these, lost | 1 |", "| kill | 2 |",
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("the page lacks %q:\n%s", want, text)

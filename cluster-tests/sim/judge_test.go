@@ -12,11 +12,9 @@ import (
 	"github.com/holdfastdb/holdfast/client"
 	"github.com/holdfastdb/holdfast/cluster-tests/check"
 	"github.com/holdfastdb/holdfast/cluster-tests/history"
-	"github.com/holdfastdb/holdfast/cluster-tests/models"
 	"github.com/holdfastdb/holdfast/cluster-tests/sim/disk"
 	"github.com/holdfastdb/holdfast/fsm"
 	"github.com/holdfastdb/holdfast/node"
-	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
 )
 
 // Shard time is the true one, as far as clocks may differ, unless a leader has said that its clock is wrong.
@@ -102,37 +100,6 @@ func TestOnlyWhatTheDiskRefusedIsAnExcuse(t *testing.T) {
 	}
 }
 
-// An acknowledged change of a policy is remembered as it was asked for.
-func TestLostChangesOfPoliciesAreFound(t *testing.T) {
-	update := func(asked, revision, told uint32) history.Op {
-		op := history.Op{Outcome: history.Definite, Input: models.LimitOp{Kind: kindPolicy, Actual: asked}, Output: &pb.Policy{Revision: revision, RateLimit: told}}
-		return op
-	}
-	remembered := func(revision, rate uint32) *pb.PolicyChange {
-		return &pb.PolicyChange{Action: "update", Revision: revision, Policy: &pb.Policy{RateLimit: rate}}
-	}
-	unknown := history.Op{Outcome: history.Failed, Input: models.LimitOp{Kind: kindPolicy, Actual: 9}, Error: "unavailable"}
-	for _, test := range []struct {
-		name    string
-		ops     []history.Op
-		changes []*pb.PolicyChange
-		broken  bool
-	}{
-		{"all there", []history.Op{update(5, 2, 5), update(6, 3, 6)}, []*pb.PolicyChange{remembered(3, 6), remembered(2, 5)}, false},
-		{"one is lost", []history.Op{update(5, 2, 5), update(6, 3, 6)}, []*pb.PolicyChange{remembered(2, 5)}, true},
-		{"one is another", []history.Op{update(5, 2, 5)}, []*pb.PolicyChange{remembered(2, 7)}, true},
-		{"another was acknowledged", []history.Op{update(5, 2, 7)}, []*pb.PolicyChange{remembered(2, 5)}, true},
-		{"one of unknown outcome", []history.Op{update(5, 2, 5), unknown}, []*pb.PolicyChange{remembered(3, 9), remembered(2, 5)}, false},
-		{"one that nobody asked for", []history.Op{update(5, 2, 5)}, []*pb.PolicyChange{remembered(3, 9), remembered(2, 5)}, true},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			if err := judgePolicies(test.ops, test.changes); (err != nil) != test.broken {
-				t.Errorf("broken is %v, want %v: %v", err != nil, test.broken, err)
-			}
-		})
-	}
-}
-
 // Replicas that hash to different states, and a node that ends behind the others, are found.
 func TestNodesThatShowDifferentThingsAreFound(t *testing.T) {
 	kinds := func(does func(c *Cluster)) (kinds []string) {
@@ -180,7 +147,7 @@ func TestARunWithoutEnoughToJudgeFails(t *testing.T) {
 	good := func() *Report {
 		return &Report{
 			Faults: map[string]int{"kill": 1}, Ops: map[history.Outcome]int{history.Definite: 1000, history.Unknown: 10},
-			Checked: 900, Lent: 1, Promised: 1, Timed: 1, Watched: 1, Sums: 1, Queries: 100, Unclear: 1,
+			Checked: 900, Lent: 1, Looked: map[string]int{"sums": 1}, Timed: 1, Watched: 1, Sums: 1, Queries: 100, Unclear: 1,
 		}
 	}
 	if err := good().enough(); err != nil {
@@ -188,7 +155,8 @@ func TestARunWithoutEnoughToJudgeFails(t *testing.T) {
 	}
 	for name, spoil := range map[string]func(r *Report){
 		"no fault": func(r *Report) { r.Faults = nil }, "few done": func(r *Report) { r.Ops[history.Unknown] = 200 },
-		"unclear": func(r *Report) { r.Unclear = 2 }, "no leases": func(r *Report) { r.Lent = 0 }, "no sums": func(r *Report) { r.Sums = 0 },
+		"unclear": func(r *Report) { r.Unclear = 2 }, "no leases": func(r *Report) { r.Lent = 0 }, "a data type's check had nothing": func(r *Report) { r.Looked["sums"] = 0 },
+		"no sums": func(r *Report) { r.Sums = 0 },
 	} {
 		r := good()
 		if spoil(r); r.enough() == nil {

@@ -27,19 +27,20 @@ type Report struct {
 	Terms    int            // elections that led to a leader, over all groups
 	Installs int            // states sent to replicas that were too far behind
 	Entries  int
-	Checked  int // operations that were compared with the models
-	Lent     int // decisions of holders that were compared with what they had been lent
-	Promised int // admissions that were compared with the rules alone
-	Timed    int // answers whose shard time was compared with the true one
+	Checked  int            // operations that were compared with the models
+	Lent     int            // decisions of holders that were compared with what they had been lent
+	Looked   map[string]int // how much the data types' own checks had to look at
+	Timed    int            // answers whose shard time was compared with the true one
 	// Excused are those whose time was that of a leader that had said that its clock is wrong.
 	Excused int
 	Queries int // those that asked a shard
-	Unclear int // of those about limits that do not change, those that no model could judge
+	Unclear int // of those that a model should have been able to judge, those that it could not
 	Watched int // changes of the catalog that nodes were seen to see
 	Sums    int // sums of states that were compared with another replica's
 	// Messages that the network lost, repeated or delayed.
 	Messages uint64
-	history  []history.Op // for Sample
+	history  []history.Op  // for Sample
+	parts    []models.Load // the same
 	// Violations are the promises that were broken, by the check that found it.
 	Violations []check.Violation
 }
@@ -77,8 +78,11 @@ func (r *Report) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "seed %d: %v of virtual time under faults, %d faults, an operation waited %v at most with all but one server at work, all well after %v, %d operations done, %d refused, %d of unknown outcome, %d entries, %d elections, %d states sent, %d messages tampered with\n",
 		r.Seed, r.Faulted.Round(time.Second), r.FaultCount(), r.Calm.Round(time.Millisecond), r.Healed.Round(time.Millisecond), r.Ops[history.Definite], r.Ops[history.Failed], r.Ops[history.Unknown], r.Entries, r.Terms, r.Installs, r.Messages)
-	fmt.Fprintf(&b, "  checked: %d answers by the models, %d of %d questions were unclear, %d decisions by what was lent, %d admissions by the rules, %d shard times, %d of them excused, %d changes as seen by nodes, %d sums\n",
-		r.Checked, r.Unclear, r.Queries, r.Lent, r.Promised, r.Timed, r.Excused, r.Watched, r.Sums)
+	fmt.Fprintf(&b, "  checked: %d answers by the models, %d of %d questions were unclear, %d decisions by what was lent, %d shard times, %d of them excused, %d changes as seen by nodes, %d sums\n",
+		r.Checked, r.Unclear, r.Queries, r.Lent, r.Timed, r.Excused, r.Watched, r.Sums)
+	for _, what := range slices.Sorted(maps.Keys(r.Looked)) {
+		fmt.Fprintf(&b, "  %4d  %s\n", r.Looked[what], what)
+	}
 	for _, kind := range slices.Sorted(maps.Keys(r.Faults)) {
 		fmt.Fprintf(&b, "  %4d  %s\n", r.Faults[kind], kind)
 	}
@@ -130,6 +134,7 @@ func (r *Report) enough() error {
 	for _, n := range r.Ops {
 		all += n
 	}
+	idle := (&models.Judged{Looked: r.Looked}).Idle()
 	switch {
 	case r.FaultCount() == 0:
 		return errors.New("no fault was applied")
@@ -137,7 +142,9 @@ func (r *Report) enough() error {
 		return fmt.Errorf("only %d of %d operations were done", done, all)
 	case r.Unclear*100 > r.Queries:
 		return fmt.Errorf("%d of %d questions could not be judged", r.Unclear, r.Queries)
-	case r.Checked == 0 || r.Lent == 0 || r.Promised == 0 || r.Timed == 0 || r.Watched == 0 || r.Sums == 0:
+	case len(idle) > 0:
+		return fmt.Errorf("there were no %s", strings.Join(idle, ", no "))
+	case r.Checked == 0 || r.Lent == 0 || r.Timed == 0 || r.Watched == 0 || r.Sums == 0:
 		return fmt.Errorf("a check had nothing to look at: %s", r)
 	}
 	return nil
@@ -170,10 +177,10 @@ func (c *Cluster) simulate(r *Report) error {
 	running.Wait()
 	r.Faulted = c.opts.Duration
 	var found []check.Violation
-	r.Calm, found = judgeService(append(l.history.Ops(), l.others.Ops()...), l.history.Start(), n.spans)
+	r.Calm, found = judgeService(l.history.Ops(), l.history.Start(), n.spans)
 	r.Violations = append(r.Violations, found...)
 	r.Faults, r.Ops, r.Refusals = n.applied, make(map[history.Outcome]int), make(map[string]int)
-	for _, op := range append(l.history.Ops(), l.others.Ops()...) {
+	for _, op := range l.history.Ops() {
 		r.Ops[op.Outcome]++
 		if op.Outcome == history.Failed {
 			r.Refusals[shorten(op.Error)]++
@@ -204,19 +211,21 @@ func (c *Cluster) judge(l *load, r *Report) error {
 	time.Sleep(settle)
 	agreed, err := c.checkAgreement(ctx)
 	r.found(check.KindAgreement, err)
-	r.found(check.KindSum, l.checkSums(ctx))
-	r.found(check.KindPolicy, l.checkPolicies(ctx))
-	c.replay(l, agreed, r)
+	judged := l.end(ctx)
+	c.replay(l, agreed, r, &judged)
+	r.Violations = append(r.Violations, judged.Violations...)
+	r.Looked = judged.Looked
 	return nil
 }
 
 // mostViolations is how many are told in words.
 const mostViolations = 10
 
-// replay has every operation judged by what the shards' logs say, and the states at the end by what the models hold.
-func (c *Cluster) replay(l *load, agreed map[uint32]*state, r *Report) {
+// replay has every operation judged by what the shards' logs say and by itself, and the states at the end by what the models
+// hold.
+func (c *Cluster) replay(l *load, agreed map[uint32]*state, r *Report, own *models.Judged) {
 	begin, ops := l.history.Start(), l.history.Ops()
-	r.history = ops
+	r.history, r.parts = ops, l.parts
 	logs := make(map[uint32][]check.Entry)
 	for shard := uint32(1); shard <= c.opts.Shards; shard++ {
 		for _, e := range c.record.log(shard, begin) {
@@ -225,18 +234,14 @@ func (c *Cluster) replay(l *load, agreed map[uint32]*state, r *Report) {
 			}
 		}
 	}
-	judged := check.Replay(logs, ops)
+	judged := check.Replay(c.opts.Types, logs, ops)
 	r.Checked, r.Lent, r.Queries = judged.Checked, judged.Lent, judged.Queries
-	for _, op := range judged.UnclearOps {
-		// Which rules a question met whose policy changes, only its answer tells.
-		if op.Input.(models.LimitOp).Request.Resource != resourceChanged {
-			r.Unclear++
-		}
+	for _, part := range l.parts {
+		r.Unclear += part.Unclear(ops, judged.UnclearOps)
+		own.Add(part.Judge(ops, c.shardTimes(begin)))
 	}
 	r.Violations = append(r.Violations, judged.Violations...)
 	var found []check.Violation
-	r.Promised, found = check.Promises(ops, rules(), c.shardTimes(begin))
-	r.Violations = append(r.Violations, found...)
 	r.Timed, r.Excused, found = judgeClocks(ops, begin, c.wrong.leads)
 	r.Violations = append(r.Violations, found...)
 	for shard, at := range agreed {

@@ -61,7 +61,12 @@ Workloads:
   holdfast bench limit-check --rate 20000        at a fixed rate, for latencies below the peak`,
 		Args:      cobra.ExactArgs(1),
 		ValidArgs: []string{"limit-check", "limit-lease"},
-		RunE:      func(cmd *cobra.Command, args []string) error { return c.bench(cmd.Context(), args[0], &r) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := r.complete(args[0], cmd.Flags().Changed("keys")); err != nil {
+				return err
+			}
+			return c.bench(cmd.Context(), args[0], &r)
+		},
 	}
 	f := cmd.Flags()
 	f.IntVar(&r.clients, "clients", 64, "callers at the same time")
@@ -74,26 +79,44 @@ Workloads:
 	return cmd
 }
 
-func (c *cli) bench(ctx context.Context, name string, r *benchRun) (err error) {
-	prepare, ok := workloads[name]
-	if !ok {
+// complete gives the keys their default, which is the workload's, and refuses what cannot be run.
+func (r *benchRun) complete(name string, keysGiven bool) error {
+	if workloads[name] == nil {
 		return usageErrorf("no workload %q: use limit-check or limit-lease", name)
 	}
-	if r.keys == 0 {
+	if !keysGiven {
 		r.keys = 10_000
 		if name == "limit-lease" {
 			r.keys = 16
 		}
 	}
-	if r.clients < 1 || r.keys < 1 || r.duration <= 0 || r.zipf != 0 && r.zipf <= 1 {
-		return usageErrorf("--clients, --keys and --duration must be positive, --zipf above 1")
+	switch {
+	case r.clients < 1:
+		return usageErrorf("--clients must be at least 1")
+	case r.keys < 1:
+		return usageErrorf("--keys must be at least 1")
+	case r.duration <= 0:
+		return usageErrorf("--duration must be more than 0, as in 10s")
+	case r.warmup < 0:
+		return usageErrorf("--warmup must be 0 or more, as in 2s")
+	case r.zipf != 0 && !isAbove(r.zipf, 1):
+		return usageErrorf("--zipf must be 0 or a number above 1")
+	case r.rate != 0 && !isAbove(r.rate, 0):
+		return usageErrorf("--rate must be 0 or a number of operations per second above it")
 	}
+	return nil
+}
+
+// isAbove also says no to what is not a number, or no finite one.
+func isAbove(x, bound float64) bool { return x > bound && !math.IsInf(x, 1) }
+
+func (c *cli) bench(ctx context.Context, name string, r *benchRun) (err error) {
 	cl, err := c.dial(ctx)
 	if err != nil {
 		return err
 	}
 	defer func() { err = plain(errors.Join(err, cl.Close())) }()
-	do, cleanup, err := prepare(ctx, cl, r)
+	do, cleanup, err := workloads[name](ctx, cl, r)
 	if err != nil {
 		return err
 	}

@@ -95,7 +95,33 @@ func TestExitCodes(t *testing.T) {
 		{"limit status ann --policy a,b", exitUsage, "name one policy"},
 		{"limit reset ann --policy a,b", exitUsage, "name one policy"},
 		{"cluster transfer 99 n1", exitRefused, "no shard 99"},
-		{"cluster transfer 1 nope", exitUsage, "nope"},
+		{"cluster transfer 1 nope", exitRefused, "no node"},
+		{"cluster transfer one n1", exitUsage, "not a number"},
+		{"start --name=", exitUsage, "--name"},
+		{"start --data=", exitUsage, "--data"},
+		{"start --heartbeat 0s", exitUsage, "--heartbeat"},
+		{"completion foo", exitUsage, `"foo" for "holdfast completion"`},
+		{"help foo", exitUsage, "foo"},
+		{"bench limit-check --keys 0", exitUsage, "--keys"},
+		{"bench limit-check --clients 0", exitUsage, "--clients"},
+		{"bench limit-check --duration 0s", exitUsage, "--duration"},
+		{"bench limit-check --warmup -1s", exitUsage, "--warmup"},
+		{"bench limit-check --zipf 1", exitUsage, "--zipf"},
+		{"bench limit-check --zipf NaN", exitUsage, "--zipf"},
+		{"bench limit-check --rate -1", exitUsage, "--rate"},
+		{"bench limit-check --rate NaN", exitUsage, "--rate"},
+		{"limit replay /dev/null --rate 1 --window 0", exitUsage, "time_window"},
+		{"limit replay /dev/null --rate 1 --window NaN", exitUsage, "time_window"},
+		{"limit replay /dev/null --rate 1 --top -1", exitUsage, "--top"},
+		{"limit replay /dev/null --rate 1 --callers 0", exitUsage, "--callers"},
+		{"limit replay . --rate 1", exitUsage, "is a directory"},
+		{"policy import .", exitUsage, "directory"},
+		{"policy create --name b --rate 0 --window 1", exitUsage, "rate_limit"},
+		{"policy create --name b --rate 1 --window -1", exitUsage, "time_window"},
+		{"policy create --name b --rate 1 --window 1 --rollout 101", exitUsage, "rollout_percent"},
+		{"policy update b --expected-revision 0", exitUsage, "--expected-revision"},
+		{"policy clients b --size 0", exitUsage, "--size"},
+		{"policy clients b --size 1001", exitUsage, "--size"},
 		{"bench nothing", exitUsage, "limit-check"},
 		{"policy create --name a --algorithm fixed_window --rate 1 --window 1 --burst 2", exitUsage, "burst_capacity"},
 		{"limit replay /dev/null --algorithm sliding_log --rate 1 --burst 2", exitUsage, "--burst"},
@@ -107,7 +133,7 @@ func TestExitCodes(t *testing.T) {
 			t.Errorf("holdfast %s: exit code %d, want %d, and something about %q\n%s%s", tt.line, code, tt.code, tt.says, out, errs)
 		}
 	}
-	for _, addr := range []string{"nonsense", "127.0.0.1", "127.0.0.1:0", "127.0.0.1:grpc"} {
+	for _, addr := range []string{"", "nonsense", "127.0.0.1", "127.0.0.1:0", "127.0.0.1:grpc"} {
 		var out, errs bytes.Buffer
 		if code := run(t.Context(), []string{"cluster", "status", "--addr", addr}, &out, &errs); code != exitUsage || !strings.Contains(errs.String(), "HOST:PORT") {
 			t.Errorf("--addr %s: exit code %d\n%s", addr, code, errs.String())
@@ -324,6 +350,9 @@ func TestPolicyImport(t *testing.T) {
 	must(t, "policy", "delete-domain", "edge")
 	if out := must(t, "policy", "domains"); strings.Contains(out, "edge") {
 		t.Errorf("after it was deleted: %s", out)
+	}
+	if out := must(t, "policy", "history", "@domains"); strings.Index(out, "delete") > strings.Index(out, "import") || !strings.Contains(out, "edge") {
+		t.Errorf("what happened to domains:\n%s", out)
 	}
 	if _, errs, code := holdfast(t, "policy", "delete-domain", "edge"); code != exitRefused || !strings.Contains(errs, "no domain") {
 		t.Errorf("deleted twice: exit code %d, %s", code, errs)

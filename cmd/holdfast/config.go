@@ -159,6 +159,10 @@ func (c *serverConfig) logger(w io.Writer) (*slog.Logger, error) {
 // check refuses settings that cannot be meant.
 func (c *serverConfig) check() error {
 	switch {
+	case strings.TrimSpace(c.name) == "":
+		return usageErrorf("--name is empty: name the node, for example n1")
+	case c.data == "":
+		return usageErrorf("--data is empty: say in which directory the node keeps its data")
 	case c.bootstrap && len(c.join) > 0:
 		return usageErrorf("--bootstrap makes a new cluster and --join enters one: use one of them")
 	case c.shards < 1 || c.shards > catalog.MaxShards:
@@ -171,7 +175,7 @@ func (c *serverConfig) check() error {
 		return usageErrorf("--trailing-entries must be at least 1")
 	case c.checksum != 0 && c.checksum < minChecksum:
 		return usageErrorf("--checksum-interval must be 0 or at least %v", minChecksum)
-	case c.heartbeat != 0 && (c.heartbeat < minHeartbeat || c.heartbeat > maxHeartbeat):
+	case c.heartbeat < minHeartbeat || c.heartbeat > maxHeartbeat:
 		return usageErrorf("--heartbeat must be %v to %v", minHeartbeat, maxHeartbeat)
 	}
 	for _, a := range c.addresses() {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"strconv"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -30,6 +31,9 @@ func (c *cli) with(ctx context.Context, do func(context.Context, *client.Client)
 }
 
 func (c *cli) dial(ctx context.Context) (*client.Client, error) {
+	if len(c.addrs) == 0 {
+		return nil, usageErrorf("--addr is empty: use HOST:PORT, or leave it away for %s", strings.Join(defaultAddrs(), ","))
+	}
 	for _, addr := range c.addrs {
 		_, port, err := net.SplitHostPort(addr)
 		if n, numErr := strconv.ParseUint(port, 10, 16); err != nil || numErr != nil || n == 0 {

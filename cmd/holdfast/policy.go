@@ -140,7 +140,7 @@ func newPolicyList(c *cli) *cobra.Command {
 			return c.policies(cmd, func(ctx context.Context, s pb.PoliciesClient) error {
 				all := &pb.ListPoliciesResponse{}
 				for token := ""; ; {
-					r, err := s.ListPolicies(ctx, &pb.ListPoliciesRequest{PageSize: 1000, PageToken: token})
+					r, err := s.ListPolicies(ctx, &pb.ListPoliciesRequest{PageSize: maxPage, PageToken: token})
 					if err != nil {
 						return err
 					}
@@ -164,6 +164,9 @@ func newPolicyUpdate(c *cli) *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			q := &pb.UpdatePolicyRequest{PolicyId: args[0], ExpectedRevision: revision}
 			given := func(name string) bool { return cmd.Flags().Changed(name) }
+			if given("expected-revision") && revision == 0 {
+				return usageErrorf("--expected-revision must be at least 1: that is what a new policy has")
+			}
 			take(given("name"), &q.Name, &p.name)
 			take(given("algorithm"), &q.Algorithm, &p.algorithm)
 			take(given("rate"), &q.RateLimit, &p.rate)
@@ -280,12 +283,18 @@ func newPolicyUnassign(c *cli) *cobra.Command {
 	}
 }
 
+// maxPage is the most that a node lists at once.
+const maxPage = 1000
+
 func newPolicyClients(c *cli) *cobra.Command {
 	var size uint32
 	var after string
 	cmd := &cobra.Command{
 		Use: "clients POLICY", Short: "List the clients under a policy", Example: "  holdfast policy clients api --size 1000", Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if size < 1 || size > maxPage {
+				return usageErrorf("--size must be 1 to %d", maxPage)
+			}
 			return c.policies(cmd, func(ctx context.Context, s pb.PoliciesClient) error {
 				r, err := s.ListClients(ctx, &pb.ListClientsRequest{PolicyId: args[0], PageSize: size, PageToken: after})
 				if err != nil {

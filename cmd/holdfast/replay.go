@@ -108,9 +108,14 @@ func (c *cli) readRequests(path, key string) ([]request, int, error) {
 		}
 		defer f.Close()
 		in = f
-		if info, err := f.Stat(); err == nil {
-			size = info.Size()
+		info, err := f.Stat()
+		if err != nil {
+			return nil, 0, usageErrorf("%w", err)
 		}
+		if info.IsDir() {
+			return nil, 0, usageErrorf("%s is a directory: name an access log in it, or - for standard input", path)
+		}
+		size = info.Size()
 	}
 	bar := c.progress("reading", size)
 	defer bar.done()
@@ -188,7 +193,7 @@ func (v *verdict) finish(top int) {
 	slices.SortFunc(v.TopDenied, func(a, b denials) int {
 		return cmp.Or(cmp.Compare(b.Denied, a.Denied), cmp.Compare(a.Client, b.Client))
 	})
-	v.TopDenied = v.TopDenied[:min(len(v.TopDenied), max(top, 0))]
+	v.TopDenied = v.TopDenied[:min(len(v.TopDenied), top)]
 }
 
 func (c *cli) replay(ctx context.Context, r *replay, path string) error {
@@ -197,6 +202,12 @@ func (c *cli) replay(ctx context.Context, r *replay, path string) error {
 	}
 	if r.policy != "" && !r.live {
 		return usageErrorf("--policy needs --live: the rules of a policy are in the cluster; without it give them with --rate")
+	}
+	if r.top < 0 {
+		return usageErrorf("--top must be 0 or more")
+	}
+	if r.callers < 1 {
+		return usageErrorf("--callers must be at least 1")
 	}
 	if r.rate == 0 && r.policy == "" {
 		return usageErrorf("say how many requests a window admits: --rate N")
@@ -281,7 +292,7 @@ func (c *cli) replayLive(ctx context.Context, r *replay, requests []request, v *
 	var failure error
 	var callers sync.WaitGroup
 	begin := time.Now()
-	for range max(r.callers, 1) {
+	for range r.callers {
 		callers.Go(func() {
 			for q := range next {
 				m := about(q)

@@ -49,6 +49,16 @@ Start here:
 	root.PersistentFlags().StringSliceVar(&c.addrs, "addr", defaultAddrs(), "gRPC addresses of the cluster; $HOLDFAST_ADDR")
 	root.PersistentFlags().StringVarP(&c.format, "output", "o", "table", "table, json or yaml")
 	root.AddCommand(newDev(c), newStart(c), newCluster(c), newPolicy(c), newLimit(c), newBench(c), newDebug(c), newVersion(c))
+	root.InitDefaultCompletionCmd() // before Execute makes them, so that what follows is about them too
+	root.InitDefaultHelpCmd()
+	for _, sub := range root.Commands() {
+		if sub.Name() == "help" {
+			sub.Args = func(_ *cobra.Command, args []string) error {
+				_, _, err := root.Find(args)
+				return err
+			}
+		}
+	}
 	usageOnBadArgs(root)
 	return root
 }

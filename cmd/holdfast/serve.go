@@ -45,6 +45,7 @@ The data stays in the data directory and is there again at the next start. Ctrl-
 				return err
 			}
 			cfg.peer, cfg.gossip = "127.0.0.1:0", "127.0.0.1:0" // nobody joins from outside
+			cfg.name, cfg.heartbeat = "n1", devTiming.Heartbeat
 			if err := cfg.check(); err != nil {
 				return err
 			}

@@ -228,15 +228,18 @@ func (m *model) assign(q Assign, now fsm.Time, un bool) (fsm.Code, uint32) {
 	return fsm.OK, uint32(len(touched))
 }
 
-func (m *model) putDomain(q Domain) fsm.Code {
+func (m *model) putDomain(q Domain, now fsm.Time) fsm.Code {
 	if !m.there() {
 		return fsm.NotFound
 	}
 	m.domains[q.Name] = q.YAML
+	action := "import"
 	if q.YAML == "" {
+		action = "delete"
 		delete(m.domains, q.Name)
 	}
 	m.changed(Change{Domain: q.Name})
+	m.audit(domainNumber, Audit{At: now, Actor: q.Actor, Action: action, Detail: q.Name})
 	return fsm.OK
 }
 

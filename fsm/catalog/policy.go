@@ -78,11 +78,17 @@ const ChangesKept = 16_384
 // HistoryKept is how many changes of one policy are kept for audit.
 const HistoryKept = 1000
 
-// Audit is one line of a policy's history.
+// DomainHistory stands, where a history is asked for, for that of all domains together. No policy has such a name.
+const DomainHistory = "@domains"
+
+// domainNumber is what the history of domains is kept under: policies are numbered from 1.
+const domainNumber = 0
+
+// Audit is one line of a policy's history, or of that of the domains.
 type Audit struct {
 	At       fsm.Time
 	Actor    string
-	Action   string // create, update, delete, assign, unassign
+	Action   string // create, update, delete, assign, unassign; import and delete of domains
 	Revision uint32
 	Policy   *Policy `json:",omitempty"` // after the change
 	Detail   string  `json:",omitempty"`
@@ -105,7 +111,7 @@ func (e *edit) changed(ch Change) {
 	set(e.tx, numbered(prefixChange, uint32(e.c.Revision%ChangesKept)), ch)
 }
 
-// end stores the cluster record and the audit line of policy number n.
+// end stores the cluster record and the audit line of policy number n, or of domainNumber.
 func (e *edit) end(n uint32, a Audit) error {
 	set(e.tx, []byte(keyCluster), e.c)
 	a.At = e.tx.Now()
@@ -267,15 +273,16 @@ func putDomain(tx *fsm.Tx, q *Body[Domain]) (Body[Nothing], error) {
 	if err != nil {
 		return Body[Nothing]{}, err
 	}
+	action := "import"
 	if q.V.YAML == "" {
+		action = "delete"
 		tx.Delete([]byte(prefixDomain + q.V.Name))
 	} else {
 		q.V.Updated = tx.Now()
 		set(tx, []byte(prefixDomain+q.V.Name), q.V)
 	}
 	e.changed(Change{Domain: q.V.Name})
-	set(tx, []byte(keyCluster), e.c)
-	return Body[Nothing]{}, nil
+	return Body[Nothing]{}, e.end(domainNumber, Audit{Actor: q.V.Actor, Action: action, Detail: q.V.Name})
 }
 
 // check verifies that both directions of assignments and names agree; see fsm.Type.

@@ -207,14 +207,20 @@ func TestEffectivePriority(t *testing.T) {
 
 func TestDomains(t *testing.T) {
 	c := setUp(t, 1)
+	equal(t, "lines of nothing", len(asked[[]Audit](c, OpHistory, PolicyRef{Policy: DomainHistory})), 0)
 	done[Nothing](c, OpPutDomain, Domain{Name: "b", YAML: "1"})
 	done[Nothing](c, OpPutDomain, Domain{Name: "a", YAML: "2"})
 	done[Nothing](c, OpPutDomain, Domain{Name: "b", YAML: "3", Actor: "alice", Updated: 7})
 	a := Domain{Name: "a", YAML: "2", Updated: c.Now}
 	equal(t, "domains", read(c, AllDomains), []Domain{a, {Name: "b", YAML: "3", Actor: "alice", Updated: c.Now}})
-	done[Nothing](c, OpPutDomain, Domain{Name: "b"})
+	done[Nothing](c, OpPutDomain, Domain{Name: "b", Actor: "bob"})
 	done[Nothing](c, OpPutDomain, Domain{Name: "never"})
 	equal(t, "domains", read(c, AllDomains), []Domain{a})
+	var lines []string
+	for _, a := range asked[[]Audit](c, OpHistory, PolicyRef{Policy: DomainHistory}) {
+		lines = append(lines, fmt.Sprintf("%s %s by %q", a.Action, a.Detail, a.Actor))
+	}
+	equal(t, "history", lines, []string{`delete never by ""`, `delete b by "bob"`, `import b by "alice"`, `import a by ""`, `import b by ""`})
 	list, revision, _ := c.changes(3)
 	equal(t, "changes", list, []Change{{Revision: 4, Domain: "b"}, {Revision: 5, Domain: "never"}})
 	equal(t, "revision", revision, 5)

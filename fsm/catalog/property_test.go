@@ -184,7 +184,7 @@ func (s *steps) assign(*rapid.T) {
 func (s *steps) putDomain(*rapid.T) {
 	q := Domain{Name: draw(s, "domain", "d", "e", "dd"), YAML: draw(s, "yaml", "", "1", "2")}
 	r := s.c.Do(Call(OpPutDomain, q))
-	same[Nothing](s, r, s.m.putDomain(q))
+	same[Nothing](s, r, s.m.putDomain(q, s.c.Now))
 }
 
 func (s *steps) pass(*rapid.T) { s.c.Now += fsm.Time(rapid.IntRange(1, 5).Draw(s.t, "pass")) }
@@ -235,7 +235,11 @@ func (s *steps) check(*rapid.T) {
 	}
 	s.equal("policies, assignments and domains", got, want)
 	for n, lines := range s.m.history {
-		audit := asked[[]Audit](s.c, OpHistory, PolicyRef{Policy: PolicyID(n)})
+		name := PolicyID(n)
+		if n == domainNumber {
+			name = DomainHistory
+		}
+		audit := asked[[]Audit](s.c, OpHistory, PolicyRef{Policy: name})
 		slices.Reverse(audit)
 		s.equal("history", audit, lines)
 		r := s.c.Query(Call(OpListClients, Page{Policy: PolicyID(n), Size: MaxPage}))

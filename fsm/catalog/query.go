@@ -138,15 +138,27 @@ func listClients(v *fsm.View, q *Body[Page]) (Body[Clients], error) {
 	return Body[Clients]{page}, nil
 }
 
-// history lists a policy's changes, newest first. A deleted policy's are found by its id.
-func history(v *fsm.View, q *Body[PolicyRef]) (Body[[]Audit], error) {
-	n, isID := ParsePolicyID(q.V.Policy)
-	p, err := FindPolicy(v, q.V.Policy)
+// historyNumber is what a history is kept under. A deleted policy's is found by its id.
+func historyNumber(v *fsm.View, policy string) (uint32, error) {
+	if policy == DomainHistory {
+		return domainNumber, nil
+	}
+	n, isID := ParsePolicyID(policy)
+	p, err := FindPolicy(v, policy)
 	var refusal *fsm.Error
 	switch {
 	case err == nil:
-		n = p.Number
-	case !isID || n == math.MaxUint32 || !errors.As(err, &refusal): // n+1 below would begin again
+		return p.Number, nil
+	case !isID || n == math.MaxUint32 || !errors.As(err, &refusal): // behind the last number they begin again
+		return 0, err
+	}
+	return n, nil
+}
+
+// history lists a policy's changes, newest first.
+func history(v *fsm.View, q *Body[PolicyRef]) (Body[[]Audit], error) {
+	n, err := historyNumber(v, q.V.Policy)
+	if err != nil {
 		return Body[[]Audit]{}, err
 	}
 	var list []Audit
@@ -156,7 +168,7 @@ func history(v *fsm.View, q *Body[PolicyRef]) (Body[[]Audit], error) {
 	}); err != nil {
 		return Body[[]Audit]{}, err
 	}
-	if len(list) == 0 {
+	if len(list) == 0 && n != domainNumber {
 		return Body[[]Audit]{}, fsm.Errorf(fsm.NotFound, "no policy %q", q.V.Policy)
 	}
 	slices.Reverse(list)

@@ -56,7 +56,7 @@ func sums() fsm.Type {
 		return n, err
 	}
 	return fsm.Type{ID: sumType, Name: "sum", Ops: []fsm.Op{
-		fsm.Command(opAdd, "add", 1, func(tx *fsm.Tx, q *number) (*number, error) {
+		fsm.Command(opAdd, "add", func(tx *fsm.Tx, q *number) (*number, error) {
 			n, err := decode(tx.Get(sumKey()))
 			if err != nil {
 				return nil, err
@@ -65,7 +65,7 @@ func sums() fsm.Type {
 			tx.Set(sumKey(), n.Append(nil))
 			return n, nil
 		}),
-		fsm.QueryOp(opRead, "read", 1, func(v *fsm.View, _ *number) (*number, error) { return decode(v.Get(sumKey())) }),
+		fsm.QueryOp(opRead, "read", func(v *fsm.View, _ *number) (*number, error) { return decode(v.Get(sumKey())) }),
 	}}
 }
 

@@ -27,7 +27,8 @@ type machine struct {
 	restored func() error
 	entries  []fsm.LogEntry
 
-	turn sync.Mutex // who uses Apply, Flush or Reload
+	turn     sync.Mutex // who uses Apply, Query, Flush or Reload
+	watchers []*watcher // guarded by turn
 
 	mu       sync.Mutex
 	advanced chan struct{}    // closed, and replaced, when the position moves; nil while nobody waits
@@ -64,6 +65,9 @@ func (m *machine) ApplyBatch(logs []*raft.Log) []any {
 	}
 	m.turn.Lock()
 	outcomes, err := m.Machine.Apply(m.entries)
+	if err == nil && len(m.watchers) > 0 {
+		m.tell(outcomes)
+	}
 	m.turn.Unlock()
 	if err != nil {
 		m.onFatal(fmt.Errorf("apply: %w", err))

@@ -782,8 +782,8 @@ func (x *ReserveResponse) GetExpiresAt() *timestamppb.Timestamp {
 type CommitRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ReservationId string                 `protobuf:"bytes,1,opt,name=reservation_id,json=reservationId,proto3" json:"reservation_id,omitempty"`
-	// What the work did cost, in tokens.
-	Actual        uint32 `protobuf:"varint,2,opt,name=actual,proto3" json:"actual,omitempty"`
+	// What the work did cost, in tokens. It must be said: 0 gives everything back, which nobody should do by leaving it out.
+	Actual        *uint32 `protobuf:"varint,2,opt,name=actual,proto3,oneof" json:"actual,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -826,8 +826,8 @@ func (x *CommitRequest) GetReservationId() string {
 }
 
 func (x *CommitRequest) GetActual() uint32 {
-	if x != nil {
-		return x.Actual
+	if x != nil && x.Actual != nil {
+		return *x.Actual
 	}
 	return 0
 }
@@ -1342,10 +1342,11 @@ const file_holdfast_v1_limit_proto_rawDesc = "" +
 	"\x05check\x18\x01 \x01(\v2\x1a.holdfast.v1.CheckResponseR\x05check\x12%\n" +
 	"\x0ereservation_id\x18\x02 \x01(\tR\rreservationId\x129\n" +
 	"\n" +
-	"expires_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\"N\n" +
+	"expires_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\"^\n" +
 	"\rCommitRequest\x12%\n" +
-	"\x0ereservation_id\x18\x01 \x01(\tR\rreservationId\x12\x16\n" +
-	"\x06actual\x18\x02 \x01(\rR\x06actual\"F\n" +
+	"\x0ereservation_id\x18\x01 \x01(\tR\rreservationId\x12\x1b\n" +
+	"\x06actual\x18\x02 \x01(\rH\x00R\x06actual\x88\x01\x01B\t\n" +
+	"\a_actual\"F\n" +
 	"\x0eCommitResponse\x12\x1a\n" +
 	"\brefunded\x18\x01 \x01(\rR\brefunded\x12\x18\n" +
 	"\acharged\x18\x02 \x01(\rR\acharged\"6\n" +
@@ -1464,6 +1465,7 @@ func file_holdfast_v1_limit_proto_init() {
 		return
 	}
 	file_holdfast_v1_limit_proto_msgTypes[0].OneofWrappers = []any{}
+	file_holdfast_v1_limit_proto_msgTypes[9].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{

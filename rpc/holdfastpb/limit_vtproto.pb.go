@@ -687,8 +687,8 @@ func (m *CommitRequest) MarshalToSizedBufferVT(dAtA []byte) (int, error) {
 		i -= len(m.unknownFields)
 		copy(dAtA[i:], m.unknownFields)
 	}
-	if m.Actual != 0 {
-		i = protohelpers.EncodeVarint(dAtA, i, uint64(m.Actual))
+	if m.Actual != nil {
+		i = protohelpers.EncodeVarint(dAtA, i, uint64(*m.Actual))
 		i--
 		dAtA[i] = 0x10
 	}
@@ -1361,8 +1361,8 @@ func (m *CommitRequest) SizeVT() (n int) {
 	if l > 0 {
 		n += 1 + l + protohelpers.SizeOfVarint(uint64(l))
 	}
-	if m.Actual != 0 {
-		n += 1 + protohelpers.SizeOfVarint(uint64(m.Actual))
+	if m.Actual != nil {
+		n += 1 + protohelpers.SizeOfVarint(uint64(*m.Actual))
 	}
 	n += len(m.unknownFields)
 	return n
@@ -3296,7 +3296,7 @@ func (m *CommitRequest) UnmarshalVT(dAtA []byte) error {
 			if wireType != 0 {
 				return fmt.Errorf("proto: wrong wireType = %d for field Actual", wireType)
 			}
-			m.Actual = 0
+			var v uint32
 			for shift := uint(0); ; shift += 7 {
 				if shift >= 64 {
 					return protohelpers.ErrIntOverflow
@@ -3306,11 +3306,12 @@ func (m *CommitRequest) UnmarshalVT(dAtA []byte) error {
 				}
 				b := dAtA[iNdEx]
 				iNdEx++
-				m.Actual |= uint32(b&0x7F) << shift
+				v |= uint32(b&0x7F) << shift
 				if b < 0x80 {
 					break
 				}
 			}
+			m.Actual = &v
 		default:
 			iNdEx = preIndex
 			skippy, err := protohelpers.Skip(dAtA[iNdEx:])
@@ -6029,7 +6030,7 @@ func (m *CommitRequest) UnmarshalVTUnsafe(dAtA []byte) error {
 			if wireType != 0 {
 				return fmt.Errorf("proto: wrong wireType = %d for field Actual", wireType)
 			}
-			m.Actual = 0
+			var v uint32
 			for shift := uint(0); ; shift += 7 {
 				if shift >= 64 {
 					return protohelpers.ErrIntOverflow
@@ -6039,11 +6040,12 @@ func (m *CommitRequest) UnmarshalVTUnsafe(dAtA []byte) error {
 				}
 				b := dAtA[iNdEx]
 				iNdEx++
-				m.Actual |= uint32(b&0x7F) << shift
+				v |= uint32(b&0x7F) << shift
 				if b < 0x80 {
 					break
 				}
 			}
+			m.Actual = &v
 		default:
 			iNdEx = preIndex
 			skippy, err := protohelpers.Skip(dAtA[iNdEx:])

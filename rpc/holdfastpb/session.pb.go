@@ -733,7 +733,7 @@ type Session struct {
 	StepUpRequired bool             `protobuf:"varint,16,opt,name=step_up_required,json=stepUpRequired,proto3" json:"step_up_required,omitempty"`
 	Attributes     *structpb.Struct `protobuf:"bytes,17,opt,name=attributes,proto3" json:"attributes,omitempty"`
 	// The version of the attributes, 0 if there are none.
-	AttributesVersion uint64 `protobuf:"varint,18,opt,name=attributes_version,json=attributesVersion,proto3" json:"attributes_version,omitempty"`
+	AttributesVersion uint32 `protobuf:"varint,18,opt,name=attributes_version,json=attributesVersion,proto3" json:"attributes_version,omitempty"`
 	// Seconds without use after which it ends; 0 for never.
 	IdleTimeout float64 `protobuf:"fixed64,19,opt,name=idle_timeout,json=idleTimeout,proto3" json:"idle_timeout,omitempty"`
 	// For a session that ended: why, and when.
@@ -892,7 +892,7 @@ func (x *Session) GetAttributes() *structpb.Struct {
 	return nil
 }
 
-func (x *Session) GetAttributesVersion() uint64 {
+func (x *Session) GetAttributesVersion() uint32 {
 	if x != nil {
 		return x.AttributesVersion
 	}
@@ -927,7 +927,7 @@ type SetAttributesRequest struct {
 	Set    *structpb.Struct `protobuf:"bytes,2,opt,name=set,proto3" json:"set,omitempty"`
 	Remove []string         `protobuf:"bytes,3,rep,name=remove,proto3" json:"remove,omitempty"`
 	// The version that the change was made from; without it, the change is made to whatever is there.
-	Version       *uint64 `protobuf:"varint,4,opt,name=version,proto3,oneof" json:"version,omitempty"`
+	Version       *uint32 `protobuf:"varint,4,opt,name=version,proto3,oneof" json:"version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -983,7 +983,7 @@ func (x *SetAttributesRequest) GetRemove() []string {
 	return nil
 }
 
-func (x *SetAttributesRequest) GetVersion() uint64 {
+func (x *SetAttributesRequest) GetVersion() uint32 {
 	if x != nil && x.Version != nil {
 		return *x.Version
 	}
@@ -992,7 +992,7 @@ func (x *SetAttributesRequest) GetVersion() uint64 {
 
 type SetAttributesResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Version       uint64                 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
+	Version       uint32                 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
 	Attributes    *structpb.Struct       `protobuf:"bytes,2,opt,name=attributes,proto3" json:"attributes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1028,7 +1028,7 @@ func (*SetAttributesResponse) Descriptor() ([]byte, []int) {
 	return file_holdfast_v1_session_proto_rawDescGZIP(), []int{12}
 }
 
-func (x *SetAttributesResponse) GetVersion() uint64 {
+func (x *SetAttributesResponse) GetVersion() uint32 {
 	if x != nil {
 		return x.Version
 	}
@@ -1433,10 +1433,10 @@ func (*SessionStatsRequest) Descriptor() ([]byte, []int) {
 type SessionStats struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// By type.
-	Active  map[string]uint64 `protobuf:"bytes,1,rep,name=active,proto3" json:"active,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
-	Created map[string]uint64 `protobuf:"bytes,2,rep,name=created,proto3" json:"created,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	Active  map[string]float64 `protobuf:"bytes,1,rep,name=active,proto3" json:"active,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"fixed64,2,opt,name=value"`
+	Created map[string]float64 `protobuf:"bytes,2,rep,name=created,proto3" json:"created,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"fixed64,2,opt,name=value"`
 	// By reason.
-	Ended         map[string]uint64 `protobuf:"bytes,3,rep,name=ended,proto3" json:"ended,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	Ended         map[string]float64 `protobuf:"bytes,3,rep,name=ended,proto3" json:"ended,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"fixed64,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1471,21 +1471,21 @@ func (*SessionStats) Descriptor() ([]byte, []int) {
 	return file_holdfast_v1_session_proto_rawDescGZIP(), []int{20}
 }
 
-func (x *SessionStats) GetActive() map[string]uint64 {
+func (x *SessionStats) GetActive() map[string]float64 {
 	if x != nil {
 		return x.Active
 	}
 	return nil
 }
 
-func (x *SessionStats) GetCreated() map[string]uint64 {
+func (x *SessionStats) GetCreated() map[string]float64 {
 	if x != nil {
 		return x.Created
 	}
 	return nil
 }
 
-func (x *SessionStats) GetEnded() map[string]uint64 {
+func (x *SessionStats) GetEnded() map[string]float64 {
 	if x != nil {
 		return x.Ended
 	}
@@ -2047,7 +2047,7 @@ const file_holdfast_v1_session_proto_rawDesc = "" +
 	"\n" +
 	"attributes\x18\x11 \x01(\v2\x17.google.protobuf.StructR\n" +
 	"attributes\x12-\n" +
-	"\x12attributes_version\x18\x12 \x01(\x04R\x11attributesVersion\x12!\n" +
+	"\x12attributes_version\x18\x12 \x01(\rR\x11attributesVersion\x12!\n" +
 	"\fidle_timeout\x18\x13 \x01(\x01R\vidleTimeout\x12\x14\n" +
 	"\x05ended\x18\x14 \x01(\tR\x05ended\x125\n" +
 	"\bended_at\x18\x15 \x01(\v2\x1a.google.protobuf.TimestampR\aendedAt\"\xa3\x01\n" +
@@ -2056,11 +2056,11 @@ const file_holdfast_v1_session_proto_rawDesc = "" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12)\n" +
 	"\x03set\x18\x02 \x01(\v2\x17.google.protobuf.StructR\x03set\x12\x16\n" +
 	"\x06remove\x18\x03 \x03(\tR\x06remove\x12\x1d\n" +
-	"\aversion\x18\x04 \x01(\x04H\x00R\aversion\x88\x01\x01B\n" +
+	"\aversion\x18\x04 \x01(\rH\x00R\aversion\x88\x01\x01B\n" +
 	"\n" +
 	"\b_version\"j\n" +
 	"\x15SetAttributesResponse\x12\x18\n" +
-	"\aversion\x18\x01 \x01(\x04R\aversion\x127\n" +
+	"\aversion\x18\x01 \x01(\rR\aversion\x127\n" +
 	"\n" +
 	"attributes\x18\x02 \x01(\v2\x17.google.protobuf.StructR\n" +
 	"attributes\".\n" +
@@ -2093,14 +2093,14 @@ const file_holdfast_v1_session_proto_rawDesc = "" +
 	"\x05ended\x18\x03 \x03(\v2$.holdfast.v1.SessionStats.EndedEntryR\x05ended\x1a9\n" +
 	"\vActiveEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\x1a:\n" +
+	"\x05value\x18\x02 \x01(\x01R\x05value:\x028\x01\x1a:\n" +
 	"\fCreatedEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\x1a8\n" +
+	"\x05value\x18\x02 \x01(\x01R\x05value:\x028\x01\x1a8\n" +
 	"\n" +
 	"EndedEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"9\n" +
+	"\x05value\x18\x02 \x01(\x01R\x05value:\x028\x01\"9\n" +
 	"\rFollowRequest\x12\x14\n" +
 	"\x05shard\x18\x01 \x01(\rR\x05shard\x12\x12\n" +
 	"\x04ping\x18\x02 \x01(\x04R\x04ping\"W\n" +

@@ -17,6 +17,7 @@ import (
 	"github.com/holdfastdb/holdfast/node"
 	"github.com/holdfastdb/holdfast/node/shard"
 	"github.com/holdfastdb/holdfast/rpc"
+	"github.com/holdfastdb/holdfast/rpc/seal"
 )
 
 // Config is what a process is told, beside the node's own.
@@ -30,6 +31,8 @@ type Config struct {
 	Listen func(ctx context.Context, addr string) (net.Listener, error)
 	// Profiles serves net/http/pprof.
 	Profiles bool
+	// Keys encrypts what sessions say of their users; nil for plain text.
+	Keys seal.AEAD
 }
 
 // readTimeout is how long a client may take to send a request. It is longer than a call may take, for net/http gives a
@@ -92,7 +95,7 @@ func Start(ctx context.Context, cfg Config) (_ *Process, err error) {
 	if p.Node, err = node.Open(ctx, cfg.Node); err != nil {
 		return nil, err
 	}
-	if p.server, err = rpc.New(rpc.Options{Node: adapter{p.Node}, Metrics: metrics, Profiles: cfg.Profiles}); err != nil {
+	if p.server, err = rpc.New(rpc.Options{Node: adapter{p.Node}, Metrics: metrics, Profiles: cfg.Profiles, Log: cfg.Node.Logger, Keys: cfg.Keys}); err != nil {
 		return nil, errors.Join(err, p.Node.Close())
 	}
 	p.http = &http.Server{

@@ -10,8 +10,6 @@ type cache struct {
 	entries     []*raft.Log
 }
 
-func newCache(limit int) cache { return cache{limit: limit} }
-
 func entrySize(l *raft.Log) int { return len(l.Data) + len(l.Extensions) + 96 }
 
 func (c *cache) get(index uint64) *raft.Log {

@@ -96,7 +96,7 @@ func TestDamagedEntriesAreNotServed(t *testing.T) {
 }
 
 func TestCacheIsBoundedAndFollowsTheLog(t *testing.T) {
-	c := newCache(1000)
+	c := cache{limit: 1000}
 	for i := uint64(1); i <= 100; i++ {
 		c.add(&raft.Log{Index: i, Term: 1, Data: make([]byte, 100)})
 	}
@@ -114,6 +114,47 @@ func TestCacheIsBoundedAndFollowsTheLog(t *testing.T) {
 	c.cut(150)
 	if c.get(200) != nil || c.size != 0 {
 		t.Fatal("a cut entry is still cached")
+	}
+}
+
+// What a node keeps does not grow with the number of its groups, and what a group had is for the others when it is closed.
+func TestTheCachesOfAllGroupsAreBoundedTogether(t *testing.T) {
+	const all, count = 64 << 10, 4
+	s, err := Open(Options{FS: vfs.NewMem(), Dir: "log", CacheBytes: all})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	var groups [count]*group
+	for i := range groups {
+		l, err := s.Open(uint32(i))
+		if err != nil {
+			t.Fatal(err)
+		}
+		groups[i] = l.(*group)
+	}
+	store := func(g *group, from uint64) {
+		for i := from; i < from+100; i++ {
+			if err := g.StoreLogs([]*raft.Log{{Index: i, Term: 1, Data: make([]byte, 1<<10)}}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	size := 0
+	for _, g := range groups {
+		store(g, 1)
+		size += g.cache.size
+	}
+	if size > all || size < all/2 {
+		t.Errorf("%d groups keep %d bytes, of %d that are for all", count, size, all)
+	}
+	for _, g := range groups[1:] {
+		if err := g.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if store(groups[0], 101); groups[0].cache.size > all || groups[0].cache.size < all/2 {
+		t.Errorf("the last group keeps %d bytes of %d", groups[0].cache.size, all)
 	}
 }
 

@@ -30,6 +30,7 @@ type group struct {
 	mu          sync.RWMutex
 	first, last uint64 // 0 when empty
 	cache       cache
+	left        sync.Once
 
 	// stable is held while a value is written, which may take as long as the disk likes: not by readers of entries.
 	stable    sync.Mutex
@@ -40,10 +41,11 @@ type group struct {
 
 // Open implements Provider.
 func (s *Store) Open(number uint32) (Log, error) {
-	g := &group{s: s, number: number, cache: newCache(s.opts.CacheBytes), deferred: deferred{sync: s.sync}}
+	g := &group{s: s, number: number, deferred: deferred{sync: s.sync}}
 	if err := g.readBounds(); err != nil {
 		return nil, fmt.Errorf("open log of group %d: %w", number, err)
 	}
+	s.groups.Add(1)
 	return g, nil
 }
 
@@ -147,6 +149,7 @@ func (g *group) StoreLogs(logs []*raft.Log) error {
 		return fmt.Errorf("store entries of group %d: %w", g.number, err)
 	}
 	g.mu.Lock()
+	g.cache.limit = g.s.cacheShare()
 	for _, l := range logs {
 		if g.first == 0 || l.Index < g.first {
 			g.first = l.Index
@@ -285,9 +288,18 @@ func (g *group) Destroy() error {
 	if err != nil {
 		return fmt.Errorf("remove log of group %d: %w", g.number, err)
 	}
-	g.first, g.last, g.votedTerm, g.cache = 0, 0, nil, newCache(g.s.opts.CacheBytes)
+	g.leave()
+	g.first, g.last, g.votedTerm, g.cache = 0, 0, nil, cache{}
 	return nil
 }
 
 // Close implements Log. The database belongs to the Store.
-func (g *group) Close() error { return nil }
+func (g *group) Close() error {
+	g.leave()
+	return nil
+}
+
+// leave gives the group's share of the cache to the others.
+func (g *group) leave() {
+	g.left.Do(func() { g.s.groups.Add(-1) })
+}

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -72,7 +73,8 @@ type Options struct {
 	// OnFatal is called when the store cannot go on; the default logs and ends the process. Whether an entry is on
 	// disk is unknown after a failed write, so there is nothing else to do.
 	OnFatal func(error)
-	// CacheBytes bounds the newest entries kept in memory for each group; default 4 MiB.
+	// CacheBytes bounds the newest entries kept in memory, of all groups together; default 32 MiB. One group gets 4 MiB
+	// of it at most.
 	CacheBytes int
 	// LogBytes is how much is written before a write-ahead log is closed and its entries, as far as they are still
 	// needed, go into tables; default 32 MiB.
@@ -86,6 +88,15 @@ type Store struct {
 	prewriter *prewriter
 	sync      *syncer
 	once      sync.Once
+	groups    atomic.Int64 // that are open
+}
+
+// groupCache is enough for the entries that a follower which is only a little behind, and the state machine, read next.
+const groupCache = 4 << 20
+
+// cacheShare is how much of the cache is for one group, which comes down to it with the next entry that it stores.
+func (s *Store) cacheShare() int {
+	return min(groupCache, s.opts.CacheBytes/max(1, int(s.groups.Load())))
 }
 
 // Open opens or creates the database.
@@ -100,7 +111,7 @@ func Open(opts Options) (*Store, error) {
 		}
 	}
 	if opts.CacheBytes == 0 {
-		opts.CacheBytes = 4 << 20
+		opts.CacheBytes = 32 << 20
 	}
 	if opts.LogBytes == 0 {
 		opts.LogBytes = 32 << 20

@@ -1,0 +1,302 @@
+package rpc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/structpb"
+
+	"github.com/holdfastdb/holdfast/fsm"
+	"github.com/holdfastdb/holdfast/fsm/session"
+	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
+	"github.com/holdfastdb/holdfast/rpc/seal"
+	"github.com/holdfastdb/holdfast/rpc/sessiontoken"
+)
+
+// sessions implements holdfast.v1.Sessions.
+type sessions struct {
+	pb.UnimplementedSessionsServer
+	node   Node
+	limits *limits // whose callers these are
+	sealer *seal.Sealer
+	uses   *uses
+	// closing is closed when streams shall end.
+	closing chan struct{}
+	streams sync.WaitGroup // the readers of Follow
+}
+
+// cluster is the mark of this cluster in tokens.
+func (s *sessions) cluster() sessiontoken.Cluster {
+	t := s.node.Topology()
+	if t == nil {
+		return sessiontoken.Cluster{}
+	}
+	return sessiontoken.ClusterOf(t.Cluster.ID)
+}
+
+// group is the shard of a slot.
+func (s *sessions) group(slot uint16) (uint32, error) {
+	if t := s.node.Topology(); t != nil {
+		for i := range t.Shards {
+			if x := &t.Shards[i]; slot >= x.First && slot <= x.Last {
+				return x.ID, nil
+			}
+		}
+	}
+	return 0, errNoTopology
+}
+
+// do executes one command where a slot is, and returns the body of its result.
+func (s *sessions) do(ctx context.Context, slot uint16, call fsm.Call) ([]byte, error) {
+	group, err := s.group(slot)
+	if err != nil {
+		return nil, err
+	}
+	out, err := s.node.Do(ctx, group, []fsm.Call{call})
+	if err != nil {
+		return nil, err
+	}
+	return only(out)
+}
+
+// ask runs one query where a slot is.
+func (s *sessions) ask(ctx context.Context, slot uint16, call fsm.Call) (fsm.Result, fsm.Time, error) {
+	group, err := s.group(slot)
+	if err != nil {
+		return fsm.Result{}, 0, err
+	}
+	results, applied, err := s.node.Query(ctx, group, []fsm.Call{call})
+	if err != nil {
+		return fsm.Result{}, 0, err
+	}
+	return results[0], applied.Time, nil
+}
+
+// run carries a step out for a plain call.
+func (s *sessions) run(ctx context.Context, q proto.Message, step *sessionStep, err error) (proto.Message, error) {
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	group, err := s.group(step.slot)
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	if step.call.Op >= session.OpValidate {
+		r, now, err := s.ask(ctx, step.slot, step.call)
+		if err != nil {
+			return nil, statusOf(err)
+		}
+		m, err := step.finish(r, now)
+		return m, statusOf(err)
+	}
+	c, err := s.limits.caller(ctx, q)
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	out, err := c.propose(ctx, group, firstStep, step.call)
+	if err == nil {
+		err = out.Err()
+	}
+	if err == nil && len(out.Results) != 1 {
+		err = fmt.Errorf("%d results for one call", len(out.Results))
+	}
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	var m proto.Message
+	if out.Replayed && step.again != nil {
+		m, err = step.again(ctx, out.Results[0])
+	} else {
+		m, err = step.finish(out.Results[0], out.Time)
+	}
+	return m, statusOf(err)
+}
+
+// typed gives the answer of run its type.
+func typed[M proto.Message](m proto.Message, err error) (M, error) {
+	if err != nil {
+		var none M
+		return none, err
+	}
+	return m.(M), nil
+}
+
+// firstStep is the number of the only step of a request.
+var firstStep = step{number: 1}
+
+// Create implements the service.
+func (s *sessions) Create(ctx context.Context, q *pb.CreateSessionRequest) (*pb.SessionTokens, error) {
+	step, err := s.planCreate(q, familyOfKey(idempotencyKey(ctx)))
+	return typed[*pb.SessionTokens](s.run(ctx, q, step, err))
+}
+
+// Refresh implements the service.
+func (s *sessions) Refresh(ctx context.Context, q *pb.RefreshSessionRequest) (*pb.SessionTokens, error) {
+	step, err := s.planRefresh(q)
+	return typed[*pb.SessionTokens](s.run(ctx, q, step, err))
+}
+
+// Rotate implements the service.
+func (s *sessions) Rotate(ctx context.Context, q *pb.RotateSessionRequest) (*pb.SessionTokens, error) {
+	step, err := s.planRotate(q)
+	return typed[*pb.SessionTokens](s.run(ctx, q, step, err))
+}
+
+// Validate implements the service.
+func (s *sessions) Validate(ctx context.Context, q *pb.ValidateSessionRequest) (*pb.ValidateSessionResponse, error) {
+	step, refusal, err := s.planValidate(q)
+	if refusal != nil {
+		return refusal, nil
+	}
+	return typed[*pb.ValidateSessionResponse](s.run(ctx, q, step, err))
+}
+
+// Get implements the service.
+func (s *sessions) Get(ctx context.Context, q *pb.GetSessionRequest) (*pb.Session, error) {
+	step, err := s.planGet(q)
+	return typed[*pb.Session](s.run(ctx, q, step, err))
+}
+
+// List implements the service.
+func (s *sessions) List(ctx context.Context, q *pb.ListSessionsRequest) (*pb.ListSessionsResponse, error) {
+	step, err := s.planList(q, session.OpList)
+	return typed[*pb.ListSessionsResponse](s.run(ctx, q, step, err))
+}
+
+// History implements the service.
+func (s *sessions) History(ctx context.Context, q *pb.ListSessionsRequest) (*pb.ListSessionsResponse, error) {
+	step, err := s.planList(q, session.OpHistory)
+	return typed[*pb.ListSessionsResponse](s.run(ctx, q, step, err))
+}
+
+// Revoke implements the service.
+func (s *sessions) Revoke(ctx context.Context, q *pb.RevokeSessionRequest) (*pb.RevokedSessions, error) {
+	step, err := planRevoke(q)
+	return typed[*pb.RevokedSessions](s.run(ctx, q, step, err))
+}
+
+// RevokeUser implements the service.
+func (s *sessions) RevokeUser(ctx context.Context, q *pb.RevokeUserRequest) (*pb.RevokedSessions, error) {
+	step, err := planRevokeUser(q)
+	return typed[*pb.RevokedSessions](s.run(ctx, q, step, err))
+}
+
+// EraseUser implements the service.
+func (s *sessions) EraseUser(ctx context.Context, q *pb.EraseUserRequest) (*pb.RevokedSessions, error) {
+	step, err := planErase(q)
+	return typed[*pb.RevokedSessions](s.run(ctx, q, step, err))
+}
+
+// Logout implements the service.
+func (s *sessions) Logout(ctx context.Context, q *pb.LogoutRequest) (*pb.RevokedSessions, error) {
+	step, err := s.planLogout(ctx, q)
+	if err == nil && step == nil {
+		return &pb.RevokedSessions{}, nil
+	}
+	return typed[*pb.RevokedSessions](s.run(ctx, q, step, err))
+}
+
+// SetAttributes implements the service.
+func (s *sessions) SetAttributes(ctx context.Context, q *pb.SetAttributesRequest) (*pb.SetAttributesResponse, error) {
+	m, err := s.setAttributes(ctx, q)
+	return m, statusOf(err)
+}
+
+// attributeTries bounds how often a change without a version is made again from what others wrote meanwhile.
+const attributeTries = 16
+
+func (s *sessions) setAttributes(ctx context.Context, q *pb.SetAttributesRequest) (*pb.SetAttributesResponse, error) {
+	id, err := sessiontoken.ParseID(q.SessionId)
+	if err != nil {
+		return nil, errSessionID
+	}
+	if len(q.Set.GetFields())+len(q.Remove) == 0 {
+		return nil, invalidf("nothing to set and nothing to remove")
+	}
+	for try := 1; ; try++ {
+		m, err := s.tryAttributes(ctx, keyOf(id), q)
+		if codeOf(err) != fsm.Conflict || q.Version != nil || try == attributeTries {
+			return m, err
+		}
+	}
+}
+
+// tryAttributes changes the attributes from the version that is there now.
+func (s *sessions) tryAttributes(ctx context.Context, k session.Key, q *pb.SetAttributesRequest) (*pb.SetAttributesResponse, error) {
+	r, _, err := s.ask(ctx, k.User.Slot(), sessionCall(session.OpGet, &session.GetRequest{Session: k}))
+	if err == nil {
+		err = r.Err()
+	}
+	if err != nil {
+		return nil, err
+	}
+	var i session.Info
+	if err := i.Decode(r.Body); err != nil {
+		return nil, err
+	}
+	if i.Verdict != session.Valid {
+		return nil, fsm.Errorf(fsm.NotFound, "the session has ended")
+	}
+	if q.Version != nil && uint64(*q.Version) != i.Version {
+		return nil, fsm.Errorf(fsm.Conflict, "the attributes are at version %d, not %d", i.Version, *q.Version)
+	}
+	all := &structpb.Struct{}
+	if err := s.open(i.Attributes, k.User, attributesPart, all); err != nil {
+		return nil, err
+	}
+	if all.Fields == nil {
+		all.Fields = make(map[string]*structpb.Value)
+	}
+	for name, value := range q.Set.GetFields() {
+		all.Fields[name] = value
+	}
+	for _, name := range q.Remove {
+		delete(all.Fields, name)
+	}
+	if err := checkAttributes(all); err != nil {
+		return nil, err
+	}
+	c := session.SetAttributesRequest{Session: k, Version: i.Version}
+	if c.Sealed, err = s.seal(all, k.User, attributesPart); err != nil {
+		return nil, err
+	}
+	body, err := s.do(ctx, k.User.Slot(), sessionCall(session.OpSetAttributes, &c))
+	if err != nil {
+		return nil, err
+	}
+	var v session.Version
+	if err := v.Decode(body); err != nil {
+		return nil, err
+	}
+	return &pb.SetAttributesResponse{Version: uint32(v.V), Attributes: all}, nil
+}
+
+// Stats implements the service.
+func (s *sessions) Stats(ctx context.Context, _ *pb.SessionStatsRequest) (*pb.SessionStats, error) {
+	t := s.node.Topology()
+	if t == nil {
+		return nil, statusOf(errNoTopology)
+	}
+	m := &pb.SessionStats{Active: map[string]float64{}, Created: map[string]float64{}, Ended: map[string]float64{}}
+	for i := range t.Shards {
+		r, _, err := s.node.Query(ctx, t.Shards[i].ID, []fsm.Call{sessionCall(session.OpCounts, &session.CountsRequest{})})
+		if err != nil {
+			return nil, statusOf(err)
+		}
+		var c session.Counts
+		if err := errors.Join(r[0].Err(), c.Decode(r[0].Body)); err != nil {
+			return nil, statusOf(err)
+		}
+		for kind := session.Web; int(kind) < len(sessionPolicies); kind++ {
+			m.Active[sessionPolicies[kind].name] += float64(c.Active[kind])
+			m.Created[sessionPolicies[kind].name] += float64(c.Created[kind])
+		}
+		for reason, n := range c.Ended {
+			m.Ended[reason.String()] += float64(n)
+		}
+	}
+	return m, nil
+}
