@@ -104,7 +104,7 @@ func refresh(tx *fsm.Tx, q *RefreshRequest) (*RefreshResult, error) {
 		return &RefreshResult{Verdict: ReusedToken}, nil
 	}
 	r.seen = now
-	r.until = min(now+fsm.Time(r.life), r.refreshUntil)
+	r.until = max(r.until, min(now+fsm.Time(r.life), r.refreshUntil)) // never earlier: the expiry index would be late
 	r.put(tx, q.Session)
 	tx.Emit(Event{Kind: EventChanged, Session: q.Session}.append(nil))
 	return &RefreshResult{

@@ -95,11 +95,11 @@ func (u *user) forget(number uint64) {
 }
 
 // excess lists the sessions that must end so that one more, on a device, keeps to the limits; 0 means no limit. Oldest
-// first; a device goes with all its sessions.
+// first; a device goes with all its sessions. An unknown device is none, but does not lift the limit of the others.
 func (u *user) excess(device uint64, sessions, devices int) []uint64 {
 	var out []uint64
 	leaves := make(map[uint64]bool)
-	if devices > 0 && device != 0 {
+	if devices > 0 {
 		var order []uint64
 		seen := map[uint64]bool{device: true, 0: true}
 		for _, e := range u.live {
@@ -108,7 +108,11 @@ func (u *user) excess(device uint64, sessions, devices int) []uint64 {
 				order = append(order, e.device)
 			}
 		}
-		for i := 0; i <= len(order)-devices; i++ {
+		others := devices
+		if device != 0 {
+			others--
+		}
+		for i := range max(len(order)-others, 0) {
 			leaves[order[i]] = true
 		}
 	}
