@@ -157,7 +157,9 @@ func TestNobodyHasMoreSessionsThanTheSystemAllows(t *testing.T) {
 		s.entry(fsm.Entry{Frames: []fsm.Frame{{Calls: calls[:n]}}})
 		calls = calls[n:]
 	}
-	s.refused(s.do(OpCreate, s.request("ada", nil)), fsm.Exhausted)
+	for _, sessions := range []uint32{0, MaxSessions, MaxSessions + 5} {
+		s.refused(s.do(OpCreate, s.request("ada", func(q *CreateRequest) { q.Sessions = sessions })), fsm.Exhausted)
+	}
 	s.create("ada", func(q *CreateRequest) { q.Evict = true })
 	if n := len(s.list("ada")); n != MaxSessions {
 		t.Errorf("%d sessions", n)

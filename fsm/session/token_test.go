@@ -369,3 +369,27 @@ func TestRotate(t *testing.T) {
 		t.Errorf("of one that ended: %d", v)
 	}
 }
+
+// A session has so many access tokens and so many refresh tokens at most, however they were asked for.
+func TestTokensOfEachUseAreBounded(t *testing.T) {
+	s := newShard(t)
+	l := s.create("ada", remembered)
+	first := l.refresh
+	s.refresh(l, first)
+	for range maxTokens - 1 {
+		into[Done](s, s.do(OpReissue, &ReissueRequest{l.Key, s.secret(), Hash{}}))
+	}
+	if r := s.refresh(l, first); r.Verdict != TooManyAtOnce {
+		t.Errorf("with %d access tokens: %+v", maxTokens, r)
+	}
+
+	l = s.create("bob", remembered)
+	first = l.refresh
+	for range maxTokens {
+		s.refresh(l, first)
+	}
+	s.rotate(l, l.access)
+	s.refused(s.do(OpReissue, &ReissueRequest{l.Key, s.secret(), s.secret()}), fsm.Exhausted)
+	into[Done](s, s.do(OpReissue, &ReissueRequest{l.Key, s.secret(), Hash{}}))
+	s.check()
+}

@@ -3,6 +3,7 @@ package session
 import (
 	"encoding/binary"
 	"fmt"
+	"slices"
 
 	"github.com/holdfastdb/holdfast/fsm"
 	"github.com/holdfastdb/holdfast/storage/wire"
@@ -73,25 +74,14 @@ func (u *user) put(tx *fsm.Tx, k UserKey) {
 	tx.PutRow(k.under(prefixUser), u)
 }
 
-// drop forgets a live session; false if it is not there.
-func (u *user) drop(number uint64) bool {
-	for i := range u.live {
-		if u.live[i].number == number {
-			u.live = append(u.live[:i], u.live[i+1:]...)
-			return true
-		}
-	}
-	return false
+// drop forgets a live session.
+func (u *user) drop(number uint64) {
+	u.live = slices.DeleteFunc(u.live, func(e entry) bool { return e.number == number })
 }
 
 // forget drops an ended session.
 func (u *user) forget(number uint64) {
-	for i := range u.ended {
-		if u.ended[i] == number {
-			u.ended = append(u.ended[:i], u.ended[i+1:]...)
-			return
-		}
-	}
+	u.ended = slices.DeleteFunc(u.ended, func(n uint64) bool { return n == number })
 }
 
 // excess lists the sessions that must end so that one more, on a device, keeps to the limits; 0 means no limit. Oldest
