@@ -30,11 +30,11 @@ func check(r kv.Reader, now fsm.Time) error {
 	if c, _ := stored.(*counts); c != nil && c.active != active || c == nil && active != [kinds + 1]uint64{} {
 		return fmt.Errorf("%v sessions are stored, and %v counted", active, stored)
 	}
-	live, ended := make(map[Key]bool), make(map[Key]bool)
+	isLive, isEnded := make(map[Key]bool), make(map[Key]bool)
 	err = each(v, prefixUser, func(key, value []byte) error {
 		var k UserKey
 		copy(k[:], key)
-		return checkUser(k, value, live, ended)
+		return checkUser(k, value, isLive, isEnded)
 	})
 	if err != nil {
 		return err
@@ -43,7 +43,7 @@ func check(r kv.Reader, now fsm.Time) error {
 		prefix byte
 		listed map[Key]bool
 		all    bool // what is listed is there
-	}{{prefixSession, live, true}, {prefixEnded, ended, true}, {prefixAttributes, live, false}} {
+	}{{prefixSession, isLive, true}, {prefixEnded, isEnded, true}, {prefixAttributes, isLive, false}} {
 		if err := checkListed(v, part.prefix, part.listed, part.all); err != nil {
 			return err
 		}
@@ -52,7 +52,7 @@ func check(r kv.Reader, now fsm.Time) error {
 }
 
 // checkUser verifies a user's record and collects what it lists.
-func checkUser(k UserKey, value []byte, live, ended map[Key]bool) error {
+func checkUser(k UserKey, value []byte, isLive, isEnded map[Key]bool) error {
 	stored, err := decodeUserRow(value)
 	if err != nil {
 		return err
@@ -65,10 +65,10 @@ func checkUser(k UserKey, value []byte, live, ended map[Key]bool) error {
 		if i > 0 && e.number <= u.live[i-1].number {
 			return fmt.Errorf("session %d is listed after %d", e.number, u.live[i-1].number)
 		}
-		live[Key{k, e.number}] = true
+		isLive[Key{k, e.number}] = true
 	}
 	for _, number := range u.ended {
-		ended[Key{k, number}] = true
+		isEnded[Key{k, number}] = true
 	}
 	return nil
 }

@@ -393,3 +393,12 @@ func TestTokensOfEachUseAreBounded(t *testing.T) {
 	into[Done](s, s.do(OpReissue, &ReissueRequest{l.Key, s.secret(), Hash{}}))
 	s.check()
 }
+
+func TestWhenARememberedSessionEnded(t *testing.T) {
+	s := newShard(t)
+	l := s.create("ada", func(q *CreateRequest) { q.Idle, q.Life, q.RefreshLife = minute, hour, day })
+	s.now = l.refreshUntil + 5
+	if i := s.get(l.Key); i.Verdict != Ended || i.Reason != Expired || i.Until != l.refreshUntil {
+		t.Errorf("%+v", i)
+	}
+}
