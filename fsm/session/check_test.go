@@ -26,7 +26,7 @@ func TestCheckFindsWhatIsBroken(t *testing.T) {
 	stray := Key{l.User, l.Number + 1}
 	for name, key := range map[string][]byte{
 		"a session": stray.under(prefixSession), "what stays of one": stray.under(prefixEnded), "attributes": stray.under(prefixAttributes),
-		"a user": user0("eve").under(prefixUser),
+		"a user": keyOf("eve").under(prefixUser),
 	} {
 		broken := s.kept.Clone()
 		full := append([]byte{TypeID}, key...)

@@ -16,7 +16,7 @@ func TestCreate(t *testing.T) {
 		q.Kind, q.Group, q.Device, q.Attributes = Mobile, 5, 9, []byte("attributes")
 	})
 	s.emitted(Event{Kind: EventCreated, Session: l.Key})
-	if l.User != user0("ada") || l.until != s.now+fsm.Time(hour) || l.refreshUntil != s.now+fsm.Time(30*day) {
+	if l.User != keyOf("ada") || l.until != s.now+fsm.Time(hour) || l.refreshUntil != s.now+fsm.Time(30*day) {
 		t.Errorf("created: %+v", l)
 	}
 	i := s.get(l.Key)

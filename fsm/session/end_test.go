@@ -10,7 +10,7 @@ import (
 func TestRevoke(t *testing.T) {
 	s := newShard(t)
 	a, b, c := s.create("ada", nil), s.create("bob", remembered), s.create("bob", nil)
-	unknown := &login{Key: Key{user0("eve"), a.Number}}
+	unknown := &login{Key: Key{keyOf("eve"), a.Number}}
 	if n := s.revoke(Revoked, a, b, a, unknown); n != 2 {
 		t.Errorf("%d were revoked", n)
 	}
@@ -66,7 +66,7 @@ func TestRevokeUser(t *testing.T) {
 			other := s.create("bob", grouped(7))
 			over := s.create("ada", func(q *CreateRequest) { q.Idle, q.Group = minute, 7 })
 			s.now += fsm.Time(minute)
-			q := &RevokeUserRequest{User: user0("ada"), Reason: LoggedOut, Group: test.group}
+			q := &RevokeUserRequest{User: keyOf("ada"), Reason: LoggedOut, Group: test.group}
 			if test.except > 0 {
 				q.Except = logins[test.except].Number
 			}
@@ -97,7 +97,7 @@ func TestPurgeUser(t *testing.T) {
 	a, b := s.create("ada", secrets), s.create("ada", remembered)
 	gone := s.create("ada", secrets)
 	s.revoke(LoggedOut, gone)
-	if n := into[Count](s, s.do(OpPurgeUser, &PurgeUserRequest{user0("ada")})).N; n != 2 {
+	if n := into[Count](s, s.do(OpPurgeUser, &PurgeUserRequest{keyOf("ada")})).N; n != 2 {
 		t.Errorf("%d sessions ended", n)
 	}
 	s.emitted(Event{Kind: EventEnded, Session: a.Key, Reason: Erased}, Event{Kind: EventEnded, Session: b.Key, Reason: Erased})
@@ -124,7 +124,7 @@ func TestPurgeUser(t *testing.T) {
 func TestPurgeOfAnUnknownUser(t *testing.T) {
 	s := newShard(t)
 	l := s.create("ada", nil)
-	if n := into[Count](s, s.do(OpPurgeUser, &PurgeUserRequest{user0("bob")})).N; n != 0 {
+	if n := into[Count](s, s.do(OpPurgeUser, &PurgeUserRequest{keyOf("bob")})).N; n != 0 {
 		t.Errorf("%d sessions ended", n)
 	}
 	s.verdict(l, l.access, Valid)

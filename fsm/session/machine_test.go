@@ -225,11 +225,12 @@ type login struct {
 	until, refreshUntil     fsm.Time
 }
 
-func user0(name string) UserKey { return NewUserKey(7, name) }
+// keyOf is the key of a user of the tests.
+func keyOf(name string) UserKey { return NewUserKey(7, name) }
 
 // request describes a web session of half an hour's idleness and a day; change makes another of it.
 func (s *shard) request(user string, change func(*CreateRequest)) *CreateRequest {
-	q := &CreateRequest{User: user0(user), Kind: Web, Idle: 30 * minute, Life: day, Profile: []byte("sealed " + user)}
+	q := &CreateRequest{User: keyOf(user), Kind: Web, Idle: 30 * minute, Life: day, Profile: []byte("sealed " + user)}
 	q.Access, q.Family, q.Refresh = s.secret(), s.secret(), s.secret()
 	if change != nil {
 		change(q)
@@ -318,12 +319,12 @@ func (s *shard) get(k Key) Info { s.t.Helper(); return into[Info](s, s.query(OpG
 
 func (s *shard) list(user string) []Info {
 	s.t.Helper()
-	return into[Infos](s, s.query(OpList, &ListRequest{user0(user)})).List
+	return into[Infos](s, s.query(OpList, &ListRequest{keyOf(user)})).List
 }
 
 func (s *shard) history(user string) []Info {
 	s.t.Helper()
-	return into[Infos](s, s.query(OpHistory, &ListRequest{user0(user)})).List
+	return into[Infos](s, s.query(OpHistory, &ListRequest{keyOf(user)})).List
 }
 
 func (s *shard) counts() Counts {

@@ -41,7 +41,7 @@ func (g *game) player() *player {
 		back := min(rapid.IntRange(0, n-1).Draw(g.t, "back"), rapid.IntRange(0, n-1).Draw(g.t, "back"))
 		return g.players[n-1-back]
 	}
-	return &player{Key{user0(g.user()), 7}, g.secret(), []Hash{g.secret()}, []Hash{g.secret()}}
+	return &player{Key{keyOf(g.user()), 7}, g.secret(), []Hash{g.secret()}, []Hash{g.secret()}}
 }
 
 // token draws one of a session's tokens, most often a new one, and now and then one of others.
@@ -186,7 +186,7 @@ func (g *game) revoke() {
 }
 
 func (g *game) revokeUser() {
-	q := &RevokeUserRequest{User: user0(g.user()), Reason: g.reason(), Group: rapid.Uint64Range(0, 2).Draw(g.t, "group")}
+	q := &RevokeUserRequest{User: keyOf(g.user()), Reason: g.reason(), Group: rapid.Uint64Range(0, 2).Draw(g.t, "group")}
 	if rapid.Bool().Draw(g.t, "except") {
 		q.Except = g.player().Number
 	}
@@ -195,7 +195,7 @@ func (g *game) revokeUser() {
 }
 
 func (g *game) purge() {
-	q := &PurgeUserRequest{user0(g.user())}
+	q := &PurgeUserRequest{keyOf(g.user())}
 	want := g.ref.purge(q.User)
 	g.same("purged", into[Count](g.shard, g.do(OpPurgeUser, q)).N, want)
 	g.same("history", len(into[Infos](g.shard, g.query(OpHistory, &ListRequest{q.User})).List), 0)
@@ -295,7 +295,7 @@ func (g *game) all() {
 	for _, name := range users {
 		past := 0
 		for k := range g.ref.past {
-			if k.User == user0(name) {
+			if k.User == keyOf(name) {
 				past++
 			}
 		}
@@ -334,7 +334,7 @@ func TestSessionsAreTheReferences(t *testing.T) {
 			p := g.player()
 			g.see(p.Key, g.token(p.access))
 			name := g.user()
-			g.same("listed", len(g.list(name)), len(g.ref.of(user0(name), false)))
+			g.same("listed", len(g.list(name)), len(g.ref.of(keyOf(name), false)))
 			if rapid.IntRange(0, 9).Draw(t, "flush") == 0 {
 				g.check()
 				g.indexed()

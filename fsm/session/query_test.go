@@ -73,7 +73,7 @@ func TestCounts(t *testing.T) {
 	s.create("ada", kind(API))
 	s.revoke(LoggedOut, web)
 	s.do(OpMark, &MarkRequest{Session: mobile.Key, Sign: Burst, Act: EndSession})
-	s.do(OpPurgeUser, &PurgeUserRequest{user0("ada")})
+	s.do(OpPurgeUser, &PurgeUserRequest{keyOf("ada")})
 	s.now += fsm.Time(30 * minute)
 	if c := s.counts(); c.Active[API] != 1 {
 		t.Errorf("before the sweep: %+v", c)
