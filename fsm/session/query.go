@@ -223,7 +223,7 @@ func get(v *fsm.View, q *GetRequest) (*Info, error) {
 	}
 	if r != nil {
 		i := r.info(q.Session)
-		i.Verdict, i.Reason = Ended, r.over(v.Now())
+		i.Verdict, i.Reason, i.Until = Ended, r.over(v.Now()), r.end()
 		return &i, nil
 	}
 	e, err := viewEnded(v, q.Session)
@@ -307,7 +307,7 @@ func list(v *fsm.View, q *ListRequest) (*Infos, error) {
 	return &r, nil
 }
 
-// history lists what stays of a user's ended sessions, newest last.
+// history lists what stays of a user's ended sessions, in the order in which they began.
 func history(v *fsm.View, q *ListRequest) (*Infos, error) {
 	from := q.User.under(prefixEnded)
 	it, err := v.Iter(from, after(from))
@@ -335,6 +335,9 @@ type ScanRequest struct {
 // MaxScan bounds the sessions of one answer.
 const MaxScan = 1000
 
+// maxPage is how many bytes of profiles, or of frameworks' sessions, make an answer full.
+const maxPage = 1 << 20
+
 // Append appends the encoding.
 func (q *ScanRequest) Append(dst []byte) []byte {
 	return binary.AppendUvarint(q.After.Append(dst), uint64(q.Limit))
@@ -358,8 +361,9 @@ func scan(v *fsm.View, q *ScanRequest) (*Infos, error) {
 	}
 	defer it.Close()
 	var r Infos
+	size := 0
 	for n := uint32(0); it.Next(); n++ {
-		if n == q.Limit {
+		if n == q.Limit || size > maxPage {
 			r.More = true
 			break
 		}
@@ -373,6 +377,7 @@ func scan(v *fsm.View, q *ScanRequest) (*Infos, error) {
 			i := row.info(k)
 			i.Verdict = Valid
 			r.List = append(r.List, i)
+			size += len(i.Profile)
 		}
 	}
 	return &r, it.Err()
