@@ -79,7 +79,10 @@ func New(o Options) (*Server, error) {
 	}
 	s.GRPC = grpc.NewServer(options...)
 	s.sessions = &sessions{node: o.Node, limits: l, sealer: seal.New(o.Keys), closing: make(chan struct{})}
-	s.sessions.uses = newUses(s.sessions.do, o.Log)
+	if s.sessions.policies, err = newSessionPolicies(o.Node); err != nil {
+		return nil, err
+	}
+	s.sessions.uses = newUses(s.sessions.do, s.sessions.policies, o.Log)
 	services := services{
 		sessions: s.sessions,
 		limits:   l, policies: &policies{node: o.Node}, cluster: &cluster{node: o.Node},
@@ -164,6 +167,7 @@ func (s *Server) Close(ctx context.Context) {
 	s.data.streams.Wait()
 	s.sessions.streams.Wait()
 	s.sessions.uses.close()
+	s.sessions.policies.stop()
 	s.envoy.Close()
 	s.resolver.Close()
 }

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"math"
 	"net/netip"
-	"time"
 
 	"github.com/zeebo/xxh3"
 	"google.golang.org/protobuf/proto"
@@ -63,38 +62,44 @@ const (
 
 // planCreate checks a login and makes its command. family is the secret that its refresh tokens share.
 func (s *sessions) planCreate(q *pb.CreateSessionRequest, family sessiontoken.Secret) (*sessionStep, error) {
-	kind, policy := session.Web, &sessionPolicies[session.Web]
+	kind := session.Web
 	if q.Type != "" {
-		if kind, policy = policyOf(q.Type); policy == nil {
-			return nil, invalidf("type %q: use web, mobile or api", q.Type)
+		if kind = kindNamed(q.Type); kind == 0 {
+			return nil, errKindName(q.Type)
 		}
 	}
+	policy := s.policies.of(kind)
 	if err := checkUser(q.UserId); err != nil {
 		return nil, err
 	}
 	c := session.CreateRequest{
-		User: userKey(q.UserId), Kind: kind, Sessions: q.MaxSessions, Devices: q.MaxDevices,
-		Device: deviceHash(q.Device), Group: nameHash(q.Login),
+		User: userKey(q.UserId), Kind: kind, Sessions: policy.Sessions, Devices: policy.Devices,
+		Device: deviceHash(q.Device), Group: nameHash(q.Login), Evict: policy.OnLimit == onLimitEvict,
 	}
 	var err error
-	if c.Idle, err = span("idle_timeout", q.IdleTimeout, policy.idle, true); err != nil {
+	if c.Idle, err = span("idle_timeout", q.IdleTimeout, policy.Idle, true); err != nil {
 		return nil, err
 	}
-	if c.Life, err = span("absolute_timeout", q.AbsoluteTimeout, policy.absolute, false); err != nil {
+	if c.Life, err = span("absolute_timeout", q.AbsoluteTimeout, policy.Absolute, false); err != nil {
 		return nil, err
 	}
-	switch q.OnLimit {
-	case "", "refuse":
-	case "evict_oldest":
-		c.Evict = true
-	default:
-		return nil, invalidf("on_limit %q: use refuse or evict_oldest", q.OnLimit)
+	if q.OnLimit != "" {
+		if err := checkOnLimit(q.OnLimit); err != nil {
+			return nil, invalidf("on_limit %v", err)
+		}
+		c.Evict = q.OnLimit == onLimitEvict
 	}
-	if q.MaxSessions > session.MaxSessions {
-		return nil, invalidf("max_sessions must be at most %d", session.MaxSessions)
+	if q.MaxSessions != nil {
+		c.Sessions = *q.MaxSessions
 	}
-	if q.MaxDevices > 0 && c.Device == 0 {
-		return nil, invalidf("max_devices needs the device")
+	if c.Sessions > session.MaxSessions {
+		return nil, errMaxSessions
+	}
+	if q.MaxDevices != nil {
+		c.Devices = *q.MaxDevices
+	}
+	if c.Devices > 0 && c.Device == 0 {
+		return nil, invalidf("the device is missing: a user of %s sessions may have %d", policy.Type, c.Devices)
 	}
 	profile, err := profileOf(q, policy)
 	if err != nil {
@@ -114,7 +119,7 @@ func (s *sessions) planCreate(q *pb.CreateSessionRequest, family sessiontoken.Se
 	t := tokens{cluster: s.cluster(), access: secret()}
 	c.Access = t.access.Hash()
 	if q.RememberMe {
-		if c.RefreshLife, err = span("refresh_timeout", q.RefreshTimeout, policy.refresh, false); err != nil {
+		if c.RefreshLife, err = span("refresh_timeout", q.RefreshTimeout, policy.Refresh, false); err != nil {
 			return nil, err
 		}
 		t.refresh, t.family, t.both = secret(), family, true
@@ -160,9 +165,9 @@ func checkUser(user string) error {
 }
 
 // span checks a number of seconds, and takes the default if there is none. Zero means never where it may.
-func span(name string, seconds *float64, or time.Duration, never bool) (fsm.Millis, error) {
+func span(name string, seconds *float64, or fsm.Millis, never bool) (fsm.Millis, error) {
 	if seconds == nil {
-		return or.Milliseconds(), nil
+		return or, nil
 	}
 	if *seconds == 0 && never {
 		return 0, nil
@@ -193,11 +198,12 @@ func profileOf(q *pb.CreateSessionRequest, policy *sessionPolicy) (*pb.SessionPr
 		}
 	}
 	if p.IpBinding == "" {
-		p.IpBinding = policy.ipBinding
+		p.IpBinding = policy.IPBinding
+	}
+	if err := checkBinding(p.IpBinding); err != nil {
+		return nil, invalidf("ip_binding %v", err)
 	}
 	switch {
-	case p.IpBinding != bindingOff && p.IpBinding != bindingSubnet && p.IpBinding != bindingExact:
-		return nil, invalidf("ip_binding %q: use off, subnet or exact", q.IpBinding)
 	case p.IpBinding != bindingOff && q.Ip == "":
 		return nil, invalidf("ip_binding %s needs the ip", p.IpBinding)
 	case q.DeviceBinding && deviceHash(q.Device) == 0:

@@ -56,8 +56,8 @@ func parseFilter(q *pb.RevokeMatchingRequest) (*filter, error) {
 		return nil, invalidf("name at least one condition: type, device, created_before or ip_range")
 	}
 	if q.Type != "" {
-		if f.kind, _ = policyOf(q.Type); f.kind == 0 {
-			return nil, invalidf("type %q: use web, mobile or api", q.Type)
+		if f.kind = kindNamed(q.Type); f.kind == 0 {
+			return nil, errKindName(q.Type)
 		}
 	}
 	if q.CreatedBefore != nil {

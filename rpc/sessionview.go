@@ -71,7 +71,7 @@ func (s *sessions) judged(i *session.Info, p *presentation, now fsm.Time) (*pb.V
 		return nil, err
 	}
 	m.Session = about
-	policy := &sessionPolicies[i.Kind]
+	policy := s.policies.of(i.Kind)
 	sameDevice := p.device == 0 || deviceHash(profile.Device) == 0 || p.device == deviceHash(profile.Device)
 	sameNetwork := true
 	if p.ip.IsValid() && profile.Ip != "" {
@@ -146,7 +146,7 @@ func (s *sessions) message(i *session.Info) (*pb.Session, *pb.SessionProfile, er
 		return nil, nil, err
 	}
 	m := &pb.Session{
-		SessionId: idOf(i.Session).String(), UserId: profile.UserId, Type: sessionPolicies[i.Kind].name,
+		SessionId: idOf(i.Session).String(), UserId: profile.UserId, Type: sessionKinds[i.Kind].name,
 		CreatedAt: timestamp(i.Created), LastSeenAt: timestamp(i.Seen), ExpiresAt: timestamp(i.Until),
 		Device: profile.Device, Ip: profile.Ip, IpBinding: profile.IpBinding, DeviceBinding: profile.DeviceBinding,
 		Login: profile.Login, Service: profile.Service, Impersonator: profile.Impersonator,

@@ -14,8 +14,9 @@ import (
 // goes to the shard if the one that is stored is older than a part of the idle timeout. A session so ends up to that
 // part before its idle timeout has passed since its last use, and never after.
 type uses struct {
-	do  func(ctx context.Context, slot uint16, call fsm.Call) ([]byte, error)
-	log *slog.Logger
+	do       func(ctx context.Context, slot uint16, call fsm.Call) ([]byte, error)
+	log      *slog.Logger
+	policies *sessionPolicies
 
 	mu      sync.Mutex
 	waiting map[session.Key]fsm.Time
@@ -42,10 +43,10 @@ const (
 	maxHits     = 64 << 10
 )
 
-func newUses(do func(context.Context, uint16, fsm.Call) ([]byte, error), log *slog.Logger) *uses {
+func newUses(do func(context.Context, uint16, fsm.Call) ([]byte, error), policies *sessionPolicies, log *slog.Logger) *uses {
 	ctx, stop := context.WithCancel(context.Background())
 	u := &uses{
-		do: do, log: log, waiting: make(map[session.Key]fsm.Time), marks: make(map[session.Key]session.MarkRequest),
+		do: do, log: log, policies: policies, waiting: make(map[session.Key]fsm.Time), marks: make(map[session.Key]session.MarkRequest),
 		hits: make(map[session.Key]int), wake: make(chan struct{}, 1), stop: stop,
 	}
 	u.work.Go(func() { u.run(ctx) })
@@ -74,7 +75,7 @@ func (u *uses) note(i *session.Info, now fsm.Time) {
 
 // count looks for sessions that are validated too often.
 func (u *uses) count(i *session.Info, now fsm.Time) {
-	policy := &sessionPolicies[i.Kind]
+	policy := u.policies.of(i.Kind)
 	if policy.onBurst == 0 || i.Flagged && policy.onBurst == session.Flag {
 		return
 	}
@@ -87,7 +88,7 @@ func (u *uses) count(i *session.Info, now fsm.Time) {
 		return
 	}
 	u.hits[i.Session] = n + 1
-	if n == policy.burst {
+	if n == int(policy.Burst) {
 		u.marks[i.Session] = session.MarkRequest{Session: i.Session, Sign: session.Burst, Act: policy.onBurst}
 		u.poke()
 	}

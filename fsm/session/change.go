@@ -228,5 +228,6 @@ func mark(tx *fsm.Tx, q *MarkRequest) (*Done, error) {
 		r.profile = append([]byte(nil), q.Profile...)
 	}
 	r.put(tx, q.Session)
+	tx.Emit(Event{Kind: EventChanged, Session: q.Session}.append(nil))
 	return &Done{true}, nil
 }

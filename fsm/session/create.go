@@ -190,7 +190,7 @@ func admit(tx *fsm.Tx, u *user, q *CreateRequest) ([]leaver, error) {
 	}
 	excess := alive.excess(q.Device, sessions, devices)
 	if len(excess) > 0 && !q.Evict {
-		return nil, fsm.Errorf(fsm.Exhausted, "the user has %d sessions, as many as allowed: end one first", len(alive.live))
+		return nil, fsm.Errorf(fsm.Exhausted, "the user has %d sessions, and these or their devices are as many as allowed: end one first", len(alive.live))
 	}
 	for _, n := range excess {
 		leaving = append(leaving, leaver{Key{q.User, n}, rows[n], Evicted})

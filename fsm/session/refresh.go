@@ -92,7 +92,7 @@ func refresh(tx *fsm.Tx, q *RefreshRequest) (*RefreshResult, error) {
 		r.access.rotate(q.Access, now)
 	case has(r.refresh.before, &q.Token) && r.refresh.inGrace(now):
 		// Two requests raced with the same token: both get a pair, and either pair leads on.
-		if len(r.refresh.now) >= maxTokens || len(r.access.now) >= maxTokens {
+		if r.refresh.full() || r.access.full() {
 			return &RefreshResult{Verdict: TooManyAtOnce}, nil
 		}
 		r.refresh.add(q.Next)
@@ -104,7 +104,7 @@ func refresh(tx *fsm.Tx, q *RefreshRequest) (*RefreshResult, error) {
 		return &RefreshResult{Verdict: ReusedToken}, nil
 	}
 	r.seen = now
-	r.until = min(now+fsm.Time(r.life), r.refreshUntil)
+	r.until = max(r.until, min(now+fsm.Time(r.life), r.refreshUntil)) // never earlier: the expiry index would be late
 	r.put(tx, q.Session)
 	tx.Emit(Event{Kind: EventChanged, Session: q.Session}.append(nil))
 	return &RefreshResult{
@@ -162,7 +162,7 @@ func reissue(tx *fsm.Tx, q *ReissueRequest) (*Done, error) {
 	if withRefresh && r.refreshUntil == 0 {
 		return nil, fsm.Errorf(fsm.Conflict, "the session has no refresh tokens")
 	}
-	if len(r.access.now) >= maxTokens || withRefresh && len(r.refresh.now) >= maxTokens {
+	if r.access.full() || withRefresh && r.refresh.full() {
 		return nil, fsm.Errorf(fsm.Exhausted, "the answer was asked for %d times: begin another session", maxTokens)
 	}
 	r.access.add(q.Access)

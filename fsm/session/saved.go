@@ -12,6 +12,10 @@ import (
 // a request that began before a logout and ends after it would bring the session back. So what is dropped leaves a
 // tombstone until the session would have ended by itself, and saving it is refused.
 
+// keepDropped is how long a tombstone stays at least, in milliseconds: longer than any request takes that was under way
+// when the session was dropped.
+const keepDropped fsm.Time = 3600 * 1000
+
 // saved is a framework's session, stored under the hash of its token. It is dead when it was dropped.
 type saved struct {
 	dead   bool
@@ -71,12 +75,13 @@ func save(tx *fsm.Tx, q *SaveRequest) (*Done, error) {
 	if stored != nil && stored.(*saved).dead {
 		return nil, ErrDropped
 	}
+	before, _ := stored.(*saved)
 	until := min(q.Until, tx.Now()+fsm.Time(MaxLife))
-	tx.PutRow(key, &saved{until: until, sealed: append([]byte(nil), q.Sealed...)})
-	if stored == nil {
+	if before == nil || until < before.until {
 		tx.ExpireAt(key, until)
 	}
-	return &Done{stored != nil}, nil
+	tx.PutRow(key, &saved{until: until, sealed: append([]byte(nil), q.Sealed...)})
+	return &Done{before != nil && before.until > tx.Now()}, nil
 }
 
 // DropRequest ends a framework's session.
@@ -102,8 +107,8 @@ func drop(tx *fsm.Tx, q *DropRequest) (*Done, error) {
 	if s == nil || s.dead {
 		return &Done{}, nil
 	}
-	tx.PutRow(key, &saved{dead: true, until: max(s.until, tx.Now()+fsm.Time(Grace))})
-	return &Done{true}, nil
+	tx.PutRow(key, &saved{dead: true, until: max(s.until, tx.Now()+keepDropped)})
+	return &Done{s.until > tx.Now()}, nil
 }
 
 func sweepSaved(tx *fsm.Tx, key []byte) error {
@@ -186,9 +191,6 @@ type SavedList struct {
 
 const minSaved = 35
 
-// maxSavedBytes is when a page is full.
-const maxSavedBytes = 1 << 20
-
 // Append appends the encoding.
 func (r *SavedList) Append(dst []byte) []byte {
 	dst = append(append(dst, bit(r.More, 1)), r.Next[:]...)
@@ -219,7 +221,7 @@ func scanSaved(v *fsm.View, q *ScanSavedRequest) (*SavedList, error) {
 	var r SavedList
 	size := 0
 	for n := uint32(0); it.Next(); n++ {
-		if n == q.Limit || size > maxSavedBytes {
+		if n == q.Limit || size > maxPage {
 			r.More = true
 			break
 		}
