@@ -189,7 +189,7 @@ func session(m *pb.Session) *Session {
 		LastSeenAt: moment(m.LastSeenAt), ExpiresAt: moment(m.ExpiresAt), RefreshExpiresAt: moment(m.RefreshExpiresAt),
 		IdleTimeout: duration(m.IdleTimeout), Device: values(m.Device), IP: m.Ip, IPBinding: IPBinding(m.IpBinding),
 		DeviceBinding: m.DeviceBinding, Login: m.Login, Service: m.Service, Impersonator: m.Impersonator, Flagged: m.Flagged,
-		StepUpRequired: m.StepUpRequired, Attributes: values(m.Attributes), AttributesVersion: uint64(m.AttributesVersion),
+		StepUpRequired: m.StepUpRequired, Attributes: values(m.Attributes), AttributesVersion: m.AttributesVersion,
 		Ended: EndReason(m.Ended), EndedAt: moment(m.EndedAt),
 	}
 }

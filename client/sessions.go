@@ -6,7 +6,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"math"
 	"time"
 
 	"github.com/zeebo/xxh3"
@@ -275,16 +274,12 @@ func (s *Sessions) SetAttributes(ctx context.Context, id string, change Attribut
 		return Attributes{}, err
 	}
 	defer s.cache.forgetUser(userOf(name))
-	q := &pb.SetAttributesRequest{SessionId: id, Set: set, Remove: change.Remove}
-	if change.IfVersion != nil {
-		v := uint32(min(*change.IfVersion, math.MaxUint32)) // no version is beyond
-		q.Version = &v
-	}
+	q := &pb.SetAttributesRequest{SessionId: id, Set: set, Remove: change.Remove, Version: change.IfVersion}
 	var r pb.SetAttributesResponse
 	if err := s.call(ctx, name.Slot(), methodSetAttributes, q, &r); err != nil {
 		return Attributes{}, err
 	}
-	return Attributes{Values: values(r.Attributes), Version: uint64(r.Version)}, nil
+	return Attributes{Values: values(r.Attributes), Version: r.Version}, nil
 }
 
 // Saved are the sessions of frameworks that make their tokens themselves.

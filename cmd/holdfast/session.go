@@ -31,7 +31,8 @@ the list of processes.`,
 	}
 	cmd.AddCommand(newSessionCreate(c), newSessionValidate(c), newSessionRefresh(c), newSessionRotate(c), newSessionLogout(c),
 		newSessionGet(c), newSessionList(c), newSessionHistory(c), newSessionAttributes(c), newSessionRevoke(c),
-		newSessionRevokeUser(c), newSessionEraseUser(c), newSessionSweep(c), newSessionStats(c), newSessionWatch(c), newSessionKeys(c))
+		newSessionRevokeUser(c), newSessionEraseUser(c), newSessionSweep(c), newSessionStats(c), newSessionPolicies(c), newSessionSetPolicy(c), newSessionWatch(c),
+		newSessionKeys(c))
 	return cmd
 }
 
@@ -100,10 +101,19 @@ func timeout(cmd *cobra.Command, flag string, d time.Duration) *float64 {
 	return &s
 }
 
+// given is the value of a flag, nil if it was not given.
+func given(cmd *cobra.Command, flag string, n *uint32) *uint32 {
+	if !cmd.Flags().Changed(flag) {
+		return nil
+	}
+	return n
+}
+
 func newSessionCreate(c *cli) *cobra.Command {
 	q := &pb.CreateSessionRequest{}
 	var device, attributes []string
 	var idle, absolute, refresh time.Duration
+	var sessions, devices uint32
 	cmd := &cobra.Command{
 		Use:   "create USER",
 		Short: "Begin a session and give out its tokens",
@@ -116,6 +126,7 @@ func newSessionCreate(c *cli) *cobra.Command {
 			q.UserId = args[0]
 			q.IdleTimeout, q.AbsoluteTimeout = timeout(cmd, "idle-timeout", idle), timeout(cmd, "absolute-timeout", absolute)
 			q.RefreshTimeout = timeout(cmd, "refresh-timeout", refresh)
+			q.MaxSessions, q.MaxDevices = given(cmd, "max-sessions", &sessions), given(cmd, "max-devices", &devices)
 			if q.Device, err = pairs("device", device, false); err != nil {
 				return err
 			}
@@ -132,22 +143,22 @@ func newSessionCreate(c *cli) *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&q.Type, "type", "web", "web, mobile or api: the timeouts follow from it")
+	f.StringVar(&q.Type, "type", "web", "web, mobile or api: what is not said follows from it")
 	f.StringArrayVar(&device, "device", nil, "NAME=VALUE of the device; fingerprint, or else id, tells it from others")
 	f.StringVar(&q.Ip, "ip", "", "address of the login")
 	f.BoolVar(&q.RememberMe, "remember-me", false, "also give out a refresh token")
-	f.DurationVar(&idle, "idle-timeout", 0, "end after so long without use; 0 for never")
-	f.DurationVar(&absolute, "absolute-timeout", 0, "end after so long in any case")
-	f.DurationVar(&refresh, "refresh-timeout", 0, "how long the refresh token counts")
+	f.DurationVar(&idle, "idle-timeout", 0, "end after so long without use; 0 for never (default: the type's)")
+	f.DurationVar(&absolute, "absolute-timeout", 0, "end after so long in any case (default: the type's)")
+	f.DurationVar(&refresh, "refresh-timeout", 0, "how long the refresh token counts (default: the type's)")
 	f.StringArrayVar(&attributes, "attribute", nil, "NAME=VALUE to keep with the session; JSON, or else a text")
 	f.StringVar(&q.IpBinding, "ip-binding", "", "from where else the session counts: off (anywhere), subnet or exact")
 	f.BoolVar(&q.DeviceBinding, "device-binding", false, "it counts on its device only")
 	f.StringVar(&q.Login, "login", "", "name of a login that sessions at several services belong to")
 	f.StringVar(&q.Service, "service", "", "the service of this session")
 	f.StringVar(&q.Impersonator, "impersonator", "", "who acts as the user, for support")
-	f.Uint32Var(&q.MaxSessions, "max-sessions", 0, "sessions that the user may have with this one; 0 for the system's limit")
-	f.Uint32Var(&q.MaxDevices, "max-devices", 0, "devices that the user may have with this one; 0 for no limit")
-	f.StringVar(&q.OnLimit, "on-limit", "refuse", "if there are too many: refuse or evict_oldest")
+	f.Uint32Var(&sessions, "max-sessions", 0, "sessions that the user may have with this one; 0 for the system's limit (default: the type's)")
+	f.Uint32Var(&devices, "max-devices", 0, "devices that the user may have with this one; 0 for no limit (default: the type's)")
+	f.StringVar(&q.OnLimit, "on-limit", "", "if there are too many: refuse or evict_oldest (default: the type's)")
 	return cmd
 }
 

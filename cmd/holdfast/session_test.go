@@ -92,6 +92,24 @@ func TestASessionFromLoginToLogout(t *testing.T) {
 	refused(t, "no such session", "session", "get", kept.ID)
 }
 
+func TestThePolicyOfATypeIsThatOfNewSessions(t *testing.T) {
+	if out := must(t, "session", "policies"); !strings.Contains(out, "30m") || !strings.Contains(out, "step_up") || !strings.Contains(out, "mobile") {
+		t.Errorf("policies:\n%s", out)
+	}
+	out := must(t, "session", "set-policy", "api", "--idle-timeout", "7m", "--max-sessions", "1")
+	if !strings.Contains(out, "7m") {
+		t.Errorf("set-policy:\n%s", out)
+	}
+	l := logIn(t, "create", "ruled", "--type", "api")
+	refused(t, "as many as allowed", "session", "create", "ruled", "--type", "api")
+	if out := must(t, "session", "get", l.ID); !strings.Contains(out, "7m") {
+		t.Errorf("a session under the policy:\n%s", out)
+	}
+	logIn(t, "create", "ruled", "--type", "api", "--max-sessions", "0")
+	refused(t, "revision", "session", "set-policy", "api", "--idle-timeout", "1h", "--expected-revision", "9")
+	must(t, "session", "set-policy", "api", "--idle-timeout", "1h", "--max-sessions", "0")
+}
+
 func TestALimitOfSessions(t *testing.T) {
 	first := logIn(t, "create", "max", "--max-sessions", "1")
 	refused(t, "as many as allowed", "session", "create", "max", "--max-sessions", "1")
@@ -144,6 +162,9 @@ func TestExitCodesOfSessions(t *testing.T) {
 		"session sweep":                                      "at least one condition",
 		"session sweep --created-before yesterday":           "--created-before",
 		"session sweep --type web --next nonsense":           "next is not one",
+		"session set-policy tv --burst 5":                    "web, mobile or api",
+		"session set-policy web --on-burst explode":          "ignore, flag, step_up or revoke",
+		"session set-policy web --expected-revision 0":       "--expected-revision",
 		"session keys create /nowhere/keys":                  "/nowhere/keys",
 		"session keys list cli_test.go":                      "chmod 600",
 		"start --session-keys /nowhere":                      "--session-keys",
@@ -167,7 +188,7 @@ func TestExitCodesOfSessions(t *testing.T) {
 func TestAnswersOfSessionsForMachines(t *testing.T) {
 	l := logIn(t, "create", "bot", "--device", "os=iOS", "--attribute", "a=1")
 	for _, line := range []string{
-		"session list bot", "session get " + l.ID, "session history bot", "session stats", "session attributes " + l.ID,
+		"session list bot", "session get " + l.ID, "session history bot", "session stats", "session policies", "session attributes " + l.ID,
 		"session validate " + l.Token, "session sweep --device nobody-has-this", "session create bot", "session revoke-user bot",
 	} {
 		args := strings.Fields(line)
