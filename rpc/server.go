@@ -98,7 +98,7 @@ func New(o Options) (*Server, error) {
 	rls.RegisterRateLimitServiceServer(in, s.envoy)
 	grpc_health_v1.RegisterHealthServer(in, healthService{node: o.Node})
 	reflection.Register(s.GRPC)
-	o.Metrics.registry.MustRegister(newShardCollector(o.Node))
+	o.Metrics.registry.MustRegister(newShardCollector(o.Node), newSessionCollector(o.Node), s.sessions.uses.signs)
 	mux := http.NewServeMux()
 	if o.Profiles {
 		mux.HandleFunc("GET /debug/pprof/", pprof.Index)

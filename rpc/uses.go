@@ -6,6 +6,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/holdfastdb/holdfast/fsm"
 	"github.com/holdfastdb/holdfast/fsm/session"
 )
@@ -29,6 +31,7 @@ type uses struct {
 	closed bool
 
 	burst bursts
+	signs *prometheus.CounterVec
 }
 
 // shardUses is what waits for one shard.
@@ -53,6 +56,9 @@ const (
 
 func newUses(n Node, group func(uint16) (uint32, error), policies *sessionPolicies, log *slog.Logger) *uses {
 	u := &uses{group: group, do: n.Do, log: log, policies: policies, shards: make(map[uint32]*shardUses)}
+	u.signs = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "holdfast_sessions_suspicious_total", Help: "Signs that something about a session is suspicious, as this node saw them.",
+	}, []string{"sign"})
 	u.burst.hits = make(map[session.Key]uint32)
 	u.ctx, u.stop = context.WithCancel(context.Background())
 	return u
@@ -81,6 +87,7 @@ func (u *uses) note(i *session.Info, now fsm.Time) {
 
 // mark has a sign noted. Of several for one session the one counts that leads to most.
 func (u *uses) mark(q session.MarkRequest) {
+	u.signs.WithLabelValues(signNames[q.Sign]).Inc()
 	u.wait(q.Session, func(w *shardUses) {
 		if old, waits := w.marks[q.Session]; len(w.marks) < maxUses && (!waits || q.Act > old.Act) {
 			w.marks[q.Session] = q
