@@ -124,6 +124,15 @@ func (r *row) judge(token *Hash, t fsm.Time) Verdict {
 	return Valid
 }
 
+// tokenEnd is when an access token ends unless it is used: one that was rotated away does with its grace. Nothing is told
+// when that is over, so who remembers that the token counts must be told now.
+func (r *row) tokenEnd(token *Hash) fsm.Time {
+	if !has(r.access.now, token) {
+		return min(r.accessEnd(), r.access.rotated+fsm.Time(Grace))
+	}
+	return r.accessEnd()
+}
+
 func validate(v *fsm.View, q *ValidateRequest) (*Info, error) {
 	r, err := view(v, q.Session)
 	if err != nil {
@@ -137,7 +146,7 @@ func validate(v *fsm.View, q *ValidateRequest) (*Info, error) {
 		return &Info{Verdict: verdict}, nil
 	}
 	i := r.info(q.Session)
-	i.Verdict = verdict
+	i.Verdict, i.Until = verdict, r.tokenEnd(&q.Token)
 	if q.Attributes && verdict == Valid {
 		if i.Version, i.Attributes, err = attributes(v, q.Session); err != nil {
 			return nil, err
