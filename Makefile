@@ -64,6 +64,7 @@ bench: ## Holdfast beside etcd and Redis on this machine, into docs/benchmarks.m
 	cd bench && go build -o ../bin/holdfast-bench .
 	cd bench && ../bin/holdfast-bench -out ../docs/benchmarks.md -shards 1 $(BENCH_FLAGS)
 	cd bench && ../bin/holdfast-bench -out ../docs/benchmarks.md -shards 8 -systems holdfast $(BENCH_FLAGS)
+	cd bench && ../bin/holdfast-bench -out ../docs/benchmarks.md -work sessions -shards 1 $(BENCH_FLAGS)
 
 .PHONY: pgo
 pgo: build ## profile three nodes under load, for the compiler: cmd/holdfast/default.pgo
