@@ -18,10 +18,11 @@ import (
 
 // holdfastPeer is three Holdfast nodes in processes of their own, and an SDK in this one.
 type holdfastPeer struct {
-	nodes  []*process
-	client *client.Client
-	limits *client.Limits
-	names  []string
+	nodes       []*process
+	client      *client.Client
+	limits      *client.Limits
+	names       []string
+	tokens, ids []string // of sessions
 }
 
 // The resources that the policies are for: one whose counters are whole again at once, one whose counters live on.

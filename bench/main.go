@@ -46,6 +46,7 @@ func run(ctx context.Context, args []string) error {
 	flags.DurationVar(&s.warmup, "warmup", 2*time.Second, "time before each measurement")
 	flags.IntVar(&s.rounds, "rounds", 3, "how often each system has its turn; the median counts")
 	flags.IntVar(&s.shards, "shards", 8, "shards of the Holdfast cluster")
+	work := flags.String("work", "limits", "limits or sessions")
 	systems := flags.String("systems", "holdfast,etcd,redis", "which systems, in which order")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -62,6 +63,9 @@ func run(ctx context.Context, args []string) error {
 		defer func() { _ = os.RemoveAll(temporary) }()
 		s.dir = temporary
 	}
+	if *work == "sessions" {
+		return s.measureSessions(ctx)
+	}
 	return s.measure(ctx)
 }
 
@@ -77,9 +81,11 @@ type system struct {
 	name   string
 	check  load.Work // one exact, durable decision
 	single load.Work // the cheapest durable write that the system has
-	close  func()
-	many   []load.Result // by round
-	one    []load.Result
+	// sessions says how it is used as a store of sessions.
+	sessions func(*store)
+	close    func()
+	many     []load.Result // by round
+	one      []load.Result
 }
 
 func (s *settings) start(ctx context.Context) (systems []*system, h *holdfastPeer, err error) {
@@ -89,19 +95,19 @@ func (s *settings) start(ctx context.Context) (systems []*system, h *holdfastPee
 			if h, err = startHoldfast(ctx, s.dir, s.shards); err != nil {
 				return systems, nil, err
 			}
-			systems = append(systems, &system{name: name, check: h.check, single: h.check, close: h.close})
+			systems = append(systems, &system{name: name, check: h.check, single: h.check, sessions: h.sessions, close: h.close})
 		case "etcd":
 			p, err := startEtcd(ctx, s.dir)
 			if err != nil {
 				return systems, h, err
 			}
-			systems = append(systems, &system{name: name, check: p.increment, single: p.put, close: p.close})
+			systems = append(systems, &system{name: name, check: p.increment, single: p.put, sessions: p.sessions, close: p.close})
 		case "redis":
 			p, err := startRedis(ctx, s.dir)
 			if err != nil {
 				return systems, h, err
 			}
-			systems = append(systems, &system{name: name, check: p.check, single: p.check, close: p.close})
+			systems = append(systems, &system{name: name, check: p.check, single: p.check, sessions: p.sessions, close: p.close})
 		default:
 			return systems, h, fmt.Errorf("unknown system %q: use holdfast, etcd or redis", name)
 		}

@@ -84,26 +84,7 @@ func rest(ctx context.Context, h *holdfastPeer) (float64, error) {
 
 // touchAll takes from a million different counters once.
 func touchAll(ctx context.Context, h *holdfastPeer) error {
-	const callers = 512
-	errs := make(chan error, callers)
-	for c := range callers {
-		go func() {
-			for key := c; key < manyCounters; key += callers {
-				if err := h.touch(ctx, key); err != nil {
-					errs <- err
-					return
-				}
-			}
-			errs <- nil
-		}()
-	}
-	var failure error
-	for range callers {
-		if err := <-errs; err != nil {
-			failure = err
-		}
-	}
-	return failure
+	return inParallel(manyCounters, func(i int) error { return h.touch(ctx, i) })
 }
 
 func (t *report) find(name string) *system {

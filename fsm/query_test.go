@@ -36,19 +36,19 @@ func told() Type {
 	return Type{
 		ID: toldType, Name: "told",
 		Ops: []Op{
-			Command(opTell, "tell", 1, tell),
-			Command(opForget, "forget", 1, func(tx *Tx, q *appendRequest) (*numbers, error) {
+			Command(opTell, "tell", tell),
+			Command(opForget, "forget", func(tx *Tx, q *appendRequest) (*numbers, error) {
 				tx.DeleteRow([]byte(q.key))
 				return &numbers{}, nil
 			}),
-			Command(opRefused, "refused", 1, func(*Tx, *appendRequest) (*numbers, error) {
+			Command(opRefused, "refused", func(*Tx, *appendRequest) (*numbers, error) {
 				return nil, Errorf(Conflict, "refused")
 			}),
-			Command(opBroken, "broken", 1, func(tx *Tx, _ *appendRequest) (*numbers, error) {
+			Command(opBroken, "broken", func(tx *Tx, _ *appendRequest) (*numbers, error) {
 				tx.Emit([]byte("half"))
 				return nil, errors.New("broken")
 			}),
-			PointOp(opAsk, "ask", 1, func(v *View, q *appendRequest) (*numbers, error) {
+			PointOp(opAsk, "ask", func(v *View, q *appendRequest) (*numbers, error) {
 				row, err := v.Row([]byte(q.key), decodeNumbers)
 				if err != nil {
 					return nil, err

@@ -48,13 +48,13 @@ func (x *stream) prepareSession(o *op, in *pb.Op, q *pb.FrameRequest) {
 	s := x.s.sessions
 	switch in.Method {
 	case methodLogout: // these ask first
-		o.elsewhere = func(ctx context.Context, _ *pb.FrameRequest, _ int) (proto.Message, error) {
-			return method(in, &pb.LogoutRequest{}, s.Logout)(ctx)
+		o.elsewhere = func(ctx context.Context, q *pb.FrameRequest, i int) (proto.Message, error) {
+			return method(in, &pb.LogoutRequest{}, s.Logout)(withFrame(ctx, q, i))
 		}
 		return
 	case methodSetAttributes:
-		o.elsewhere = func(ctx context.Context, _ *pb.FrameRequest, _ int) (proto.Message, error) {
-			return method(in, &pb.SetAttributesRequest{}, s.SetAttributes)(ctx)
+		o.elsewhere = func(ctx context.Context, q *pb.FrameRequest, i int) (proto.Message, error) {
+			return method(in, &pb.SetAttributesRequest{}, s.SetAttributes)(withFrame(ctx, q, i))
 		}
 		return
 	}

@@ -27,7 +27,7 @@ type sessionStep struct {
 	// finish builds the answer.
 	finish func(r fsm.Result, now fsm.Time) (proto.Message, error)
 	// again builds it when the command was executed before and its answer, with tokens in it, was lost; nil if finish does.
-	again func(ctx context.Context, r fsm.Result) (proto.Message, error)
+	again func(ctx context.Context, r fsm.Result, at fsm.Time) (proto.Message, error)
 }
 
 func sessionCall(op uint8, q interface{ Append([]byte) []byte }) fsm.Call {
@@ -108,6 +108,9 @@ func (s *sessions) planCreate(q *pb.CreateSessionRequest, family sessiontoken.Se
 	if c.Profile, err = s.seal(profile, c.User, profilePart); err != nil {
 		return nil, err
 	}
+	if len(c.Profile) > session.MaxProfile {
+		return nil, invalidf("what is said of the user, the device and the login has %d bytes, at most %d are allowed", len(c.Profile), session.MaxProfile)
+	}
 	if len(q.Attributes.GetFields()) > 0 {
 		if err := checkAttributes(q.Attributes); err != nil {
 			return nil, err
@@ -142,13 +145,13 @@ func (s *sessions) planCreate(q *pb.CreateSessionRequest, family sessiontoken.Se
 	return &sessionStep{
 		slot: c.User.Slot(), call: sessionCall(session.OpCreate, &c),
 		finish: func(r fsm.Result, _ fsm.Time) (proto.Message, error) { return finish(r, t) },
-		again: func(ctx context.Context, r fsm.Result) (proto.Message, error) {
+		again: func(ctx context.Context, r fsm.Result, at fsm.Time) (proto.Message, error) {
 			var made session.CreateResult
 			if r.Code == fsm.OK {
 				if err := made.Decode(r.Body); err != nil {
 					return nil, err
 				}
-				if err := s.reissue(ctx, made.Session, &t); err != nil {
+				if err := s.reissue(ctx, made.Session, at, &t); err != nil {
 					return nil, err
 				}
 			}
@@ -211,7 +214,7 @@ func profileOf(q *pb.CreateSessionRequest, policy *sessionPolicy) (*pb.SessionPr
 	case proto.Size(q.Device) > maxDeviceBytes:
 		return nil, invalidf("device has %d bytes, at most %d are allowed", proto.Size(q.Device), maxDeviceBytes)
 	}
-	return p, nil
+	return p, checkStruct("device", q.Device)
 }
 
 func parseIP(text string) (netip.Addr, error) {
@@ -228,6 +231,46 @@ func checkAttributes(a *structpb.Struct) error {
 		return invalidf("there are %d attributes, at most %d are allowed", len(a.Fields), maxNames)
 	case proto.Size(a) > maxAttributes:
 		return invalidf("the attributes have %d bytes, at most %d are allowed", proto.Size(a), maxAttributes)
+	}
+	return checkStruct("attributes", a)
+}
+
+// maxDepth bounds how deep values may be in values.
+const maxDepth = 16
+
+// checkStruct refuses what could be stored and not be shown: numbers that are none, values without a type.
+func checkStruct(name string, s *structpb.Struct) error {
+	for field, v := range s.GetFields() {
+		if err := checkValue(v, maxDepth); err != nil {
+			return invalidf("%s: %q %v", name, field[:min(len(field), 64)], err)
+		}
+	}
+	return nil
+}
+
+func checkValue(v *structpb.Value, depth int) error {
+	if depth == 0 {
+		return errors.New("has too many values in values")
+	}
+	switch v := v.GetKind().(type) {
+	case nil:
+		return errors.New("has no value")
+	case *structpb.Value_NumberValue:
+		if math.IsNaN(v.NumberValue) || math.IsInf(v.NumberValue, 0) {
+			return errors.New("is not a number")
+		}
+	case *structpb.Value_ListValue:
+		for _, one := range v.ListValue.GetValues() {
+			if err := checkValue(one, depth-1); err != nil {
+				return err
+			}
+		}
+	case *structpb.Value_StructValue:
+		for _, one := range v.StructValue.GetFields() {
+			if err := checkValue(one, depth-1); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
 }
@@ -279,8 +322,8 @@ func (t *tokens) message(k session.Key, until, refreshUntil fsm.Time) *pb.Sessio
 }
 
 // reissue has a session accept the tokens of a step whose answer was lost.
-func (s *sessions) reissue(ctx context.Context, k session.Key, t *tokens) error {
-	q := session.ReissueRequest{Session: k, Access: t.access.Hash()}
+func (s *sessions) reissue(ctx context.Context, k session.Key, at fsm.Time, t *tokens) error {
+	q := session.ReissueRequest{Session: k, At: at, Access: t.access.Hash()}
 	if t.both {
 		q.Refresh = t.refresh.Hash()
 	}
@@ -354,7 +397,7 @@ func (s *sessions) planRotate(q *pb.RotateSessionRequest) (*sessionStep, error) 
 		return nil, refuse(tokenReason(err))
 	}
 	t := tokens{cluster: old.Cluster, access: secret()}
-	c := session.RotateRequest{Session: keyOf(old.Session), Token: old.Secret.Hash(), Access: t.access.Hash()}
+	c := session.RotateRequest{Session: keyOf(old.Session), Token: old.Secret.Hash(), Access: t.access.Hash(), Proved: q.StepUpDone}
 	return s.exchange(c.Session, sessionCall(session.OpRotate, &c), t), nil
 }
 
@@ -382,12 +425,12 @@ func (s *sessions) exchange(k session.Key, call fsm.Call, t tokens) *sessionStep
 			}
 			return t.message(k, made.Until, made.RefreshUntil), nil
 		},
-		again: func(ctx context.Context, r fsm.Result) (proto.Message, error) {
+		again: func(ctx context.Context, r fsm.Result, at fsm.Time) (proto.Message, error) {
 			made, err := decode(r)
 			if err != nil {
 				return nil, err
 			}
-			if err := s.reissue(ctx, k, &t); err != nil {
+			if err := s.reissue(ctx, k, at, &t); err != nil {
 				return nil, err
 			}
 			return t.message(k, made.Until, made.RefreshUntil), nil

@@ -109,7 +109,7 @@ func (s *sessions) run(ctx context.Context, q proto.Message, step *sessionStep, 
 	}
 	var m proto.Message
 	if out.Replayed && step.again != nil {
-		m, err = step.again(ctx, out.Results[0])
+		m, err = step.again(ctx, out.Results[0], out.Time)
 	} else {
 		m, err = step.finish(out.Results[0], out.Time)
 	}
@@ -217,16 +217,21 @@ func (s *sessions) setAttributes(ctx context.Context, q *pb.SetAttributesRequest
 	if len(q.Set.GetFields())+len(q.Remove) == 0 {
 		return nil, invalidf("nothing to set and nothing to remove")
 	}
-	for try := 1; ; try++ {
-		m, err := s.tryAttributes(ctx, keyOf(id), q)
+	c, err := s.limits.caller(ctx, q)
+	if err != nil {
+		return nil, err
+	}
+	for try := uint64(1); ; try++ {
+		m, err := s.tryAttributes(ctx, keyOf(id), q, c, step{number: try})
 		if codeOf(err) != fsm.Conflict || q.Version != nil || try == attributeTries {
 			return m, err
 		}
 	}
 }
 
-// tryAttributes changes the attributes from the version that is there now.
-func (s *sessions) tryAttributes(ctx context.Context, k session.Key, q *pb.SetAttributesRequest) (*pb.SetAttributesResponse, error) {
+// tryAttributes changes the attributes from the version that is there now. A request that is repeated, having been carried
+// out, is told so by the shard: what is there now says nothing of it.
+func (s *sessions) tryAttributes(ctx context.Context, k session.Key, q *pb.SetAttributesRequest, by caller, n step) (*pb.SetAttributesResponse, error) {
 	r, _, err := s.ask(ctx, k.User.Slot(), sessionCall(session.OpGet, &session.GetRequest{Session: k}))
 	if err == nil {
 		err = r.Err()
@@ -240,9 +245,6 @@ func (s *sessions) tryAttributes(ctx context.Context, k session.Key, q *pb.SetAt
 	}
 	if i.Verdict != session.Valid {
 		return nil, fsm.Errorf(fsm.NotFound, "the session has ended")
-	}
-	if q.Version != nil && uint64(*q.Version) != i.Version {
-		return nil, fsm.Errorf(fsm.Conflict, "the attributes are at version %d, not %d", i.Version, *q.Version)
 	}
 	all := &structpb.Struct{}
 	if err := s.open(i.Attributes, k.User, attributesPart, all); err != nil {
@@ -261,10 +263,21 @@ func (s *sessions) tryAttributes(ctx context.Context, k session.Key, q *pb.SetAt
 		return nil, err
 	}
 	c := session.SetAttributesRequest{Session: k, Version: i.Version}
+	if q.Version != nil {
+		c.Version = uint64(*q.Version)
+	}
 	if c.Sealed, err = s.seal(all, k.User, attributesPart); err != nil {
 		return nil, err
 	}
-	body, err := s.do(ctx, k.User.Slot(), sessionCall(session.OpSetAttributes, &c))
+	group, err := s.group(k.User.Slot())
+	if err != nil {
+		return nil, err
+	}
+	out, err := by.propose(ctx, group, n, sessionCall(session.OpSetAttributes, &c))
+	if err != nil {
+		return nil, err
+	}
+	body, err := only(out)
 	if err != nil {
 		return nil, err
 	}

@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 
 	"google.golang.org/protobuf/proto"
@@ -10,6 +11,7 @@ import (
 	"github.com/holdfastdb/holdfast/fsm"
 	"github.com/holdfastdb/holdfast/fsm/session"
 	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
+	"github.com/holdfastdb/holdfast/rpc/seal"
 	"github.com/holdfastdb/holdfast/rpc/sessiontoken"
 )
 
@@ -93,9 +95,9 @@ func (s *sessions) judged(i *session.Info, p *presentation, now fsm.Time) (*pb.V
 		return m, nil
 	}
 	switch {
-	case !sameDevice && policy.onDevice != 0:
+	case !sameDevice && s.acts(i, policy.onDevice, now):
 		m.Reason = s.suspect(i, session.DeviceChanged, policy.onDevice, profile, p)
-	case !sameNetwork && policy.onNetwork != 0:
+	case !sameNetwork && s.acts(i, policy.onNetwork, now):
 		m.Reason = s.suspect(i, session.NetworkChanged, policy.onNetwork, profile, p)
 	}
 	if m.Valid = m.Reason == ""; m.Valid {
@@ -112,6 +114,13 @@ func network(a netip.Addr) netip.Prefix {
 	}
 	n, _ := a.Prefix(bits) // of an address that is valid, and is longer
 	return n
+}
+
+// acts tells whether a sign leads to something. A session that is flagged is not flagged again before its next use is due to
+// be written: one that is used in two places would be written with each validation.
+func (s *sessions) acts(i *session.Info, act session.Act, now fsm.Time) bool {
+	again := i.Flagged && act == session.Flag
+	return act != 0 && !(again && (i.Idle == 0 || now < i.Seen+fsm.Time(useDue(i.Idle))))
 }
 
 // suspect acts on a sign and tells why the token does not count for that; "" if it does.
@@ -208,7 +217,12 @@ func (s *sessions) planList(q *pb.ListSessionsRequest, op uint8) (*sessionStep, 
 			m := &pb.ListSessionsResponse{Sessions: make([]*pb.Session, len(list.List))}
 			for i := range list.List {
 				var err error
-				if m.Sessions[i], _, err = s.message(&list.List[i]); err != nil {
+				m.Sessions[i], _, err = s.message(&list.List[i])
+				if errors.Is(err, seal.ErrUnreadable) { // it can be seen and revoked all the same
+					list.List[i].Profile, list.List[i].Attributes = nil, nil
+					m.Sessions[i], _, err = s.message(&list.List[i])
+				}
+				if err != nil {
 					return nil, err
 				}
 			}

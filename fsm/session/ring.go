@@ -49,6 +49,13 @@ func (r *ring) full() bool { return len(r.now) >= maxTokens }
 // add makes h another one of now. The ring is not full.
 func (r *ring) add(h Hash) { r.now = append(r.now, h) }
 
+// forget drops what was rotated away and counts no more.
+func (r *ring) forget(t fsm.Time) {
+	if !r.inGrace(t) {
+		r.before = nil
+	}
+}
+
 // append writes lengths, hashes, and when they were rotated, relative to base.
 func (r *ring) append(dst []byte, base fsm.Time) []byte {
 	dst = append(dst, byte(len(r.now)<<4|len(r.before)))

@@ -78,7 +78,7 @@ func save(tx *fsm.Tx, q *SaveRequest) (*Done, error) {
 	before, _ := stored.(*saved)
 	until := min(q.Until, tx.Now()+fsm.Time(MaxLife))
 	if before == nil || until < before.until {
-		tx.ExpireAt(key, until)
+		tx.ExpireAt(key, look(tx, until))
 	}
 	tx.PutRow(key, &saved{until: until, sealed: append([]byte(nil), q.Sealed...)})
 	return &Done{before != nil && before.until > tx.Now()}, nil
@@ -117,7 +117,7 @@ func sweepSaved(tx *fsm.Tx, key []byte) error {
 		return err
 	}
 	if s := stored.(*saved); s.until > tx.Now() {
-		tx.ExpireAt(key, s.until)
+		tx.ExpireAt(key, look(tx, s.until))
 		return nil
 	}
 	tx.DeleteRow(key)

@@ -69,7 +69,7 @@ func Type() fsm.Type {
 			fsm.Command(OpDrop, "drop", drop),
 			fsm.PointOp(OpValidate, "validate", validate),
 			fsm.PointOp(OpGet, "get", get),
-			fsm.PointOp(OpList, "list", list),
+			fsm.QueryOp(OpList, "list", list),
 			fsm.QueryOp(OpHistory, "history", history),
 			fsm.QueryOp(OpScan, "scan", scan),
 			fsm.PointOp(OpCounts, "counts", counted),

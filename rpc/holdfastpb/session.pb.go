@@ -473,8 +473,10 @@ func (x *RefreshSessionRequest) GetRefreshToken() string {
 }
 
 type RotateSessionRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Token         string                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Token string                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	// The user has proved again who they are: a required step-up is done.
+	StepUpDone    bool `protobuf:"varint,2,opt,name=step_up_done,json=stepUpDone,proto3" json:"step_up_done,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -514,6 +516,13 @@ func (x *RotateSessionRequest) GetToken() string {
 		return x.Token
 	}
 	return ""
+}
+
+func (x *RotateSessionRequest) GetStepUpDone() bool {
+	if x != nil {
+		return x.StepUpDone
+	}
+	return false
 }
 
 type LogoutRequest struct {
@@ -1332,7 +1341,9 @@ type RevokeMatchingResponse struct {
 	// Where to go on; empty at the end.
 	Next string `protobuf:"bytes,3,opt,name=next,proto3" json:"next,omitempty"`
 	// How far it is, in percent of the key space.
-	Percent       float64 `protobuf:"fixed64,4,opt,name=percent,proto3" json:"percent,omitempty"`
+	Percent float64 `protobuf:"fixed64,4,opt,name=percent,proto3" json:"percent,omitempty"`
+	// Sessions whose device and address could not be read, for want of a key; they do not match.
+	Unreadable    uint32 `protobuf:"varint,5,opt,name=unreadable,proto3" json:"unreadable,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1391,6 +1402,13 @@ func (x *RevokeMatchingResponse) GetNext() string {
 func (x *RevokeMatchingResponse) GetPercent() float64 {
 	if x != nil {
 		return x.Percent
+	}
+	return 0
+}
+
+func (x *RevokeMatchingResponse) GetUnreadable() uint32 {
+	if x != nil {
+		return x.Unreadable
 	}
 	return 0
 }
@@ -2383,9 +2401,11 @@ const file_holdfast_v1_session_proto_rawDesc = "" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12.\n" +
 	"\asession\x18\x03 \x01(\v2\x14.holdfast.v1.SessionR\asession\"<\n" +
 	"\x15RefreshSessionRequest\x12#\n" +
-	"\rrefresh_token\x18\x01 \x01(\tR\frefreshToken\",\n" +
+	"\rrefresh_token\x18\x01 \x01(\tR\frefreshToken\"N\n" +
 	"\x14RotateSessionRequest\x12\x14\n" +
-	"\x05token\x18\x01 \x01(\tR\x05token\"f\n" +
+	"\x05token\x18\x01 \x01(\tR\x05token\x12 \n" +
+	"\fstep_up_done\x18\x02 \x01(\bR\n" +
+	"stepUpDone\"f\n" +
 	"\rLogoutRequest\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12\x1f\n" +
 	"\vwhole_login\x18\x02 \x01(\bR\n" +
@@ -2460,12 +2480,15 @@ const file_holdfast_v1_session_proto_rawDesc = "" +
 	"\x0ecreated_before\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\rcreatedBefore\x12\x19\n" +
 	"\bip_range\x18\x04 \x01(\tR\aipRange\x12\x12\n" +
 	"\x04next\x18\x05 \x01(\tR\x04next\x12\x17\n" +
-	"\adry_run\x18\x06 \x01(\bR\x06dryRun\"z\n" +
+	"\adry_run\x18\x06 \x01(\bR\x06dryRun\"\x9a\x01\n" +
 	"\x16RevokeMatchingResponse\x12\x18\n" +
 	"\ascanned\x18\x01 \x01(\rR\ascanned\x12\x18\n" +
 	"\arevoked\x18\x02 \x01(\rR\arevoked\x12\x12\n" +
 	"\x04next\x18\x03 \x01(\tR\x04next\x12\x18\n" +
-	"\apercent\x18\x04 \x01(\x01R\apercent\"\x15\n" +
+	"\apercent\x18\x04 \x01(\x01R\apercent\x12\x1e\n" +
+	"\n" +
+	"unreadable\x18\x05 \x01(\rR\n" +
+	"unreadable\"\x15\n" +
 	"\x13SessionStatsRequest\"\xfc\x02\n" +
 	"\fSessionStats\x12=\n" +
 	"\x06active\x18\x01 \x03(\v2%.holdfast.v1.SessionStats.ActiveEntryR\x06active\x12@\n" +

@@ -51,8 +51,7 @@ type SessionsClient interface {
 	Validate(ctx context.Context, in *ValidateSessionRequest, opts ...grpc.CallOption) (*ValidateSessionResponse, error)
 	// Refresh exchanges a refresh token for a new pair. A refresh token that was exchanged before ends the session.
 	Refresh(ctx context.Context, in *RefreshSessionRequest, opts ...grpc.CallOption) (*SessionTokens, error)
-	// Rotate exchanges an access token for a new one and ends the old one at once: for a change of privileges, and after a
-	// step-up.
+	// Rotate exchanges an access token for a new one and ends the old one at once: for a change of privileges.
 	Rotate(ctx context.Context, in *RotateSessionRequest, opts ...grpc.CallOption) (*SessionTokens, error)
 	// Logout ends the session of an access token. One that is over already is no error.
 	Logout(ctx context.Context, in *LogoutRequest, opts ...grpc.CallOption) (*RevokedSessions, error)
@@ -278,8 +277,7 @@ type SessionsServer interface {
 	Validate(context.Context, *ValidateSessionRequest) (*ValidateSessionResponse, error)
 	// Refresh exchanges a refresh token for a new pair. A refresh token that was exchanged before ends the session.
 	Refresh(context.Context, *RefreshSessionRequest) (*SessionTokens, error)
-	// Rotate exchanges an access token for a new one and ends the old one at once: for a change of privileges, and after a
-	// step-up.
+	// Rotate exchanges an access token for a new one and ends the old one at once: for a change of privileges.
 	Rotate(context.Context, *RotateSessionRequest) (*SessionTokens, error)
 	// Logout ends the session of an access token. One that is over already is no error.
 	Logout(context.Context, *LogoutRequest) (*RevokedSessions, error)
