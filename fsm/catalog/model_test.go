@@ -16,6 +16,7 @@ type model struct {
 	assignments map[pair]Assignment
 	history     map[uint32][]Audit // oldest first
 	domains     map[string]string
+	sessions    map[string]SessionPolicy
 	changes     []Change // all there ever were
 }
 
@@ -27,7 +28,7 @@ type pair struct {
 func newModel() *model {
 	return &model{
 		policies: make(map[uint32]Policy), assignments: make(map[pair]Assignment), history: make(map[uint32][]Audit),
-		domains: make(map[string]string),
+		domains: make(map[string]string), sessions: make(map[string]SessionPolicy),
 	}
 }
 
@@ -243,15 +244,31 @@ func (m *model) putDomain(q Domain, now fsm.Time) fsm.Code {
 	return fsm.OK
 }
 
+func (m *model) putSessionPolicy(q SessionPolicy, now fsm.Time) fsm.Code {
+	old := m.sessions[q.Type]
+	if q.Revision != 0 && q.Revision != old.Revision {
+		return fsm.Conflict
+	}
+	if !m.there() {
+		return fsm.NotFound
+	}
+	q.Updated, q.Revision = now, old.Revision+1
+	m.sessions[q.Type] = q
+	m.changed(Change{Sessions: q.Type})
+	m.audit(sessionPolicyNumber, Audit{At: now, Actor: q.Actor, Action: "update", Detail: q.Type})
+	return fsm.OK
+}
+
 // picture is what readers of policies see, in a form that can be compared.
 type picture struct {
 	policies    map[uint32]Policy
 	assignments map[string][]Assignment // of a client, by policy
 	domains     map[string]string
+	sessions    map[string]SessionPolicy
 }
 
 func (m *model) picture() picture {
-	p := picture{maps.Clone(m.policies), make(map[string][]Assignment), maps.Clone(m.domains)}
+	p := picture{maps.Clone(m.policies), make(map[string][]Assignment), maps.Clone(m.domains), maps.Clone(m.sessions)}
 	for _, n := range slices.Sorted(maps.Keys(m.history)) { // every number there ever was
 		for _, client := range m.clients(n) {
 			p.assignments[client] = append(p.assignments[client], m.assignments[pair{n, client}])

@@ -281,7 +281,7 @@ func TestMaxPage(t *testing.T) {
 func TestHistoryOfNothing(t *testing.T) {
 	c := setUp(t, 1)
 	c.create("a")
-	for _, id := range []string{"p2", "b", "", PolicyID(math.MaxUint32)} {
+	for _, id := range []string{"p2", "b", "", PolicyID(math.MaxUint32), PolicyID(sessionPolicyNumber)} {
 		if r := c.Query(Call(OpHistory, PolicyRef{Policy: id})); r.Code != fsm.NotFound {
 			t.Errorf("history of %q: %v", id, r.Code)
 		}

@@ -18,7 +18,9 @@ type follower struct {
 }
 
 func newFollower() *follower {
-	return &follower{seen: picture{make(map[uint32]Policy), make(map[string][]Assignment), make(map[string]string)}}
+	return &follower{seen: picture{
+		make(map[uint32]Policy), make(map[string][]Assignment), make(map[string]string), make(map[string]SessionPolicy),
+	}}
 }
 
 // follow reads only what the feed says has changed.
@@ -55,6 +57,17 @@ func (f *follower) follow(r kv.Reader) error {
 			for _, d := range all {
 				if d.Name == c.Domain {
 					f.seen.domains[d.Name] = d.YAML
+				}
+			}
+		}
+		if c.Sessions != "" {
+			all, err := SessionPolicies(r)
+			if err != nil {
+				return err
+			}
+			for _, p := range all {
+				if p.Type == c.Sessions {
+					f.seen.sessions[p.Type] = p
 				}
 			}
 		}
@@ -187,6 +200,17 @@ func (s *steps) putDomain(*rapid.T) {
 	same[Nothing](s, r, s.m.putDomain(q, s.c.Now))
 }
 
+func (s *steps) putSessionPolicy(*rapid.T) {
+	q := SessionPolicy{
+		Type: draw(s, "type", "web", "mobile", "api"), Sessions: rapid.Uint32Range(0, 2).Draw(s.t, "sessions"),
+		Actor: draw(s, "actor", "", "me"), Revision: rapid.Uint32Range(0, 3).Draw(s.t, "revision"),
+	}
+	r := s.c.Do(Call(OpPutSessionPolicy, q))
+	if got, ok := same[SessionPolicy](s, r, s.m.putSessionPolicy(q, s.c.Now)); ok {
+		s.equal("session policy", got, s.m.sessions[q.Type])
+	}
+}
+
 func (s *steps) pass(*rapid.T) { s.c.Now += fsm.Time(rapid.IntRange(1, 5).Draw(s.t, "pass")) }
 
 // follow has one of the followers, who are at different revisions, catch up.
@@ -228,16 +252,22 @@ func (s *steps) check(*rapid.T) {
 	for _, d := range read(s.c, AllDomains) {
 		got.domains[d.Name] = d.YAML
 	}
+	for _, p := range read(s.c, SessionPolicies) {
+		got.sessions[p.Type] = p
+	}
 	for _, client := range fewClients {
 		if list := s.c.assignments(client); len(list) > 0 {
 			got.assignments[client] = list
 		}
 	}
-	s.equal("policies, assignments and domains", got, want)
+	s.equal("policies, assignments, domains and session policies", got, want)
 	for n, lines := range s.m.history {
 		name := PolicyID(n)
-		if n == domainNumber {
+		switch n {
+		case domainNumber:
 			name = DomainHistory
+		case sessionPolicyNumber:
+			name = SessionPolicyHistory
 		}
 		audit := asked[[]Audit](s.c, OpHistory, PolicyRef{Policy: name})
 		slices.Reverse(audit)
@@ -270,7 +300,7 @@ func TestModel(t *testing.T) {
 		t.Repeat(map[string]func(*rapid.T){
 			"": s.check, "bootstrap": s.bootstrap, "put node": s.putNode, "add replica": s.addReplica, "set replica": s.setReplica,
 			"create": s.create, "update": s.update, "delete": s.delete, "assign": s.assign, "assign more": s.assign,
-			"put domain": s.putDomain, "follow": s.follow, "pass": s.pass,
+			"put domain": s.putDomain, "put session policy": s.putSessionPolicy, "follow": s.follow, "pass": s.pass,
 		})
 	})
 }

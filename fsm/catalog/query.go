@@ -152,7 +152,7 @@ func historyNumber(v *fsm.View, policy string) (uint32, error) {
 	switch {
 	case err == nil:
 		return p.Number, nil
-	case !isID || n == math.MaxUint32 || !errors.As(err, &refusal): // behind the last number they begin again
+	case !isID || n >= sessionPolicyNumber || !errors.As(err, &refusal): // behind the last number they begin again
 		return 0, err
 	}
 	return n, nil
@@ -171,7 +171,7 @@ func history(v *fsm.View, q *Body[PolicyRef]) (Body[[]Audit], error) {
 	}); err != nil {
 		return Body[[]Audit]{}, err
 	}
-	if len(list) == 0 && n != domainNumber {
+	if len(list) == 0 && n != domainNumber && n != sessionPolicyNumber {
 		return Body[[]Audit]{}, fsm.Errorf(fsm.NotFound, "no policy %q", q.V.Policy)
 	}
 	slices.Reverse(list)

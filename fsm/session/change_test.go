@@ -78,7 +78,11 @@ func TestMark(t *testing.T) {
 	s.verdict(l, l.access, StepUp) // a flag does not take that back
 	s.refresh(l, l.refresh)
 	s.verdict(l, l.access, StepUp) // nor does a refresh
-	if v := s.rotate(l, l.access); v != Valid {
+	if v := s.rotate(l, l.access, false); v != Valid {
+		t.Errorf("rotated: %d", v)
+	}
+	s.verdict(l, l.access, StepUp) // nor a rotation by itself
+	if v := s.rotate(l, l.access, true); v != Valid {
 		t.Errorf("stepped up: %d", v)
 	}
 	if i := s.validate(l.Key, l.access); i.Verdict != Valid || i.StepUp || !i.Flagged {

@@ -73,9 +73,9 @@ func codecs() map[string]codec {
 			"marked": &eventCodec{Event{Kind: EventMarked, Session: sampleKey, Mark: Burst}},
 		}},
 		"row_session": stored(decodeRow, map[string]encoder{
-			"plain": &row{kind: Web, created: epoch, seen: epoch, life: day, until: epoch + fsm.Time(day), access: ring{now: []Hash{sampleHash}}},
+			"plain": &row{kind: Web, created: epoch, seen: epoch, life: day, until: epoch + fsm.Time(day), issued: epoch, access: ring{now: []Hash{sampleHash}}},
 			"whole": &row{
-				kind: API, flagged: true, stepUp: true, created: epoch, seen: epoch + 300, idle: minute, life: hour, until: epoch + 5,
+				kind: API, flagged: true, stepUp: true, created: epoch, seen: epoch + 300, idle: minute, life: hour, until: epoch + 5, issued: epoch + 200,
 				access: ring{[]Hash{sampleHash, otherHash}, []Hash{otherHash}, epoch + 7}, device: 1 << 63, group: 5, profile: []byte("sealed"),
 				refreshUntil: epoch + fsm.Time(day), family: otherHash, refresh: ring{[]Hash{otherHash}, []Hash{sampleHash, otherHash}, epoch + 9},
 			},
@@ -117,14 +117,16 @@ func requests() map[string]codec {
 				Sessions: 300, Devices: 1<<32 - 1, Evict: true,
 			},
 		}),
-		"reissue_request": message[ReissueRequest](map[string]encoder{"both": &ReissueRequest{sampleKey, sampleHash, otherHash}}),
+		"reissue_request": message[ReissueRequest](map[string]encoder{"both": &ReissueRequest{sampleKey, epoch, sampleHash, otherHash}}),
 		"touch_request": message[TouchRequest](map[string]encoder{
 			"two": &TouchRequest{[]Use{{sampleKey, epoch}, {Key{Number: 1}, -1}}},
 		}),
 		"refresh_request": message[RefreshRequest](map[string]encoder{
 			"one": &RefreshRequest{sampleKey, sampleHash, otherHash, Hash{1}, Hash{2}},
 		}),
-		"rotate_request": message[RotateRequest](map[string]encoder{"one": &RotateRequest{sampleKey, sampleHash, otherHash}}),
+		"rotate_request": message[RotateRequest](map[string]encoder{
+			"plain": &RotateRequest{sampleKey, sampleHash, otherHash, false}, "proved": &RotateRequest{sampleKey, sampleHash, otherHash, true},
+		}),
 		"revoke_request": message[RevokeRequest](map[string]encoder{"two": &RevokeRequest{Revoked, []Key{sampleKey, {}}}}),
 		"revoke_user_request": message[RevokeUserRequest](map[string]encoder{
 			"all": &RevokeUserRequest{User: sampleKey.User, Reason: LoggedOut}, "some": &RevokeUserRequest{sampleKey.User, Erased, 1 << 40, 1 << 63},
@@ -155,8 +157,8 @@ func answers() map[string]codec {
 		"count":         message[Count](map[string]encoder{"many": &Count{1<<32 - 1}}),
 		"version":       message[Version](map[string]encoder{"one": &Version{1<<64 - 1}}),
 		"refresh_result": message[RefreshResult](map[string]encoder{
-			"valid":  &RefreshResult{Verdict: Valid, Until: epoch, RefreshUntil: epoch + 5, Profile: []byte("sealed")},
-			"reused": &RefreshResult{Verdict: ReusedToken, Profile: []byte{}},
+			"valid":  &RefreshResult{Verdict: Valid, Until: epoch, RefreshUntil: epoch + 5},
+			"reused": &RefreshResult{Verdict: ReusedToken},
 		}),
 		"info": message[Info](map[string]encoder{"whole": &sampleInfo, "unknown": &emptyInfo}),
 		"infos": message[Infos](map[string]encoder{
@@ -319,6 +321,8 @@ func exercise(r *row) {
 	i.Append(nil)
 	r.refresh.rotate(sampleHash, epoch)
 	r.access.add(sampleHash)
+	r.refresh.forget(epoch)
+	r.access.forget(epoch + fsm.Time(Grace))
 	r.Append(nil)
 }
 

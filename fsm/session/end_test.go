@@ -204,6 +204,67 @@ func TestHistoryIsBounded(t *testing.T) {
 	}
 }
 
+// due counts the rows of the expiry index.
+func (s *shard) due() (n int) {
+	s.t.Helper()
+	s.sync()
+	for k := range s.kept.Keys {
+		if k[:2] == "\x00x" {
+			n++
+		}
+	}
+	return n
+}
+
+// pass lets time pass and sweeps what becomes due.
+func (s *shard) pass(span fsm.Millis) {
+	s.t.Helper()
+	for end := s.now + fsm.Time(span); ; s.sweep() {
+		next := s.machine.NextExpiry()
+		if next == 0 || next > end {
+			s.now = end
+			return
+		}
+		s.now = max(s.now, next)
+	}
+}
+
+// Sessions that leave before their time stay in the expiry index for a day, not until their time would have been over:
+// who logs in and out all the time does not fill it.
+func TestExpiryRowsDoNotPileUp(t *testing.T) {
+	const each = 2 * hour
+	tests := map[string]func(s *shard){
+		"evicted": func(s *shard) {
+			s.create("ada", func(q *CreateRequest) { remembered(q); q.Sessions, q.Evict = 1, true })
+		},
+		"logged out": func(s *shard) { s.revoke(LoggedOut, s.create("ada", remembered)) },
+		"erased": func(s *shard) {
+			s.create("ada", remembered)
+			s.do(OpPurgeUser, &PurgeUserRequest{keyOf("ada")})
+		},
+	}
+	for name, churn := range tests {
+		t.Run(name, func(t *testing.T) {
+			s := newShard(t)
+			for range 40 * day / each {
+				churn(s)
+				s.pass(each)
+			}
+			// Those of a day, each with its place in the history, the whole history, and the one that is live.
+			const most = 2*day/each + maxEnded + 1
+			if n := s.due(); n > int(most) {
+				t.Errorf("after 40 days there are %d rows, want at most %d", n, most)
+			}
+			s.check()
+			s.indexed()
+			s.drain()
+			if n := s.due(); n != 0 {
+				t.Errorf("at the end there are %d rows", n)
+			}
+		})
+	}
+}
+
 // One sweep looks at a bounded number of sessions; those that follow go on.
 func TestManySessionsEndAtOnce(t *testing.T) {
 	s := newShard(t)

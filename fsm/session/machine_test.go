@@ -185,14 +185,16 @@ func (s *shard) check() {
 	}
 }
 
-// drain lets time pass, sweeping, until nothing is left to expire.
+// drain lets time pass, some days at a time, and sweeps until nothing is left to expire.
 func (s *shard) drain() {
 	s.t.Helper()
 	for i := 0; s.machine.NextExpiry() != 0; i++ {
 		if i > 1000 {
 			s.t.Fatalf("still something to expire at %d", s.machine.NextExpiry())
 		}
-		s.now = max(s.now, s.machine.NextExpiry())
+		if next := s.machine.NextExpiry(); next > s.now {
+			s.now = next + lookEvery
+		}
 		s.sweep()
 	}
 	s.check()
@@ -296,14 +298,20 @@ func (s *shard) refresh(l *login, token Hash) RefreshResult {
 	return r
 }
 
-func (s *shard) rotate(l *login, token Hash) Verdict {
+func (s *shard) rotate(l *login, token Hash, proved bool) Verdict {
 	s.t.Helper()
-	q := &RotateRequest{Session: l.Key, Token: token, Access: s.secret()}
+	q := &RotateRequest{Session: l.Key, Token: token, Access: s.secret(), Proved: proved}
 	r := into[RefreshResult](s, s.do(OpRotate, q))
 	if r.Verdict == Valid {
 		l.access = q.Access
 	}
 	return r.Verdict
+}
+
+// reissue asks for the tokens again of a command that was executed at a moment.
+func (s *shard) reissue(l *login, at fsm.Time, access, refresh Hash) fsm.Result {
+	s.t.Helper()
+	return s.do(OpReissue, &ReissueRequest{l.Key, at, access, refresh})
 }
 
 func (s *shard) revoke(why Reason, logins ...*login) uint32 {

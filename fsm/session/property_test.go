@@ -144,7 +144,7 @@ func (g *game) refresh() {
 
 func (g *game) rotate() {
 	p := g.player()
-	q := &RotateRequest{p.Key, g.token(p.access), g.secret()}
+	q := &RotateRequest{p.Key, g.token(p.access), g.secret(), rapid.Bool().Draw(g.t, "proved")}
 	want := g.ref.rotate(q)
 	g.same("rotate", into[RefreshResult](g.shard, g.do(OpRotate, q)).Verdict, want)
 	if want == Valid {
@@ -154,7 +154,13 @@ func (g *game) rotate() {
 
 func (g *game) reissue() {
 	p := g.player()
-	q := &ReissueRequest{Session: p.Key, Access: g.secret()}
+	q := &ReissueRequest{Session: p.Key, At: g.now, Access: g.secret()}
+	if s := g.ref.live[p.Key]; s != nil { // around its last exchange
+		q.At = s.issued + fsm.Time(g.one("at", -minute, -1, 0, 0, 0, 1, minute))
+	}
+	if rapid.IntRange(0, 3).Draw(g.t, "again") == 0 {
+		q.Access = g.token(p.access)
+	}
 	if rapid.Bool().Draw(g.t, "refresh") {
 		q.Refresh = g.secret()
 	}
@@ -397,8 +403,8 @@ func (s *shard) indexed() {
 		default:
 			continue
 		}
-		// What was over when it was made is due at once.
-		if at, ok := due[k]; !ok || at > max(end, s.now) {
+		// What was over when it was made is due at once, and everything within a day.
+		if at, ok := due[k]; !ok || at > min(max(end, s.now), s.now+lookEvery) {
 			s.t.Fatalf("%x ends at %d and is in the expiry index at %d, %v", k, end, at, ok)
 		}
 	}

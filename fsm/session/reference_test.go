@@ -1,6 +1,7 @@
 package session
 
 import (
+	"maps"
 	"slices"
 
 	"github.com/holdfastdb/holdfast/fsm"
@@ -27,6 +28,7 @@ type refSession struct {
 	CreateRequest
 	key                                Key
 	created, seen, until, refreshUntil fsm.Time
+	issued                             fsm.Time
 	flagged, stepUp                    bool
 	access, refresh                    generations
 	version                            uint64
@@ -73,6 +75,13 @@ func (g *generations) full() bool {
 		}
 	}
 	return n >= maxTokens
+}
+
+// forget forgets the tokens of before the last rotation when they count no more.
+func (g *generations) forget(now fsm.Time) {
+	if !g.inGrace(now) {
+		maps.DeleteFunc(g.of, func(_ Hash, of int) bool { return of < g.now })
+	}
 }
 
 func (g *generations) inGrace(now fsm.Time) bool { return now < g.rotated+fsm.Time(Grace) }
@@ -195,7 +204,7 @@ func (m *reference) devicesTooMany(q *CreateRequest) bool {
 }
 
 func (m *reference) begin(k Key, q *CreateRequest) {
-	s := &refSession{CreateRequest: *q, key: k, created: m.now, seen: m.now, until: m.now + fsm.Time(q.Life)}
+	s := &refSession{CreateRequest: *q, key: k, created: m.now, seen: m.now, issued: m.now, until: m.now + fsm.Time(q.Life)}
 	s.access.give(q.Access)
 	if q.RefreshLife > 0 {
 		s.refreshUntil = m.now + fsm.Time(q.RefreshLife)
@@ -236,6 +245,8 @@ func (m *reference) touch(q *TouchRequest) (n uint32) {
 		s := m.at(u.Session)
 		if s != nil && s.accessOver(m.now) == 0 && min(u.At, m.now) > s.seen {
 			s.seen = min(u.At, m.now)
+			s.access.forget(m.now)
+			s.refresh.forget(m.now)
 			n++
 		}
 	}
@@ -256,6 +267,7 @@ func (m *reference) refresh(q *RefreshRequest) Verdict {
 			g.now++
 			g.rotated = m.now
 		}
+		s.issued = m.now
 	case s.refresh.is(q.Token, 1) && s.refresh.inGrace(m.now):
 		if s.refresh.full() || s.access.full() {
 			return TooManyAtOnce
@@ -273,15 +285,21 @@ func (m *reference) refresh(q *RefreshRequest) Verdict {
 
 func (m *reference) rotate(q *RotateRequest) Verdict {
 	s := m.at(q.Session)
-	if s == nil || !s.access.is(q.Token, 0) && !(s.access.is(q.Token, 1) && s.access.inGrace(m.now)) {
+	if s == nil {
 		return UnknownToken
 	}
-	if s.accessOver(m.now) != 0 {
-		return TimeOver
+	if v, _ := m.validate(q.Session, q.Token); v != Valid && v != StepUp {
+		return v
+	}
+	if !s.access.is(q.Token, 0) {
+		return RotatedAway
 	}
 	s.access.now += 2 // nothing of before counts, not even for a moment
 	s.access.give(q.Access)
-	s.stepUp, s.seen = false, m.now
+	s.seen, s.issued = m.now, m.now
+	if q.Proved {
+		s.stepUp = false
+	}
 	return Valid
 }
 
@@ -293,6 +311,10 @@ func (m *reference) reissue(q *ReissueRequest) (found bool, code fsm.Code) {
 		return false, fsm.OK
 	case with && s.refreshUntil == 0:
 		return false, fsm.Conflict
+	case q.At < s.issued:
+		return false, fsm.Conflict
+	case s.access.is(q.Access, 0):
+		return true, fsm.OK
 	case s.access.full() || with && s.refresh.full():
 		return false, fsm.Exhausted
 	}

@@ -31,12 +31,6 @@ func has(list []Hash, h *Hash) bool {
 // inGrace tells whether what was rotated away still counts.
 func (r *ring) inGrace(t fsm.Time) bool { return t < r.rotated+fsm.Time(Grace) }
 
-// accepts tells whether a token with this hash counts at t.
-func (r *ring) accepts(h *Hash, t fsm.Time) bool {
-	fresh, old := has(r.now, h), has(r.before, h)
-	return fresh || old && r.inGrace(t)
-}
-
 // rotate makes h the only one of now.
 func (r *ring) rotate(h Hash, t fsm.Time) { r.before, r.now, r.rotated = r.now, []Hash{h}, t }
 

@@ -77,7 +77,8 @@ func save(tx *fsm.Tx, q *SaveRequest) (*Done, error) {
 	}
 	before, _ := stored.(*saved)
 	until := min(q.Until, tx.Now()+fsm.Time(MaxLife))
-	if before == nil || until < before.until {
+	// It is in the expiry index already, within a day and not after its end of before.
+	if before == nil || until < min(before.until, tx.Now()+lookEvery) {
 		tx.ExpireAt(key, look(tx, until))
 	}
 	tx.PutRow(key, &saved{until: until, sealed: append([]byte(nil), q.Sealed...)})

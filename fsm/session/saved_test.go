@@ -75,6 +75,28 @@ func TestSaveWithAnEarlierEnd(t *testing.T) {
 	s.drain()
 }
 
+// A framework that computes the same end again and again gets it a little earlier now and then. That is nothing for the
+// expiry index while the end is more than a day away.
+func TestSavesOfOneEndDoNotPileUp(t *testing.T) {
+	s := newShard(t)
+	token := s.secret()
+	end := s.now + fsm.Time(20*day)
+	s.saveNew(token, end, "0")
+	for i := range fsm.Time(200) {
+		s.pass(hour)
+		end -= 1 + i%2
+		s.save(token, end, fmt.Sprint(i))
+		if n := s.due(); n != 1 {
+			t.Fatalf("after %d saves there are %d rows", i+2, n)
+		}
+		s.indexed()
+	}
+	s.pass(20 * day)
+	if n := s.due() + len(s.keys()); n != 0 || s.now < end {
+		t.Errorf("%d are left", n)
+	}
+}
+
 func TestSaveIsBoundedInTime(t *testing.T) {
 	s := newShard(t)
 	token := s.secret()

@@ -3,22 +3,27 @@ package session
 import (
 	"fmt"
 	"testing"
+
+	"github.com/holdfastdb/holdfast/fsm"
 )
 
 // A live session takes at most 300 bytes of keys and values in the store, with its user's record, its place in the expiry
-// index and 60 bytes of profile. One that was refreshed also keeps what it replaced.
+// index and 60 bytes of profile. One that was refreshed also keeps what it replaced, until it is used
+// after the grace.
 func TestSizeOfALiveSession(t *testing.T) {
 	tests := map[string]struct {
 		change  func(*CreateRequest)
 		refresh bool
+		touch   bool // after the grace
 		most    int
 	}{
-		"web": {nil, false, 300},
+		"web": {nil, false, false, 300},
 		"with everything": {func(q *CreateRequest) {
 			remembered(q)
 			q.Idle, q.Life, q.RefreshLife, q.Device, q.Group = day, 30*day, MaxLife, 1<<63, 1<<63
-		}, false, 300},
-		"refreshed": {remembered, true, 366},
+		}, false, false, 300},
+		"refreshed":           {remembered, true, false, 366},
+		"refreshed, and used": {remembered, true, true, 300},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -43,6 +48,9 @@ func TestSizeOfALiveSession(t *testing.T) {
 				s.now += 100_000
 				if test.refresh {
 					s.refresh(l, l.refresh)
+				}
+				if s.now += fsm.Time(Grace); test.touch {
+					s.touch(s.now, l)
 				}
 			}
 			each := float64(size()-before) / sessions
