@@ -2,11 +2,9 @@ package session
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 
 	"github.com/holdfastdb/holdfast/fsm"
-	"github.com/holdfastdb/holdfast/storage/kv"
 	"github.com/holdfastdb/holdfast/storage/wire"
 )
 
@@ -147,18 +145,41 @@ func (r *Version) Decode(b []byte) error {
 	return d.End("version")
 }
 
-// attributes reads a session's attributes; version 0 if it has none.
-func attributes(r interface{ Get([]byte) ([]byte, error) }, k Key) (version uint64, sealed []byte, err error) {
-	b, err := r.Get(k.under(prefixAttributes))
-	if errors.Is(err, kv.ErrNotFound) {
-		return 0, nil, nil
-	}
-	if err != nil {
-		return 0, nil, fmt.Errorf("read attributes: %w", err)
-	}
+// attributes are those of a session, stored under its Key.
+type attributes struct {
+	version uint64
+	sealed  []byte
+}
+
+// Append implements fsm.Row.
+func (a *attributes) Append(dst []byte) []byte { return appendVersioned(dst, a.version, a.sealed) }
+
+func decodeAttributes(b []byte) (fsm.Row, error) {
 	d := wire.NewDecoder(b)
-	version, sealed = d.Uvarint(), decodeSealed(&d, MaxAttributes)
-	return version, sealed, d.End("attributes")
+	a := &attributes{version: d.Uvarint()}
+	a.sealed = append([]byte(nil), decodeSealed(&d, MaxAttributes)...)
+	if err := d.End("attributes"); err != nil {
+		return nil, err
+	}
+	return a, nil
+}
+
+// attributesOf reads a session's attributes; version 0 if it has none. The caller must not change them.
+func attributesOf(r interface {
+	Row(key []byte, decode func([]byte) (fsm.Row, error)) (fsm.Row, error)
+}, k Key, has bool) (attributes, error) {
+	if !has {
+		return attributes{}, nil
+	}
+	stored, err := r.Row(k.under(prefixAttributes), decodeAttributes)
+	if err != nil {
+		return attributes{}, fmt.Errorf("read attributes: %w", err)
+	}
+	a, _ := stored.(*attributes)
+	if a == nil {
+		return attributes{}, fmt.Errorf("%w: the attributes of session %x are not stored", fsm.ErrCorrupt, k.Append(nil))
+	}
+	return *a, nil
 }
 
 func setAttributes(tx *fsm.Tx, q *SetAttributesRequest) (*Version, error) {
@@ -169,16 +190,20 @@ func setAttributes(tx *fsm.Tx, q *SetAttributesRequest) (*Version, error) {
 	if r == nil {
 		return nil, errEnded
 	}
-	version, _, err := attributes(tx, q.Session)
+	old, err := attributesOf(tx, q.Session, r.attributes)
 	if err != nil {
 		return nil, err
 	}
-	if version != q.Version {
-		return nil, fsm.Errorf(fsm.Conflict, "the attributes are at version %d, not %d", version, q.Version)
+	if old.version != q.Version {
+		return nil, fsm.Errorf(fsm.Conflict, "the attributes are at version %d, not %d", old.version, q.Version)
 	}
-	tx.Set(q.Session.under(prefixAttributes), appendVersioned(nil, version+1, q.Sealed))
+	tx.PutRow(q.Session.under(prefixAttributes), &attributes{old.version + 1, append([]byte(nil), q.Sealed...)})
+	if !r.attributes {
+		r.attributes = true
+		r.put(tx, q.Session)
+	}
 	tx.Emit(Event{Kind: EventChanged, Session: q.Session}.append(nil))
-	return &Version{version + 1}, nil
+	return &Version{old.version + 1}, nil
 }
 
 var errEnded = fsm.Errorf(fsm.NotFound, "there is no such session, or it has ended")

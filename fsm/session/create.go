@@ -129,10 +129,11 @@ func create(tx *fsm.Tx, q *CreateRequest) (*CreateResult, error) {
 		r.refreshUntil, r.family = now+fsm.Time(q.RefreshLife), q.Family
 		r.refresh.replace(q.Refresh)
 	}
+	r.attributes = len(q.Attributes) > 0
 	r.put(tx, k)
 	tx.ExpireAt(k.under(prefixSession), look(tx, r.end()))
-	if len(q.Attributes) > 0 {
-		tx.Set(k.under(prefixAttributes), appendVersioned(nil, 1, q.Attributes))
+	if r.attributes {
+		tx.PutRow(k.under(prefixAttributes), &attributes{1, append([]byte(nil), q.Attributes...)})
 	}
 	u.live = append(u.live, entry{k.Number, q.Device})
 	u.put(tx, q.User)

@@ -48,7 +48,9 @@ func decodeEnded(b []byte) (e ended, err error) {
 // finish ends a session: its row goes, and what stays of it is written. The user's record is u, which the caller stores.
 func finish(tx *fsm.Tx, u *user, k Key, r *row, reason Reason) error {
 	tx.DeleteRow(k.under(prefixSession))
-	tx.Delete(k.under(prefixAttributes))
+	if r.attributes {
+		tx.DeleteRow(k.under(prefixAttributes))
+	}
 	u.drop(k.Number)
 	if err := changeCounts(tx, func(c *counts) {
 		c.active[r.kind]--

@@ -148,10 +148,11 @@ func validate(v *fsm.View, q *ValidateRequest) (*Info, error) {
 	i := r.info(q.Session)
 	i.Verdict, i.Until = verdict, r.tokenEnd(&q.Token)
 	if q.Attributes && verdict == Valid {
-		if i.Version, i.Attributes, err = attributes(v, q.Session); err != nil {
+		a, err := attributesOf(v, q.Session, r.attributes)
+		if err != nil {
 			return nil, err
 		}
-		i.Attributes = append([]byte(nil), i.Attributes...)
+		i.Version, i.Attributes = a.version, a.sealed
 	}
 	return &i, nil
 }
@@ -215,10 +216,11 @@ func get(v *fsm.View, q *GetRequest) (*Info, error) {
 	if r != nil && r.over(v.Now()) == 0 {
 		i := r.info(q.Session)
 		i.Verdict = Valid
-		if i.Version, i.Attributes, err = attributes(v, q.Session); err != nil {
+		a, err := attributesOf(v, q.Session, r.attributes)
+		if err != nil {
 			return nil, err
 		}
-		i.Attributes = append([]byte(nil), i.Attributes...)
+		i.Version, i.Attributes = a.version, a.sealed
 		return &i, nil
 	}
 	if r != nil {

@@ -13,6 +13,7 @@ type row struct {
 	kind          Kind
 	flagged       bool // somebody should look at it
 	stepUp        bool // it counts for nothing until its user has proved again who they are
+	attributes    bool // there are some, in a row of their own
 	created, seen fsm.Time
 	idle          fsm.Millis // without use, 0 for no such timeout
 	life          fsm.Millis // of an access token
@@ -52,7 +53,8 @@ func (r *row) over(t fsm.Time) Reason {
 
 // The bits of a row's first byte, above its kind.
 const (
-	rowKind    = 0x07
+	rowKind    = 0x03
+	rowHas     = 0x04 // attributes
 	rowFlagged = 0x08
 	rowStepUp  = 0x10
 	rowRefresh = 0x20
@@ -63,6 +65,9 @@ const (
 // Append implements fsm.Row. Times are relative to created.
 func (r *row) Append(dst []byte) []byte {
 	head := byte(r.kind)
+	if r.attributes {
+		head |= rowHas
+	}
 	if r.flagged {
 		head |= rowFlagged
 	}
@@ -108,7 +113,7 @@ func decodeTime(d *wire.Decoder, base fsm.Time) fsm.Time { return base + fsm.Tim
 func decodeRow(b []byte) (fsm.Row, error) {
 	d := wire.NewDecoder(b)
 	head := d.Byte()
-	r := &row{kind: Kind(head & rowKind), flagged: head&rowFlagged != 0, stepUp: head&rowStepUp != 0}
+	r := &row{kind: Kind(head & rowKind), flagged: head&rowFlagged != 0, stepUp: head&rowStepUp != 0, attributes: head&rowHas != 0}
 	r.created = fsm.Time(d.Varint())
 	r.seen = decodeTime(&d, r.created)
 	r.idle, r.life = fsm.Millis(d.Uvarint()), fsm.Millis(d.Uvarint())
