@@ -254,16 +254,18 @@ uses it later ends the session, for one of the two who had it has stolen it.`,
 }
 
 func newSessionRotate(c *cli) *cobra.Command {
-	return &cobra.Command{
+	q := &pb.RotateSessionRequest{}
+	cmd := &cobra.Command{
 		Use: "rotate TOKEN", Short: "Exchange an access token, and end the old one at once: after a change of privileges",
-		Example: "  holdfast session rotate - < token.txt", Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			token, err := tokenArg(args[0])
-			if err != nil {
+		Example: `  holdfast session rotate - < token.txt
+  holdfast session rotate - --step-up-done`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			if q.Token, err = tokenArg(args[0]); err != nil {
 				return err
 			}
 			return c.sessions(cmd, func(ctx context.Context, s pb.SessionsClient) error {
-				r, err := s.Rotate(ctx, &pb.RotateSessionRequest{Token: token})
+				r, err := s.Rotate(ctx, q)
 				if err != nil {
 					return err
 				}
@@ -271,6 +273,8 @@ func newSessionRotate(c *cli) *cobra.Command {
 			})
 		},
 	}
+	cmd.Flags().BoolVar(&q.StepUpDone, "step-up-done", false, "the user has proved again who they are")
+	return cmd
 }
 
 func newSessionLogout(c *cli) *cobra.Command {

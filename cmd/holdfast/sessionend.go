@@ -73,10 +73,12 @@ func newSessionEraseUser(c *cli) *cobra.Command {
 
 // sweep is a walk over all sessions, or what is left of one.
 type sweep struct {
-	Scanned uint64  `json:"scanned"`
-	Matched uint64  `json:"matched"`
-	Revoked uint64  `json:"revoked"`
-	Percent float64 `json:"percent"`
+	Scanned uint64 `json:"scanned"`
+	Matched uint64 `json:"matched"`
+	Revoked uint64 `json:"revoked"`
+	// Unreadable are those of which nothing is known for want of a key; they do not match.
+	Unreadable uint64  `json:"unreadable"`
+	Percent    float64 `json:"percent"`
 	// Next is where to go on; empty at the end.
 	Next string `json:"next"`
 }
@@ -163,9 +165,13 @@ func (c *cli) sweepBy(q *pb.RevokeMatchingRequest, step func(*pb.RevokeMatchingR
 		}
 		bar.add(int64((r.Percent - done.Percent) * percentScale))
 		done.Scanned, done.Matched = done.Scanned+uint64(r.Scanned), done.Matched+uint64(r.Revoked)
+		done.Unreadable += uint64(r.Unreadable)
 		done.Percent, done.Next = r.Percent, r.Next
 	}
 	bar.done()
+	if done.Unreadable > 0 {
+		fmt.Fprintf(c.stderr, "%d sessions could not be read, for want of a key, and do not match\n", done.Unreadable)
+	}
 	if !q.DryRun {
 		done.Revoked = done.Matched
 	}
