@@ -141,8 +141,11 @@ func (r *Version) Decode(b []byte) error {
 	return d.End("version")
 }
 
+// reader is what commands and questions read plain values from.
+type reader interface{ Get([]byte) ([]byte, error) }
+
 // attributes reads a session's attributes; version 0 if it has none.
-func attributes(r interface{ Get([]byte) ([]byte, error) }, k Key) (version uint64, sealed []byte, err error) {
+func attributes(r reader, k Key) (version uint64, sealed []byte, err error) {
 	b, err := r.Get(k.under(prefixAttributes))
 	if errors.Is(err, kv.ErrNotFound) {
 		return 0, nil, nil
