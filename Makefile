@@ -34,8 +34,8 @@ lint: ## golangci-lint by .golangci.yml (builds it the first time: a few minutes
 	go run $(GOLANGCI_LINT) run ./...
 
 .PHONY: test
-test: ## every test, with the race detector
-	go test -race -timeout 14m ./...
+test: ## every test, with the race detector; without the profile of `make pgo`, for which everything would be compiled twice
+	go test -race -pgo=off -timeout 14m ./...
 
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME (20s)
@@ -64,6 +64,16 @@ bench: ## Holdfast beside etcd and Redis on this machine, into docs/benchmarks.m
 	cd bench && go build -o ../bin/holdfast-bench .
 	cd bench && ../bin/holdfast-bench -out ../docs/benchmarks.md -shards 1 $(BENCH_FLAGS)
 	cd bench && ../bin/holdfast-bench -out ../docs/benchmarks.md -shards 8 -systems holdfast $(BENCH_FLAGS)
+
+.PHONY: pgo
+pgo: build ## profile three nodes under load, for the compiler: cmd/holdfast/default.pgo
+	data=$$(mktemp -d); trap 'kill $$pid; wait; rm -rf $$data' EXIT; \
+	bin/holdfast dev --nodes 3 --shards 1 --data $$data --pprof --http 127.0.0.1:17480 --grpc 127.0.0.1:17400 & pid=$$!; \
+	until curl -sf http://127.0.0.1:17480/readyz; do sleep 1; done; \
+	bin/holdfast policy create --name all --rate 1000000000 --window 1 --addr 127.0.0.1:17400; \
+	bin/holdfast policy assign all '*' --addr 127.0.0.1:17400; \
+	bin/holdfast bench limit-check --clients 256 --duration 30s --addr 127.0.0.1:17400 & \
+	curl -sf -o cmd/holdfast/default.pgo 'http://127.0.0.1:17480/debug/pprof/profile?seconds=25'; wait %2
 
 .PHONY: bench-log
 bench-log: ## the Raft log on Pebble beside BoltDB, by number of shards

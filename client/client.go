@@ -38,6 +38,8 @@ type Config struct {
 	Timeout time.Duration
 	// Creds secures the connections; nil means plain text.
 	Creds credentials.TransportCredentials
+	// SessionCache bounds the bytes that remembered sessions take, see MaxStale. Default 64 MiB.
+	SessionCache int
 	// Dial connects; nil means TCP.
 	Dial func(ctx context.Context, addr string) (net.Conn, error)
 }
@@ -63,6 +65,7 @@ type Client struct {
 	refreshing chan struct{} // capacity 1: held by who fetches the cluster map
 	refreshed  time.Time     // guarded by mu
 	limits     *Limits
+	sessions   *Sessions
 }
 
 type laneKey struct {
@@ -84,6 +87,8 @@ var (
 	ErrNotFound = errors.New("holdfast: not found")
 	// ErrConflict: the request contradicts the state.
 	ErrConflict = errors.New("holdfast: conflict")
+	// ErrToken: the token does not count, or no longer.
+	ErrToken = errors.New("holdfast: the token does not count")
 	// ErrExhausted: a bound of the system is reached. It had no effect; try again later.
 	ErrExhausted = errors.New("holdfast: exhausted")
 )
@@ -109,7 +114,7 @@ func Dial(ctx context.Context, cfg Config) (*Client, error) {
 	c.operations.New = func() any { return &operation{done: make(chan struct{}, 1)} }
 	_, _ = rand.Read(c.id[:]) // never fails: crypto/rand stops the process instead
 	c.ctx, c.stop = context.WithCancel(context.Background())
-	c.limits = newLimits(c)
+	c.limits, c.sessions = newLimits(c), newSessions(c)
 	var err error
 	for pause := 10 * time.Millisecond; ; pause = min(2*pause, time.Second) {
 		if err = c.refresh(ctx); err == nil {
@@ -124,6 +129,9 @@ func Dial(ctx context.Context, cfg Config) (*Client, error) {
 
 // Limits are the rate limits.
 func (c *Client) Limits() *Limits { return c.limits }
+
+// Sessions are the sessions of users.
+func (c *Client) Sessions() *Sessions { return c.sessions }
 
 // Close returns leases and ends the connections. Operations under way fail.
 func (c *Client) Close() error {

@@ -14,6 +14,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
 	"google.golang.org/protobuf/proto"
@@ -25,7 +26,7 @@ import (
 // fake is a cluster that speaks the wire contract and has no state of its own but a window of results: a test says what
 // each node does with the frames that reach it. Nodes are reached by their names, in memory.
 type fake struct {
-	t *testing.T
+	t testing.TB
 
 	mu       sync.Mutex
 	nodes    map[string]*fakeNode
@@ -48,6 +49,7 @@ type seen struct {
 type fakeNode struct {
 	pb.UnimplementedDataServer
 	pb.UnimplementedPoliciesServer
+	pb.UnimplementedSessionsServer
 	f      *fake
 	name   string
 	lis    *bufconn.Listener
@@ -57,6 +59,7 @@ type fakeNode struct {
 	serve  func(q *pb.FrameRequest) reaction
 	noMap  bool
 	create func(*pb.CreatePolicyRequest) (*pb.Policy, error)
+	follow func(grpc.BidiStreamingServer[pb.FollowRequest, pb.FollowResponse]) error
 }
 
 // reaction is what a node does with a frame.
@@ -77,7 +80,7 @@ var death = reaction{dies: true}
 
 // newFake starts nodes. The first one leads shard 1, which has the lower half of the slots, and shard 2, which has the
 // upper one; all nodes execute what they get.
-func newFake(t *testing.T, names ...string) *fake {
+func newFake(t testing.TB, names ...string) *fake {
 	t.Helper()
 	f := &fake{
 		t: t, nodes: make(map[string]*fakeNode), leaders: map[uint32]string{1: names[0], 2: names[0]},
@@ -96,10 +99,12 @@ func newFake(t *testing.T, names ...string) *fake {
 
 // add starts a node and puts it into the map.
 func (f *fake) add(name string) *fakeNode {
-	n := &fakeNode{f: f, name: name, lis: bufconn.Listen(1 << 16), server: grpc.NewServer()}
+	n := &fakeNode{f: f, name: name, lis: bufconn.Listen(1 << 16)}
+	n.server = grpc.NewServer(grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second}))
 	n.serve = f.execute
 	pb.RegisterDataServer(n.server, n)
 	pb.RegisterPoliciesServer(n.server, n)
+	pb.RegisterSessionsServer(n.server, n)
 	go func() { _ = n.server.Serve(n.lis) }()
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -214,6 +219,17 @@ func (n *fakeNode) CreatePolicy(_ context.Context, q *pb.CreatePolicyRequest) (*
 	return create(q)
 }
 
+// Follow implements the service.
+func (n *fakeNode) Follow(st grpc.BidiStreamingServer[pb.FollowRequest, pb.FollowResponse]) error {
+	n.f.mu.Lock()
+	follow := n.follow
+	n.f.mu.Unlock()
+	if follow == nil {
+		return status.Error(codes.Unavailable, "nobody can be followed here")
+	}
+	return follow(st)
+}
+
 // got notes a frame and asks what to do with it.
 func (f *fake) got(n *fakeNode, q *pb.FrameRequest) reaction {
 	f.mu.Lock()
@@ -250,7 +266,7 @@ func (f *fake) execute(q *pb.FrameRequest) reaction {
 }
 
 // checked is an allowed check whose quota left is used as a number by which answers are told apart.
-func checked(t *testing.T, number uint32) *pb.OpResult {
+func checked(t testing.TB, number uint32) *pb.OpResult {
 	b, err := proto.Marshal(&pb.CheckResponse{Allowed: true, RemainingQuota: number})
 	if err != nil {
 		t.Error(err)

@@ -114,9 +114,36 @@ func (c *Client) lane(shard uint32, query bool) (*lane, error) {
 
 // call executes one operation in the shard of a routing key and decodes the answer into r.
 func (c *Client) call(ctx context.Context, routingKey string, typ, method uint32, query bool, q, r proto.Message) error {
-	l, err := c.lane(c.routes.Load().shardOf(routingKey), query)
+	return c.callIn(ctx, c.routes.Load().shardOf(routingKey), typ, method, query, q, r)
+}
+
+// callIn executes one operation in a shard and decodes the answer into r.
+func (c *Client) callIn(ctx context.Context, shard, typ, method uint32, query bool, q, r proto.Message) error {
+	a, err := c.exchange(ctx, shard, typ, method, query, q)
 	if err != nil {
 		return err
+	}
+	return a.decode(r)
+}
+
+// answer is what a shard says to one operation. The bytes are a part of the frame that they came in.
+type answer struct {
+	response []byte
+	at       int64 // the shard's time in milliseconds
+}
+
+func (a answer) decode(r proto.Message) error {
+	if err := codec.Unmarshal(a.response, r); err != nil {
+		return fmt.Errorf("holdfast: unreadable answer: %w", err)
+	}
+	return nil
+}
+
+// exchange executes one operation in a shard.
+func (c *Client) exchange(ctx context.Context, shard, typ, method uint32, query bool, q proto.Message) (answer, error) {
+	l, err := c.lane(shard, query)
+	if err != nil {
+		return answer{}, err
 	}
 	o := c.operations.Get().(*operation)
 	o.typ, o.method, o.result, o.err, o.gone, o.sent, o.index = typ, method, nil, nil, false, false, 0
@@ -125,10 +152,10 @@ func (c *Client) call(ctx context.Context, routingKey string, typ, method uint32
 		o.since, o.until = time.Now(), until
 	}
 	if o.request, err = codec.Marshal(q); err != nil {
-		return fmt.Errorf("%w: %w", ErrInvalid, err)
+		return answer{}, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
 	if err := l.enqueue(o); err != nil {
-		return err
+		return answer{}, err
 	}
 	select {
 	case <-o.done:
@@ -136,23 +163,20 @@ func (c *Client) call(ctx context.Context, routingKey string, typ, method uint32
 		gone := o.leave(query)
 		l.trace(ctx, o)
 		if gone {
-			return fmt.Errorf("%w: %w", ErrUnavailable, ctx.Err())
+			return answer{}, fmt.Errorf("%w: %w", ErrUnavailable, ctx.Err())
 		}
-		return fmt.Errorf("%w: %w", ErrOutcomeUnknown, ctx.Err())
+		return answer{}, fmt.Errorf("%w: %w", ErrOutcomeUnknown, ctx.Err())
 	}
 	l.trace(ctx, o)
-	result, err := o.result, o.err
+	result, at, err := o.result, o.at, o.err
 	c.operations.Put(o)
 	if err != nil {
-		return err
+		return answer{}, err
 	}
 	if result.Code != 0 {
-		return resultError(result)
+		return answer{}, resultError(result)
 	}
-	if err := codec.Unmarshal(result.Response, r); err != nil {
-		return fmt.Errorf("holdfast: unreadable answer: %w", err)
-	}
-	return nil
+	return answer{result.Response, at}, nil
 }
 
 // leave takes the caller away; true if the operation surely has no effect.
@@ -165,7 +189,7 @@ func (o *operation) leave(query bool) bool {
 
 var resultErrors = map[codes.Code]error{
 	codes.InvalidArgument: ErrInvalid, codes.NotFound: ErrNotFound, codes.Aborted: ErrConflict,
-	codes.ResourceExhausted: ErrExhausted, codes.Unavailable: ErrUnavailable, codes.DeadlineExceeded: ErrOutcomeUnknown,
+	codes.Unauthenticated: ErrToken, codes.ResourceExhausted: ErrExhausted, codes.Unavailable: ErrUnavailable, codes.DeadlineExceeded: ErrOutcomeUnknown,
 }
 
 func resultError(r *pb.OpResult) error {

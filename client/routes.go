@@ -14,10 +14,12 @@ import (
 	"google.golang.org/grpc/status"
 
 	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
+	"github.com/holdfastdb/holdfast/rpc/sessiontoken"
 )
 
 // routes is what the client knows of the cluster. It does not change; a new one replaces it.
 type routes struct {
+	cluster sessiontoken.Cluster
 	shards  []*pb.ShardInfo // by first slot
 	addrs   []string        // of all nodes, those that are up first
 	byNode  map[string]string
@@ -26,8 +28,12 @@ type routes struct {
 
 // shardOf finds the shard of a routing key.
 func (r *routes) shardOf(routingKey string) uint32 {
-	slot := uint32(xxh3.HashString(routingKey) >> 48)
-	i, found := slices.BinarySearchFunc(r.shards, slot, func(s *pb.ShardInfo, slot uint32) int { return int(s.FirstSlot) - int(slot) })
+	return r.shardAt(uint16(xxh3.HashString(routingKey) >> 48))
+}
+
+// shardAt finds the shard of a slot.
+func (r *routes) shardAt(slot uint16) uint32 {
+	i, found := slices.BinarySearchFunc(r.shards, slot, func(s *pb.ShardInfo, slot uint16) int { return int(s.FirstSlot) - int(slot) })
 	if !found {
 		i--
 	}
@@ -97,7 +103,7 @@ func (c *Client) known() []string {
 }
 
 func (c *Client) learn(m *pb.ClusterMapResponse) {
-	r := &routes{shards: m.Shards, byNode: make(map[string]string), leaders: make(map[uint32]string)}
+	r := &routes{cluster: sessiontoken.ClusterOf(m.ClusterId), shards: m.Shards, byNode: make(map[string]string), leaders: make(map[uint32]string)}
 	slices.SortFunc(r.shards, func(a, b *pb.ShardInfo) int { return int(a.FirstSlot) - int(b.FirstSlot) })
 	var down []string
 	for _, n := range m.Nodes {

@@ -34,7 +34,7 @@ func build(flags ...string) (string, error) {
 		return "", err
 	}
 	path := filepath.Join(dir, "holdfast")
-	args := slices.Concat([]string{"build", "-o", path}, flags, []string{"github.com/holdfastdb/holdfast/cmd/holdfast"})
+	args := slices.Concat([]string{"build", "-pgo=off", "-o", path}, flags, []string{"github.com/holdfastdb/holdfast/cmd/holdfast"})
 	if out, err := exec.Command("go", args...).CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build holdfast: %w\n%s", err, out)
 	}

@@ -1,0 +1,205 @@
+package client
+
+import (
+	"fmt"
+	"time"
+
+	"google.golang.org/protobuf/types/known/structpb"
+
+	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
+)
+
+// SessionType is what a session is for. Its timeouts follow from it, unless the login has its own.
+type SessionType string
+
+// The types.
+const (
+	WebSession    SessionType = "web"
+	MobileSession SessionType = "mobile"
+	APISession    SessionType = "api"
+)
+
+// IPBinding tells from where else than its login a session counts.
+type IPBinding string
+
+// The bindings.
+const (
+	BindOff    IPBinding = "off"
+	BindSubnet IPBinding = "subnet"
+	BindExact  IPBinding = "exact"
+)
+
+// OnLimit tells what becomes of a login with which a user would have too many sessions or devices.
+type OnLimit string
+
+// The ways.
+const (
+	RefuseLogin OnLimit = "refuse" // with an ErrExhausted
+	EvictOldest OnLimit = "evict_oldest"
+)
+
+// Reason is why a token does not count.
+type Reason string
+
+// The reasons.
+const (
+	ReasonMalformed Reason = "malformed" // not a token, or not a whole one
+	ReasonForeign   Reason = "foreign"   // of another cluster
+	ReasonUnknown   Reason = "unknown"   // made up, or of a session that is long gone
+	ReasonExpired   Reason = "expired"
+	ReasonIdle      Reason = "idle"    // not used for too long
+	ReasonRotated   Reason = "rotated" // there is a newer one
+	ReasonEnded     Reason = "ended"   // Session.Ended tells why
+	ReasonStepUp    Reason = "step_up_required"
+	ReasonIP        Reason = "ip_mismatch"
+	ReasonDevice    Reason = "device_mismatch"
+)
+
+// EndReason is why a session ended.
+type EndReason string
+
+// The reasons.
+const (
+	EndedLogout     EndReason = "logged_out" // by its user
+	EndedRevoked    EndReason = "revoked"    // by somebody else
+	EndedIdle       EndReason = "idle"
+	EndedExpired    EndReason = "expired"
+	EndedEvicted    EndReason = "evicted"       // by a newer one
+	EndedReuse      EndReason = "refresh_reuse" // a refresh token was used twice: one of two holders has stolen it
+	EndedSuspicious EndReason = "suspicious"
+	EndedErased     EndReason = "erased" // with all data of its user
+)
+
+// NoIdleTimeout is for sessions that end at their absolute timeout only.
+const NoIdleTimeout time.Duration = -1
+
+// Login describes a session to begin. All but UserID may be left out.
+type Login struct {
+	UserID string
+	// Type is WebSession if empty.
+	Type SessionType
+	// Device is what is known of it, with values as in JSON. Its "fingerprint", or else its "id", tells it from others.
+	Device map[string]any
+	IP     string
+	// RememberMe asks for a refresh token too, which outlives the access token; for how long, RefreshTimeout tells.
+	RememberMe     bool
+	RefreshTimeout time.Duration
+	// IdleTimeout is after how long without use the session ends; the type's if 0, and see NoIdleTimeout.
+	IdleTimeout time.Duration
+	// AbsoluteTimeout is how long the access token counts at most; the type's if 0.
+	AbsoluteTimeout time.Duration
+	Attributes      map[string]any
+	// IPBinding and DeviceBinding tell from where else, and on which other devices, the session counts.
+	IPBinding     IPBinding
+	DeviceBinding bool
+	// Login is the name of a login with which sessions at several services begin, Service the one of this session.
+	Login, Service string
+	// Impersonator is who acts as the user.
+	Impersonator string
+	// MaxSessions and MaxDevices are how many the user may have with this one, OnLimit what to do if it is one too many.
+	MaxSessions, MaxDevices int
+	OnLimit                 OnLimit
+}
+
+func (l *Login) message() (*pb.CreateSessionRequest, error) {
+	device, err := object("device", l.Device)
+	if err != nil {
+		return nil, err
+	}
+	attributes, err := object("attributes", l.Attributes)
+	if err != nil {
+		return nil, err
+	}
+	if l.MaxSessions < 0 || l.MaxDevices < 0 {
+		return nil, fmt.Errorf("%w: a limit below 0", ErrInvalid)
+	}
+	return &pb.CreateSessionRequest{
+		UserId: l.UserID, Type: string(l.Type), Device: device, Ip: l.IP, RememberMe: l.RememberMe,
+		IdleTimeout: seconds(l.IdleTimeout), AbsoluteTimeout: seconds(l.AbsoluteTimeout),
+		RefreshTimeout: seconds(l.RefreshTimeout), Attributes: attributes, IpBinding: string(l.IPBinding),
+		DeviceBinding: l.DeviceBinding, Login: l.Login, Service: l.Service, Impersonator: l.Impersonator,
+		MaxSessions: uint32(l.MaxSessions), MaxDevices: uint32(l.MaxDevices), OnLimit: string(l.OnLimit),
+	}, nil
+}
+
+// Tokens are what a login, a refresh or a rotation gives out. The cluster keeps nothing from which they could be made
+// again.
+type Tokens struct {
+	SessionID string
+	// Token is the access token.
+	Token string
+	// RefreshToken is empty without RememberMe.
+	RefreshToken string
+	// ExpiresAt is when the access token ends at the latest.
+	ExpiresAt, RefreshExpiresAt time.Time
+	// Evicted is how many sessions ended for this one.
+	Evicted int
+}
+
+func tokens(m *pb.SessionTokens) Tokens {
+	return Tokens{
+		SessionID: m.SessionId, Token: m.Token, RefreshToken: m.GetRefreshToken(), ExpiresAt: moment(m.ExpiresAt),
+		RefreshExpiresAt: moment(m.RefreshExpiresAt), Evicted: int(m.Evicted),
+	}
+}
+
+// Session is what is known of a session.
+type Session struct {
+	ID, UserID string
+	Type       SessionType
+	CreatedAt  time.Time
+	// LastSeenAt is its last use, as far as it was noted: not every one is.
+	LastSeenAt time.Time
+	// ExpiresAt is when it ends unless it is used before.
+	ExpiresAt        time.Time
+	RefreshExpiresAt time.Time
+	IdleTimeout      time.Duration // 0 for none
+	Device           map[string]any
+	IP               string
+	IPBinding        IPBinding
+	DeviceBinding    bool
+	Login, Service   string
+	Impersonator     string
+	// Flagged tells of something suspicious, StepUpRequired that the user has to prove again who they are.
+	Flagged, StepUpRequired bool
+	Attributes              map[string]any
+	// AttributesVersion is 0 if there are no attributes.
+	AttributesVersion uint64
+	// Ended tells why it ended; empty if it has not.
+	Ended   EndReason
+	EndedAt time.Time
+}
+
+func session(m *pb.Session) *Session {
+	if m == nil {
+		return nil
+	}
+	return &Session{
+		ID: m.SessionId, UserID: m.UserId, Type: SessionType(m.Type), CreatedAt: moment(m.CreatedAt),
+		LastSeenAt: moment(m.LastSeenAt), ExpiresAt: moment(m.ExpiresAt), RefreshExpiresAt: moment(m.RefreshExpiresAt),
+		IdleTimeout: duration(m.IdleTimeout), Device: values(m.Device), IP: m.Ip, IPBinding: IPBinding(m.IpBinding),
+		DeviceBinding: m.DeviceBinding, Login: m.Login, Service: m.Service, Impersonator: m.Impersonator, Flagged: m.Flagged,
+		StepUpRequired: m.StepUpRequired, Attributes: values(m.Attributes), AttributesVersion: m.AttributesVersion,
+		Ended: EndReason(m.Ended), EndedAt: moment(m.EndedAt),
+	}
+}
+
+// object makes a message of values as in JSON.
+func object(what string, m map[string]any) (*structpb.Struct, error) {
+	if m == nil {
+		return nil, nil
+	}
+	o, err := structpb.NewStruct(m)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %s: %w", ErrInvalid, what, err)
+	}
+	return o, nil
+}
+
+// values is the other way round.
+func values(o *structpb.Struct) map[string]any {
+	if o == nil {
+		return nil
+	}
+	return o.AsMap()
+}
