@@ -164,7 +164,7 @@ type Session struct {
 	Flagged, StepUpRequired bool
 	Attributes              map[string]any
 	// AttributesVersion is 0 if there are no attributes.
-	AttributesVersion uint64
+	AttributesVersion uint32
 	// Ended tells why it ended; empty if it has not.
 	Ended   EndReason
 	EndedAt time.Time

@@ -254,13 +254,13 @@ type AttributeChange struct {
 	// IfVersion, if there is one, is the version from which the change was made: if somebody made another change since,
 	// the error is an ErrConflict and nothing changes. Without it the change is made to whatever is there, so changes of
 	// different attributes at the same time all count.
-	IfVersion *uint64
+	IfVersion *uint32
 }
 
 // Attributes are those of a session, and their version.
 type Attributes struct {
 	Values  map[string]any
-	Version uint64
+	Version uint32
 }
 
 // SetAttributes changes the attributes of a session in one step, and tells what they are then.

@@ -144,7 +144,7 @@ func TestAttributesAreComparedAndSetInOneStep(t *testing.T) {
 		{Code: uint32(codes.Aborted), Message: "the attributes are at version 8, not 7"},
 	}}}}))
 	_, err := f.client(0).Sessions().SetAttributes(t.Context(), id, client.AttributeChange{
-		Set: map[string]any{"theme": "dark"}, Remove: []string{"cart"}, IfVersion: new(uint64(7)),
+		Set: map[string]any{"theme": "dark"}, Remove: []string{"cart"}, IfVersion: new(uint32(7)),
 	})
 	if !errors.Is(err, client.ErrConflict) {
 		t.Errorf("got %v, want a conflict", err)

@@ -16,11 +16,15 @@ import (
 
 // presented reads an access or a refresh token.
 func presented(text string) (k session.Key, h session.Hash, err error) {
-	t, err := sessiontoken.Parse(text, sessiontoken.Access, sessiontoken.Cluster{})
+	t, err := parseAccess(text)
 	if err != nil {
 		t, err = sessiontoken.Parse(text, sessiontoken.Refresh, sessiontoken.Cluster{})
 	}
 	return session.DecodeKey(t.Session[:]), t.Secret.Hash(), err
+}
+
+func parseAccess(text string) (sessiontoken.Token, error) {
+	return sessiontoken.Parse(text, sessiontoken.Access, sessiontoken.Cluster{})
 }
 
 func idOfSession(k session.Key) string {
@@ -154,7 +158,7 @@ func (s *sessions) expected(in SessionOp, x *Execution, out SessionAnswer) (want
 	case KindSet:
 		var r session.Version
 		read(&r)
-		want.Version, want.Value = r.V, out.Value // see judgeSessions
+		want.Session, want.Version, want.Value = in.Session, uint32(r.V), out.Value // see judgeVersions
 	case KindSave, KindDrop:
 		var r session.Done
 		read(&r)
@@ -167,7 +171,7 @@ func (s *sessions) expected(in SessionOp, x *Execution, out SessionAnswer) (want
 		read(&r)
 		want.Valid, want.Reason, want.Value = r.Verdict == session.Valid, verdicts[r.Verdict], out.Value
 		if want.Valid {
-			want.Session, want.Until, want.Version = idOfSession(r.Session), int64(r.Until), r.Version
+			want.Session, want.Until, want.Version = idOfSession(r.Session), int64(r.Until), uint32(r.Version)
 		}
 	case KindList:
 		var r session.Infos

@@ -127,3 +127,36 @@ func (f *fates) note(op *history.Op) {
 		}
 	}
 }
+
+// sums compares what is there in the end with what callers know. listed are the ids of the sessions that users have.
+func (f *fates) sums(listed map[string]bool, active, created, ended int) (j Judged) {
+	add := func(format string, args ...any) {
+		j.Violations = append(j.Violations, violation(BrokenSum, format, args...))
+	}
+	if active != created-ended || len(listed) > active {
+		add("%d sessions are listed, and %d counted: %d were made and %d ended", len(listed), active, created, ended)
+	}
+	for id, one := range f.of {
+		switch {
+		case listed[id] && one.over != never:
+			add("session %s is listed, and its end was acknowledged at %s", id, one.over)
+		case !listed[id] && one.safe == never:
+			add("session %s is not listed, and nothing can have ended it", id)
+		}
+	}
+	return j
+}
+
+// judgeCreated compares how many sessions were made with how many logins callers know of.
+func judgeCreated(ops []history.Op, created int) (j Judged) {
+	var b bounds
+	for i := range ops {
+		if in, ok := ops[i].Input.(SessionOp); ok && in.Kind == KindLogin {
+			b = b.with(1, ops[i].Outcome)
+		}
+	}
+	if !b.allow(uint64(created)) {
+		j.Violations = append(j.Violations, violation(BrokenSum, "%d sessions were made, and callers know of %d to %d", created, b.least, b.most))
+	}
+	return j
+}

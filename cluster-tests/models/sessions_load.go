@@ -10,6 +10,7 @@ import (
 
 	"github.com/holdfastdb/holdfast/client"
 	"github.com/holdfastdb/holdfast/cluster-tests/history"
+	"github.com/holdfastdb/holdfast/fsm/session"
 	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
 )
 
@@ -46,7 +47,7 @@ type pass struct {
 	user, id string
 	tokens   []string // access tokens, the newest last
 	refresh  []string
-	version  uint64 // of the attributes, as last heard
+	version  uint32 // of the attributes, as last heard
 }
 
 type savedPass struct{ token string }
@@ -144,7 +145,7 @@ func answered(out SessionAnswer, err error) (SessionAnswer, error) {
 		}
 	}
 	if errors.Is(err, client.ErrExhausted) && strings.Contains(err.Error(), "too many times at once") {
-		return SessionAnswer{Reason: verdicts[tooMany]}, nil
+		return SessionAnswer{Reason: verdicts[session.TooManyAtOnce]}, nil
 	}
 	return out, err
 }
@@ -264,7 +265,7 @@ func (l *sessionsLoad) End(ctx context.Context, by *Process) (j Judged) {
 		return j
 	}
 	j.Add(f.sums(listed, sumOf(stats.Active), sumOf(stats.Created), sumOf(stats.Ended)))
-	j.Add(loginBounds(ops, sumOf(stats.Created)))
+	j.Add(judgeCreated(ops, sumOf(stats.Created)))
 	return j
 }
 

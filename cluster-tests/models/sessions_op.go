@@ -30,7 +30,7 @@ type SessionOp struct {
 	Except     string `json:"except,omitempty"`
 	Everywhere bool   `json:"everywhere,omitempty"`
 	// Version is the one from which Value is set, nil for any.
-	Version *uint64 `json:"version,omitempty"`
+	Version *uint32 `json:"version,omitempty"`
 	Value   string  `json:"value,omitempty"` // unique
 }
 
@@ -66,7 +66,7 @@ type SessionAnswer struct {
 	Reason  string        `json:"reason,omitempty"`
 	Age     time.Duration `json:"age,omitempty"`
 	N       int           `json:"n,omitempty"` // sessions that ended
-	Version uint64        `json:"version,omitempty"`
+	Version uint32        `json:"version,omitempty"`
 	Value   string        `json:"value,omitempty"`
 	Found   bool          `json:"found,omitempty"`
 	List    []string      `json:"list,omitempty"` // of ids

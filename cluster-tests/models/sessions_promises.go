@@ -168,7 +168,7 @@ func judgeRefreshes(j *Judged, ops []history.Op) {
 func judgeVersions(j *Judged, ops []history.Op) {
 	type version struct {
 		session string
-		number  uint64
+		number  uint32
 	}
 	made := make(map[version]*history.Op)
 	for i := range ops {
