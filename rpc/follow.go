@@ -10,6 +10,7 @@ import (
 	"github.com/holdfastdb/holdfast/fsm"
 	"github.com/holdfastdb/holdfast/fsm/session"
 	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
+	"github.com/holdfastdb/holdfast/storage/plant"
 )
 
 // maxEvents bounds what waits for a follower; one that is slower starts again.
@@ -93,6 +94,9 @@ func (f *follower) applied(index uint64, at fsm.Time, events []fsm.Event) {
 			continue
 		}
 		m, err := eventMessage(e.Body, index, at)
+		if err == nil && m.Event == eventNames[session.EventEnded] && plant.On(plant.MissEnds) {
+			continue
+		}
 		if err != nil || len(f.events) >= maxEvents {
 			f.behind = true
 			continue

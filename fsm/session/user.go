@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/holdfastdb/holdfast/fsm"
+	"github.com/holdfastdb/holdfast/storage/plant"
 	"github.com/holdfastdb/holdfast/storage/wire"
 )
 
@@ -121,7 +122,7 @@ func (u *user) excess(device uint64, sessions, devices int) []uint64 {
 		}
 	}
 	for _, e := range u.live {
-		if sessions == 0 || left < sessions {
+		if sessions == 0 || left < sessions || plant.On(plant.OneTooMany) && left == sessions {
 			break
 		}
 		if !leaves[e.device] {
