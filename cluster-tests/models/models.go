@@ -33,7 +33,7 @@ func Types() []Type {
 	return []Type{
 		{Name: limitsName, ID: counter.TypeID, Model: func() Model { return newLimits() }, Sim: newSimLimits, Chaos: newChaosLimits},
 		{Name: policiesName},
-		{Name: sessionsName, ID: session.TypeID, Model: func() Model { return newSessions() }, Sim: newSessionsLoad, Chaos: newSessionsLoad},
+		{Name: sessionsName, ID: session.TypeID, Model: func() Model { return newSessions() }, Sim: newSimSessions, Chaos: newChaosSessions},
 	}
 }
 

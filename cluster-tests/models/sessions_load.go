@@ -19,6 +19,7 @@ const (
 	evictUser  = "ann" // the oldest session ends for a new one
 	refuseUser = "bob" // so many sessions, and no more
 	briefUser  = "cid" // sessions end by themselves
+	stolenUser = "dot" // refresh tokens are stolen
 )
 
 const (
@@ -28,7 +29,6 @@ const (
 	lasting    = 30 * 24 * time.Hour
 	briefIdle  = 8 * time.Second
 	briefLife  = 20 * time.Second
-	staleness  = 500 * time.Millisecond
 	attribute  = "value"
 	aloneUsers = 4
 )
@@ -36,6 +36,8 @@ const (
 // sessionsLoad is the load of sessions: callers share the tokens that any of them was given, and go on using them after
 // the sessions ended.
 type sessionsLoad struct {
+	stale time.Duration // how old some answers may be
+
 	mu    sync.Mutex
 	known map[string][]*pass // by user, the newest last
 	saved []*savedPass
@@ -52,15 +54,24 @@ type pass struct {
 
 type savedPass struct{ token string }
 
-func newSessionsLoad() Load { return &sessionsLoad{known: make(map[string][]*pass)} }
+// An SDK that may answer from what it remembers asks the leader four times within that time: in virtual time that costs
+// more than all else.
+func newSimSessions() Load   { return newSessionsLoad(3 * time.Second) }
+func newChaosSessions() Load { return newSessionsLoad(500 * time.Millisecond) }
+
+func newSessionsLoad(stale time.Duration) Load {
+	return &sessionsLoad{stale: stale, known: make(map[string][]*pass)}
+}
 
 // Begin implements Load.
 func (l *sessionsLoad) Begin(_ context.Context, by *Process) error {
-	for _, user := range append(aloneNames(), evictUser, refuseUser, briefUser) {
+	for _, user := range userNames() {
 		_ = l.login(by, user) // the history tells what came of it
 	}
 	return nil
 }
+
+func userNames() []string { return append(aloneNames(), evictUser, refuseUser, briefUser, stolenUser) }
 
 func aloneNames() (names []string) {
 	for i := range aloneUsers {
@@ -104,10 +115,7 @@ func (l *sessionsLoad) learn(user string, out SessionAnswer) {
 			return
 		}
 		p = &pass{user: user, id: out.Session}
-		if list = append(list, p); len(list) > mostKnown {
-			list = list[1:]
-		}
-		l.known[user] = list
+		l.known[user] = append(list, p)
 	}
 	p.version = max(p.version, out.Version)
 	if out.Token != "" {
@@ -152,8 +160,13 @@ func answered(out SessionAnswer, err error) (SessionAnswer, error) {
 
 // do has a process do one operation, and learns from the answer.
 func (l *sessionsLoad) do(by *Process, in SessionOp, call func(ctx context.Context, s *client.Sessions) (SessionAnswer, error)) error {
-	var out SessionAnswer
-	err := by.Do(in, func(ctx context.Context) (any, error) {
+	_, err := l.ask(by, in, call)
+	return err
+}
+
+// ask does the same, and returns the answer.
+func (l *sessionsLoad) ask(by *Process, in SessionOp, call func(ctx context.Context, s *client.Sessions) (SessionAnswer, error)) (out SessionAnswer, err error) {
+	err = by.Do(in, func(ctx context.Context) (any, error) {
 		var err error
 		out, err = answered(call(ctx, by.Client.Sessions()))
 		return out, err
@@ -161,14 +174,37 @@ func (l *sessionsLoad) do(by *Process, in SessionOp, call func(ctx context.Conte
 	if err == nil {
 		l.learn(in.User, out)
 	}
-	return err
+	return out, err
 }
 
 func given(t client.Tokens) SessionAnswer {
 	return SessionAnswer{Session: t.SessionID, Token: t.Token, Refresh: t.RefreshToken, Until: t.ExpiresAt.UnixMilli(), N: t.Evicted}
 }
 
+// login begins a session. What callers then forget ends, so that users do not come to have more and more.
 func (l *sessionsLoad) login(by *Process, user string) error {
+	if _, err := l.begin(by, user); err != nil {
+		return err
+	}
+	if old := l.forget(user); old != nil {
+		return l.revoke(by, old)
+	}
+	return nil
+}
+
+// forget takes the oldest session from those that callers know, if they know enough.
+func (l *sessionsLoad) forget(user string) *pass {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	list := l.known[user]
+	if len(list) <= mostKnown {
+		return nil
+	}
+	l.known[user] = list[1:]
+	return list[0]
+}
+
+func (l *sessionsLoad) begin(by *Process, user string) (SessionAnswer, error) {
 	in := SessionOp{Kind: KindLogin, User: user, Brief: user == briefUser}
 	q := client.Login{UserID: user, RememberMe: true, IdleTimeout: client.NoIdleTimeout, AbsoluteTimeout: lasting, RefreshTimeout: lasting}
 	switch user {
@@ -182,10 +218,11 @@ func (l *sessionsLoad) login(by *Process, user string) error {
 		if !q.RememberMe {
 			q.RefreshTimeout = 0
 		}
+	case stolenUser:
 	default:
 		q.RememberMe, q.RefreshTimeout = false, 0
 	}
-	return l.do(by, in, func(ctx context.Context, s *client.Sessions) (SessionAnswer, error) {
+	return l.ask(by, in, func(ctx context.Context, s *client.Sessions) (SessionAnswer, error) {
 		t, err := s.Create(ctx, q)
 		return given(t), err
 	})
@@ -195,8 +232,8 @@ func (l *sessionsLoad) validate(by *Process, p *pass, token string, forged bool)
 	in := SessionOp{Kind: KindValidate, User: p.user, Session: p.id, Token: token, Forged: forged}
 	var options []client.ValidateOption
 	if by.Rand.IntN(3) == 0 && !forged {
-		in.Stale = staleness
-		options = append(options, client.MaxStale(staleness))
+		in.Stale = l.stale
+		options = append(options, client.MaxStale(l.stale))
 	}
 	return l.do(by, in, func(ctx context.Context, s *client.Sessions) (SessionAnswer, error) {
 		v, err := s.Validate(ctx, token, options...)
@@ -250,7 +287,7 @@ func (l *sessionsLoad) End(ctx context.Context, by *Process) (j Judged) {
 	ops := by.History.Ops()
 	f := fatesOf(ops)
 	listed := make(map[string]bool)
-	for _, user := range append(aloneNames(), evictUser, refuseUser, briefUser) {
+	for _, user := range userNames() {
 		list, err := by.Client.Sessions().List(ctx, user)
 		if err != nil {
 			j.Violations = append(j.Violations, violation(BrokenSum, "list the sessions of %s: %v", user, err))

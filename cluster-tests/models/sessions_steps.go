@@ -9,7 +9,7 @@ import (
 
 // read is one step of a caller who changes nothing.
 func (l *sessionsLoad) read(by *Process) error {
-	names := append(aloneNames(), evictUser, refuseUser, briefUser)
+	names := userNames()
 	user := names[by.Rand.IntN(len(names))]
 	switch p := l.pick(by, user); {
 	case p == nil || by.Rand.IntN(5) == 0:
@@ -36,7 +36,30 @@ func (l *sessionsLoad) step(by *Process) error {
 	case 6:
 		return l.shared(by, refuseUser)
 	}
+	if by.Rand.IntN(3) == 0 {
+		return l.stolen(by)
+	}
 	return l.shared(by, briefUser)
+}
+
+// stolen has a refresh token used by its owner, who goes on to the next ones, and then by a thief, which ends the session.
+func (l *sessionsLoad) stolen(by *Process) error {
+	first, err := l.begin(by, stolenUser)
+	p, last := &pass{user: stolenUser, id: first.Session}, first
+	for range 2 {
+		if err != nil || last.Refresh == "" {
+			return err
+		}
+		last, err = l.exchange(by, p, last.Refresh)
+	}
+	if err != nil {
+		return err
+	}
+	if _, err = l.exchange(by, p, first.Refresh); err != nil {
+		return err
+	}
+	l.forget(stolenUser)
+	return nil
 }
 
 // alone does what porcupine understands.
@@ -80,8 +103,12 @@ func (l *sessionsLoad) shared(by *Process, user string) error {
 }
 
 func (l *sessionsLoad) refresh(by *Process, p *pass) error {
-	token := one(by, p.refresh)
-	return l.do(by, SessionOp{Kind: KindRefresh, User: p.user, Session: p.id, Token: token}, func(ctx context.Context, s *client.Sessions) (SessionAnswer, error) {
+	_, err := l.exchange(by, p, one(by, p.refresh))
+	return err
+}
+
+func (l *sessionsLoad) exchange(by *Process, p *pass, token string) (SessionAnswer, error) {
+	return l.ask(by, SessionOp{Kind: KindRefresh, User: p.user, Session: p.id, Token: token}, func(ctx context.Context, s *client.Sessions) (SessionAnswer, error) {
 		t, err := s.Refresh(ctx, token)
 		return given(t), err
 	})
