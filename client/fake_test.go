@@ -49,7 +49,6 @@ type seen struct {
 type fakeNode struct {
 	pb.UnimplementedDataServer
 	pb.UnimplementedPoliciesServer
-	pb.UnimplementedSessionsServer
 	f      *fake
 	name   string
 	lis    *bufconn.Listener
@@ -104,7 +103,7 @@ func (f *fake) add(name string) *fakeNode {
 	n.serve = f.execute
 	pb.RegisterDataServer(n.server, n)
 	pb.RegisterPoliciesServer(n.server, n)
-	pb.RegisterSessionsServer(n.server, n)
+	pb.RegisterSessionsServer(n.server, fakeSessions{n: n})
 	go func() { _ = n.server.Serve(n.lis) }()
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -219,11 +218,17 @@ func (n *fakeNode) CreatePolicy(_ context.Context, q *pb.CreatePolicyRequest) (*
 	return create(q)
 }
 
+// fakeSessions is the service of a node that streams events: all else goes in frames.
+type fakeSessions struct {
+	pb.UnimplementedSessionsServer
+	n *fakeNode
+}
+
 // Follow implements the service.
-func (n *fakeNode) Follow(st grpc.BidiStreamingServer[pb.FollowRequest, pb.FollowResponse]) error {
-	n.f.mu.Lock()
-	follow := n.follow
-	n.f.mu.Unlock()
+func (s fakeSessions) Follow(st grpc.BidiStreamingServer[pb.FollowRequest, pb.FollowResponse]) error {
+	s.n.f.mu.Lock()
+	follow := s.n.follow
+	s.n.f.mu.Unlock()
 	if follow == nil {
 		return status.Error(codes.Unavailable, "nobody can be followed here")
 	}

@@ -73,6 +73,18 @@ const (
 // NoIdleTimeout is for sessions that end at their absolute timeout only.
 const NoIdleTimeout time.Duration = -1
 
+// NoLimit is for users who may have as many sessions or devices as the system allows.
+const NoLimit = -1
+
+// limitOf tells no limit, which is 0, from that of the type, which is none.
+func limitOf(n int) *uint32 {
+	if n == 0 {
+		return nil
+	}
+	m := uint32(max(n, 0))
+	return &m
+}
+
 // Login describes a session to begin. All but UserID may be left out.
 type Login struct {
 	UserID string
@@ -96,7 +108,8 @@ type Login struct {
 	Login, Service string
 	// Impersonator is who acts as the user.
 	Impersonator string
-	// MaxSessions and MaxDevices are how many the user may have with this one, OnLimit what to do if it is one too many.
+	// MaxSessions and MaxDevices are how many the user may have with this one, as many as the type says if 0, and see NoLimit;
+	// OnLimit is what to do if it is one too many.
 	MaxSessions, MaxDevices int
 	OnLimit                 OnLimit
 }
@@ -110,15 +123,12 @@ func (l *Login) message() (*pb.CreateSessionRequest, error) {
 	if err != nil {
 		return nil, err
 	}
-	if l.MaxSessions < 0 || l.MaxDevices < 0 {
-		return nil, fmt.Errorf("%w: a limit below 0", ErrInvalid)
-	}
 	return &pb.CreateSessionRequest{
 		UserId: l.UserID, Type: string(l.Type), Device: device, Ip: l.IP, RememberMe: l.RememberMe,
 		IdleTimeout: seconds(l.IdleTimeout), AbsoluteTimeout: seconds(l.AbsoluteTimeout),
 		RefreshTimeout: seconds(l.RefreshTimeout), Attributes: attributes, IpBinding: string(l.IPBinding),
 		DeviceBinding: l.DeviceBinding, Login: l.Login, Service: l.Service, Impersonator: l.Impersonator,
-		MaxSessions: uint32(l.MaxSessions), MaxDevices: uint32(l.MaxDevices), OnLimit: string(l.OnLimit),
+		MaxSessions: limitOf(l.MaxSessions), MaxDevices: limitOf(l.MaxDevices), OnLimit: string(l.OnLimit),
 	}, nil
 }
 

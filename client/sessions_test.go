@@ -114,7 +114,7 @@ func TestALoginSaysWhatItIsTold(t *testing.T) {
 	got, err := f.client(0).Sessions().Create(t.Context(), client.Login{
 		UserID: "alice", Type: client.MobileSession, Device: map[string]any{"id": "phone"}, IP: "10.0.0.1", RememberMe: true,
 		RefreshTimeout: time.Hour, IdleTimeout: client.NoIdleTimeout, Attributes: map[string]any{"cart": []any{1, "x"}},
-		IPBinding: client.BindSubnet, MaxSessions: 3, OnLimit: client.EvictOldest,
+		IPBinding: client.BindSubnet, MaxSessions: 3, MaxDevices: client.NoLimit, OnLimit: client.EvictOldest,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -131,7 +131,7 @@ func TestALoginSaysWhatItIsTold(t *testing.T) {
 	if q.AbsoluteTimeout != nil {
 		t.Error("what was not asked for was sent")
 	}
-	if q.Type != "mobile" || q.Device.AsMap()["id"] != "phone" || q.GetRefreshTimeout() != 3600 || q.MaxSessions != 3 ||
+	if q.Type != "mobile" || q.Device.AsMap()["id"] != "phone" || q.GetRefreshTimeout() != 3600 || q.GetMaxSessions() != 3 || q.MaxDevices == nil || q.GetMaxDevices() != 0 ||
 		q.OnLimit != "evict_oldest" || q.IpBinding != "subnet" {
 		t.Errorf("%v", &q)
 	}

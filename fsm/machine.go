@@ -95,7 +95,7 @@ func (m *Machine) Reload() error {
 	}
 	m.applied, m.swept = applied, 0
 	m.rows, m.clients, m.windows = newRowCache(m.reg.memory), make(map[[16]byte]*client), nil
-	m.resultBytes, m.failed = 0, nil
+	m.resultBytes, m.failed, m.events = 0, nil, nil
 	m.batch, m.direct, m.unflushed = m.store.NewBatch(), 0, 0
 	if m.next, err = firstExpiry(view, 0); err != nil {
 		return err

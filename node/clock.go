@@ -26,6 +26,7 @@ const (
 func (n *Node) clockLoop() {
 	ticks := time.NewTimer(0)
 	defer ticks.Stop()
+	said := false
 	for round := 0; ; round++ {
 		select {
 		case <-n.ctx.Done():
@@ -34,16 +35,19 @@ func (n *Node) clockLoop() {
 		}
 		drift := n.clockDrift()
 		offsets := n.measureClocks()
-		ahead := clockError(offsets)
-		if t := n.topology.Load(); len(offsets) > 0 || t != nil && len(t.Nodes) == 1 {
+		ahead, known := clockError(offsets)
+		t := n.topology.Load()
+		if known || t != nil && len(t.Nodes) == 1 { // or what was known before still is
 			n.clockBase.Store(drift)
+			n.clockAhead.Store(int64(ahead))
 		}
-		switch was := n.clockAhead.Swap(int64(ahead)); {
-		case was == 0 && ahead != 0:
-			n.log.Error("this node's clock differs from that of most others: it hands leadership over; set the clock right", "offset", -ahead)
-		case was != 0 && ahead == 0:
+		switch wrong := n.clockWrong(); {
+		case !said && wrong:
+			n.log.Error("this node's clock differs from that of most others: it hands leadership over; set the clock right", "offset", -n.rightTimeAhead())
+		case said && !wrong:
 			n.log.Info("this node's clock is right again")
 		}
+		said = n.clockWrong()
 		if len(offsets) < 2 && round < clockHurries {
 			ticks.Reset(clockSoon)
 		} else {
@@ -84,9 +88,9 @@ func (n *Node) measureClocks() []time.Duration {
 
 // clockError judges this node's clock by how far the others' are ahead of it. It is wrong if most nodes, this one counted,
 // agree with each other and not with it; then the result is how far the right time is ahead, otherwise 0. Where no
-// majority agrees nobody's clock is wrong, and among any nodes the one with the median clock never thinks so of itself:
-// every majority that agrees has it in its midst.
-func clockError(others []time.Duration) (ahead time.Duration) {
+// majority agrees nothing is known: a clock that was wrong stays so, and one that was not does too. Among any nodes the one
+// with the median clock never learns that it is wrong: every majority that agrees has it in its midst.
+func clockError(others []time.Duration) (ahead time.Duration, known bool) {
 	most := 0
 	for _, a := range others {
 		agree := 0
@@ -99,16 +103,29 @@ func clockError(others []time.Duration) (ahead time.Duration) {
 			ahead, most = a, agree
 		}
 	}
-	if ahead.Abs() <= maxClockOffset || most*2 <= len(others)+1 {
+	switch {
+	case len(others) == 0:
+		return 0, false
+	case ahead.Abs() <= maxClockOffset: // this one makes one more that agree
+		return 0, (most+1)*2 > len(others)+1
+	case most*2 <= len(others)+1:
+		return 0, false
+	}
+	return ahead, true
+}
+
+// clockWrong tells that the clock was wrong when it was known last, or was set wrong since, as far as this node can tell.
+func (n *Node) clockWrong() bool { return n.rightTimeAhead() != 0 }
+
+// rightTimeAhead is how far the right time is ahead of this node's clock: as it was when clocks were compared last, less by
+// how much the clock was set since. 0 if the clock is right.
+func (n *Node) rightTimeAhead() time.Duration {
+	set := n.clockDrift() - n.clockBase.Load()
+	ahead := time.Duration(n.clockAhead.Load() - set)
+	if ahead.Abs() <= maxClockOffset {
 		return 0
 	}
 	return ahead
-}
-
-// clockWrong tells that the clock was wrong when clocks were compared, or that it was set since: then it may be.
-func (n *Node) clockWrong() bool {
-	set := time.Duration(n.clockDrift() - n.clockBase.Load())
-	return n.clockAhead.Load() != 0 || set.Abs() > maxClockOffset
 }
 
 // clockDrift is the difference between the wall clock and the monotonic one, which changes only when the former is set.
@@ -136,13 +153,13 @@ func (n *Node) clockFits(ctx context.Context, nodeID string) bool {
 		return false
 	}
 	d, ok := n.net.ClockOffset(nodeID)
-	return !ok || (d-time.Duration(n.clockAhead.Load())).Abs() <= maxClockOffset
+	return !ok || (d-n.rightTimeAhead()).Abs() <= maxClockOffset
 }
 
 // Now is this node's clock, corrected if it is wrong, or a group's time as far as this node knows it if that is later: a
 // deadline by a clock that is behind would have passed in the group before it was set.
 func (n *Node) Now(group uint32) fsm.Time {
-	now := fsm.Time(n.cfg.Clock().Add(time.Duration(n.clockAhead.Load())).UnixMilli())
+	now := fsm.Time(n.cfg.Clock().Add(n.rightTimeAhead()).UnixMilli())
 	if g, ok := n.Group(group); ok {
 		return max(now, g.Applied().Time)
 	}

@@ -15,20 +15,22 @@ func TestAClockIsWrongIfMostAgreeOnAnother(t *testing.T) {
 	for name, tt := range map[string]struct {
 		others []time.Duration
 		ahead  time.Duration
+		known  bool
 	}{
-		"alone":                    {nil, 0},
-		"with two nobody can tell": {[]time.Duration{h}, 0},
-		"all agree":                {[]time.Duration{s / 10, -s / 10}, 0},
-		"another one is wrong":     {[]time.Duration{h, 0}, 0},
-		"this one is behind":       {[]time.Duration{h, h + s/10}, h},
-		"this one is ahead":        {[]time.Duration{-s, -s}, -s},
-		"no two agree":             {[]time.Duration{h, -h}, 0},
-		"two against two":          {[]time.Duration{h, h, 0}, 0},
-		"three against two":        {[]time.Duration{h, h, h, 0}, h},
+		"alone":                    {nil, 0, false},
+		"with two nobody can tell": {[]time.Duration{h}, 0, false},
+		"two agree":                {[]time.Duration{s / 10}, 0, true},
+		"all agree":                {[]time.Duration{s / 10, -s / 10}, 0, true},
+		"another one is wrong":     {[]time.Duration{h, 0}, 0, true},
+		"this one is behind":       {[]time.Duration{h, h + s/10}, h, true},
+		"this one is ahead":        {[]time.Duration{-s, -s}, -s, true},
+		"no two agree":             {[]time.Duration{h, -h}, 0, false},
+		"two against two":          {[]time.Duration{h, h, 0}, 0, false},
+		"three against two":        {[]time.Duration{h, h, h, 0}, h, true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if got := clockError(tt.others); got != tt.ahead {
-				t.Errorf("the right time is %v ahead, want %v", got, tt.ahead)
+			if got, known := clockError(tt.others); got != tt.ahead || known != tt.known {
+				t.Errorf("the right time is %v ahead, known %t; want %v, %t", got, known, tt.ahead, tt.known)
 			}
 		})
 	}
@@ -50,7 +52,7 @@ func TestSomeClockIsAlwaysRight(t *testing.T) {
 				others = append(others, c-median)
 			}
 		}
-		if ahead := clockError(others); ahead != 0 {
+		if ahead, _ := clockError(others); ahead != 0 {
 			t.Fatalf("of clocks at %v the median is taken for wrong, by %v", clocks, ahead)
 		}
 	}
@@ -91,6 +93,27 @@ func TestANodeWithAWrongClockLeadsNothingAndServes(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A clock that was wrong stays so while nobody can tell: with one other node alive, it would lead again by it. It is right
+// as soon as it is set right.
+func TestAWrongClockStaysWrongUntilItIsSetOrCompared(t *testing.T) {
+	var skew atomic.Int64
+	n := &Node{cfg: Config{Clock: func() time.Time { return time.Now().Add(time.Duration(skew.Load())) }}, started: time.Now()}
+	skew.Store(int64(-time.Hour))
+	n.clockBase.Store(n.clockDrift())
+	n.clockAhead.Store(int64(time.Hour))
+	if ahead := n.rightTimeAhead().Round(time.Second); ahead != time.Hour {
+		t.Errorf("nothing was compared since: the right time is %v ahead", ahead)
+	}
+	skew.Store(int64(-time.Minute))
+	if ahead := n.rightTimeAhead().Round(time.Second); ahead != time.Minute {
+		t.Errorf("set on by 59 minutes: the right time is %v ahead", ahead)
+	}
+	skew.Store(0)
+	if n.clockWrong() {
+		t.Error("set right, it is wrong")
 	}
 }
 

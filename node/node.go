@@ -118,7 +118,8 @@ type Node struct {
 		next int
 	}
 
-	// clockAhead is how far the right time is ahead of this node's clock, 0 if the clock is right; see clock.go.
+	// clockAhead is how far the right time was ahead of this node's clock when clocks were compared last, 0 if the clock was
+	// right; see clock.go.
 	clockAhead atomic.Int64
 	// clockBase is the difference between the wall clock and the monotonic one when clocks were compared last.
 	clockBase atomic.Int64

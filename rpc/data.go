@@ -306,7 +306,7 @@ func (x *stream) executed(q *pb.FrameRequest, ops []op, out fsm.FrameOutcome, er
 	var elsewhere []int
 	for i := range ops {
 		if out.Replayed && ops[i].again != nil {
-			ops[i].repeat(out.Results[i])
+			ops[i].repeat(out.Results[i], out.Time)
 			elsewhere = append(elsewhere, i)
 			continue
 		}
@@ -411,17 +411,17 @@ type op struct {
 	// finish builds the answer from the shard's result; for a placeholder it ignores it.
 	finish func(r fsm.Result, now fsm.Time) (proto.Message, error)
 	// again builds the answer if the frame was executed before and the answer was lost, where finish cannot; see sessionStep.
-	again func(ctx context.Context, r fsm.Result) (proto.Message, error)
+	again func(ctx context.Context, r fsm.Result, at fsm.Time) (proto.Message, error)
 	place int // in its frame
 	// elsewhere carries the operation out in several groups.
 	elsewhere func(ctx context.Context, q *pb.FrameRequest, i int) (proto.Message, error)
 }
 
 // repeat has the answer built again, from the result of the first time.
-func (o *op) repeat(r fsm.Result) {
+func (o *op) repeat(r fsm.Result, at fsm.Time) {
 	again := o.again
 	r.Body = bytes.Clone(r.Body)
-	o.elsewhere = func(ctx context.Context, _ *pb.FrameRequest, _ int) (proto.Message, error) { return again(ctx, r) }
+	o.elsewhere = func(ctx context.Context, _ *pb.FrameRequest, _ int) (proto.Message, error) { return again(ctx, r, at) }
 }
 
 // goesElsewhere tells whether the operation is still to be carried out. What the shard answered decides, not the plan:

@@ -2,7 +2,7 @@ package rpc
 
 import (
 	"context"
-	"errors"
+	"fmt"
 	"sync"
 
 	"google.golang.org/grpc"
@@ -77,32 +77,34 @@ func (s *sessions) Follow(st grpc.BidiStreamingServer[pb.FollowRequest, pb.Follo
 // follower holds the events that were applied and not sent yet.
 type follower struct {
 	mu     sync.Mutex
-	events []*pb.SessionEvent
+	events []told
 	behind bool
 	wake   chan struct{}
 	pings  chan uint64
 }
 
-var errBehind = errors.New("the follower is too slow: follow again")
+// told is an event as the group tells of it.
+type told struct {
+	body  []byte
+	index uint64
+	at    fsm.Time
+}
 
-// applied is called by the group for each entry with events; it must not block.
+var errBehind = fmt.Errorf("%w: what happened meanwhile is not known here: follow again", fsm.ErrClosed)
+
+// applied is called by the group for each entry with events; it must not block. Without events it tells of a gap.
 func (f *follower) applied(index uint64, at fsm.Time, events []fsm.Event) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, e := range events {
-		if e.Type != session.TypeID || f.behind {
+		if plant.On(plant.MissEnds) && e.Body[0] == byte(session.EventEnded) {
 			continue
 		}
-		m, err := eventMessage(e.Body, index, at)
-		if err == nil && m.Event == eventNames[session.EventEnded] && plant.On(plant.MissEnds) {
-			continue
+		if e.Type == session.TypeID && len(f.events) <= maxEvents {
+			f.events = append(f.events, told{e.Body, index, at})
 		}
-		if err != nil || len(f.events) >= maxEvents {
-			f.behind = true
-			continue
-		}
-		f.events = append(f.events, m)
 	}
+	f.behind = f.behind || len(events) == 0 || len(f.events) > maxEvents
 	select {
 	case f.wake <- struct{}{}:
 	default:
@@ -144,5 +146,12 @@ func (f *follower) send(st grpc.BidiStreamingServer[pb.FollowRequest, pb.FollowR
 	if len(events) == 0 && pong == 0 {
 		return nil
 	}
-	return st.Send(&pb.FollowResponse{Events: events, Pong: pong})
+	m := &pb.FollowResponse{Events: make([]*pb.SessionEvent, len(events)), Pong: pong}
+	for i, e := range events {
+		var err error
+		if m.Events[i], err = eventMessage(e.body, e.index, e.at); err != nil {
+			return err
+		}
+	}
+	return st.Send(m)
 }

@@ -54,7 +54,7 @@ type Replica interface {
 	// ProposeAsync executes a frame and calls done once, unless it returns an error. done must not block.
 	ProposeAsync(f *fsm.Frame, done func(fsm.FrameOutcome, error)) error
 	// Watch calls f, in order, for each entry applied from now on whose commands emitted events; f must not block. What a
-	// Query tells was watched before.
+	// Query tells was watched before. Without events f is told of a gap.
 	Watch(f func(index uint64, at fsm.Time, events []fsm.Event)) (stop func())
 	// Query answers linearizably from the replica, if it leads.
 	Query(ctx context.Context, calls []fsm.Call) ([]fsm.Result, fsm.Applied, error)

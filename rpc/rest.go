@@ -30,6 +30,7 @@ var openAPI []byte
 // newREST builds the HTTP interface: REST generated from the protobuf services, health, metrics.
 func newREST(s *services, envoy *envoyrls.Service, n Node, m *Metrics, mux *http.ServeMux) (http.Handler, error) {
 	gateway := runtime.NewServeMux(
+		runtime.WithUnescapingMode(runtime.UnescapingModeAllCharacters), // a / in an id is a part of it
 		runtime.WithMarshalerOption(runtime.MIMEWildcard, jsonBody{&runtime.JSONPb{
 			MarshalOptions: protojson.MarshalOptions{UseProtoNames: true, EmitUnpopulated: true},
 		}}),

@@ -79,7 +79,10 @@ func New(o Options) (*Server, error) {
 	}
 	s.GRPC = grpc.NewServer(options...)
 	s.sessions = &sessions{node: o.Node, limits: l, sealer: seal.New(o.Keys), closing: make(chan struct{})}
-	s.sessions.uses = newUses(s.sessions.do, o.Log)
+	if s.sessions.policies, err = newSessionPolicies(o.Node); err != nil {
+		return nil, err
+	}
+	s.sessions.uses = newUses(o.Node, s.sessions.group, s.sessions.policies, o.Log)
 	services := services{
 		sessions: s.sessions,
 		limits:   l, policies: &policies{node: o.Node}, cluster: &cluster{node: o.Node},
@@ -95,7 +98,7 @@ func New(o Options) (*Server, error) {
 	rls.RegisterRateLimitServiceServer(in, s.envoy)
 	grpc_health_v1.RegisterHealthServer(in, healthService{node: o.Node})
 	reflection.Register(s.GRPC)
-	o.Metrics.registry.MustRegister(newShardCollector(o.Node))
+	o.Metrics.registry.MustRegister(newShardCollector(o.Node), newSessionCollector(o.Node), s.sessions.uses.signs)
 	mux := http.NewServeMux()
 	if o.Profiles {
 		mux.HandleFunc("GET /debug/pprof/", pprof.Index)
@@ -164,6 +167,7 @@ func (s *Server) Close(ctx context.Context) {
 	s.data.streams.Wait()
 	s.sessions.streams.Wait()
 	s.sessions.uses.close()
+	s.sessions.policies.stop()
 	s.envoy.Close()
 	s.resolver.Close()
 }

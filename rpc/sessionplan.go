@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
-	"time"
 
 	"github.com/zeebo/xxh3"
 	"google.golang.org/protobuf/proto"
@@ -29,7 +28,7 @@ type sessionStep struct {
 	// finish builds the answer.
 	finish func(r fsm.Result, now fsm.Time) (proto.Message, error)
 	// again builds it when the command was executed before and its answer, with tokens in it, was lost; nil if finish does.
-	again func(ctx context.Context, r fsm.Result) (proto.Message, error)
+	again func(ctx context.Context, r fsm.Result, at fsm.Time) (proto.Message, error)
 }
 
 func sessionCall(op uint8, q interface{ Append([]byte) []byte }) fsm.Call {
@@ -64,38 +63,44 @@ const (
 
 // planCreate checks a login and makes its command. family is the secret that its refresh tokens share.
 func (s *sessions) planCreate(q *pb.CreateSessionRequest, family sessiontoken.Secret) (*sessionStep, error) {
-	kind, policy := session.Web, &sessionPolicies[session.Web]
+	kind := session.Web
 	if q.Type != "" {
-		if kind, policy = policyOf(q.Type); policy == nil {
-			return nil, invalidf("type %q: use web, mobile or api", q.Type)
+		if kind = kindNamed(q.Type); kind == 0 {
+			return nil, errKindName(q.Type)
 		}
 	}
+	policy := s.policies.of(kind)
 	if err := checkUser(q.UserId); err != nil {
 		return nil, err
 	}
 	c := session.CreateRequest{
-		User: userKey(q.UserId), Kind: kind, Sessions: q.MaxSessions, Devices: q.MaxDevices,
-		Device: deviceHash(q.Device), Group: nameHash(q.Login),
+		User: userKey(q.UserId), Kind: kind, Sessions: policy.Sessions, Devices: policy.Devices,
+		Device: deviceHash(q.Device), Group: nameHash(q.Login), Evict: policy.OnLimit == onLimitEvict,
 	}
 	var err error
-	if c.Idle, err = span("idle_timeout", q.IdleTimeout, policy.idle, true); err != nil {
+	if c.Idle, err = span("idle_timeout", q.IdleTimeout, policy.Idle, true); err != nil {
 		return nil, err
 	}
-	if c.Life, err = span("absolute_timeout", q.AbsoluteTimeout, policy.absolute, false); err != nil {
+	if c.Life, err = span("absolute_timeout", q.AbsoluteTimeout, policy.Absolute, false); err != nil {
 		return nil, err
 	}
-	switch q.OnLimit {
-	case "", "refuse":
-	case "evict_oldest":
-		c.Evict = true
-	default:
-		return nil, invalidf("on_limit %q: use refuse or evict_oldest", q.OnLimit)
+	if q.OnLimit != "" {
+		if err := checkOnLimit(q.OnLimit); err != nil {
+			return nil, invalidf("on_limit %v", err)
+		}
+		c.Evict = q.OnLimit == onLimitEvict
 	}
-	if q.MaxSessions > session.MaxSessions {
-		return nil, invalidf("max_sessions must be at most %d", session.MaxSessions)
+	if q.MaxSessions != nil {
+		c.Sessions = *q.MaxSessions
 	}
-	if q.MaxDevices > 0 && c.Device == 0 {
-		return nil, invalidf("max_devices needs the device")
+	if c.Sessions > session.MaxSessions {
+		return nil, errMaxSessions
+	}
+	if q.MaxDevices != nil {
+		c.Devices = *q.MaxDevices
+	}
+	if c.Devices > 0 && c.Device == 0 {
+		return nil, invalidf("the device is missing: a user of %s sessions may have %d", policy.Type, c.Devices)
 	}
 	profile, err := profileOf(q, policy)
 	if err != nil {
@@ -103,6 +108,9 @@ func (s *sessions) planCreate(q *pb.CreateSessionRequest, family sessiontoken.Se
 	}
 	if c.Profile, err = s.seal(profile, c.User, profilePart); err != nil {
 		return nil, err
+	}
+	if len(c.Profile) > session.MaxProfile {
+		return nil, invalidf("what is said of the user, the device and the login has %d bytes, at most %d are allowed", len(c.Profile), session.MaxProfile)
 	}
 	if len(q.Attributes.GetFields()) > 0 {
 		if err := checkAttributes(q.Attributes); err != nil {
@@ -115,7 +123,7 @@ func (s *sessions) planCreate(q *pb.CreateSessionRequest, family sessiontoken.Se
 	t := tokens{cluster: s.cluster(), access: secret()}
 	c.Access = t.access.Hash()
 	if q.RememberMe {
-		if c.RefreshLife, err = span("refresh_timeout", q.RefreshTimeout, policy.refresh, false); err != nil {
+		if c.RefreshLife, err = span("refresh_timeout", q.RefreshTimeout, policy.Refresh, false); err != nil {
 			return nil, err
 		}
 		t.refresh, t.family, t.both = secret(), family, true
@@ -138,13 +146,13 @@ func (s *sessions) planCreate(q *pb.CreateSessionRequest, family sessiontoken.Se
 	return &sessionStep{
 		slot: c.User.Slot(), call: sessionCall(session.OpCreate, &c),
 		finish: func(r fsm.Result, _ fsm.Time) (proto.Message, error) { return finish(r, t) },
-		again: func(ctx context.Context, r fsm.Result) (proto.Message, error) {
+		again: func(ctx context.Context, r fsm.Result, at fsm.Time) (proto.Message, error) {
 			var made session.CreateResult
 			if r.Code == fsm.OK {
 				if err := made.Decode(r.Body); err != nil {
 					return nil, err
 				}
-				if err := s.reissue(ctx, made.Session, &t); err != nil {
+				if err := s.reissue(ctx, made.Session, at, &t); err != nil {
 					return nil, err
 				}
 			}
@@ -161,9 +169,9 @@ func checkUser(user string) error {
 }
 
 // span checks a number of seconds, and takes the default if there is none. Zero means never where it may.
-func span(name string, seconds *float64, or time.Duration, never bool) (fsm.Millis, error) {
+func span(name string, seconds *float64, or fsm.Millis, never bool) (fsm.Millis, error) {
 	if seconds == nil {
-		return or.Milliseconds(), nil
+		return or, nil
 	}
 	if *seconds == 0 && never {
 		return 0, nil
@@ -194,11 +202,12 @@ func profileOf(q *pb.CreateSessionRequest, policy *sessionPolicy) (*pb.SessionPr
 		}
 	}
 	if p.IpBinding == "" {
-		p.IpBinding = policy.ipBinding
+		p.IpBinding = policy.IPBinding
+	}
+	if err := checkBinding(p.IpBinding); err != nil {
+		return nil, invalidf("ip_binding %v", err)
 	}
 	switch {
-	case p.IpBinding != bindingOff && p.IpBinding != bindingSubnet && p.IpBinding != bindingExact:
-		return nil, invalidf("ip_binding %q: use off, subnet or exact", q.IpBinding)
 	case p.IpBinding != bindingOff && q.Ip == "":
 		return nil, invalidf("ip_binding %s needs the ip", p.IpBinding)
 	case q.DeviceBinding && deviceHash(q.Device) == 0:
@@ -206,7 +215,7 @@ func profileOf(q *pb.CreateSessionRequest, policy *sessionPolicy) (*pb.SessionPr
 	case proto.Size(q.Device) > maxDeviceBytes:
 		return nil, invalidf("device has %d bytes, at most %d are allowed", proto.Size(q.Device), maxDeviceBytes)
 	}
-	return p, nil
+	return p, checkStruct("device", q.Device)
 }
 
 func parseIP(text string) (netip.Addr, error) {
@@ -223,6 +232,46 @@ func checkAttributes(a *structpb.Struct) error {
 		return invalidf("there are %d attributes, at most %d are allowed", len(a.Fields), maxNames)
 	case proto.Size(a) > maxAttributes:
 		return invalidf("the attributes have %d bytes, at most %d are allowed", proto.Size(a), maxAttributes)
+	}
+	return checkStruct("attributes", a)
+}
+
+// maxDepth bounds how deep values may be in values.
+const maxDepth = 16
+
+// checkStruct refuses what could be stored and not be shown: numbers that are none, values without a type.
+func checkStruct(name string, s *structpb.Struct) error {
+	for field, v := range s.GetFields() {
+		if err := checkValue(v, maxDepth); err != nil {
+			return invalidf("%s: %q %v", name, field[:min(len(field), 64)], err)
+		}
+	}
+	return nil
+}
+
+func checkValue(v *structpb.Value, depth int) error {
+	if depth == 0 {
+		return errors.New("has too many values in values")
+	}
+	switch v := v.GetKind().(type) {
+	case nil:
+		return errors.New("has no value")
+	case *structpb.Value_NumberValue:
+		if math.IsNaN(v.NumberValue) || math.IsInf(v.NumberValue, 0) {
+			return errors.New("is not a number")
+		}
+	case *structpb.Value_ListValue:
+		for _, one := range v.ListValue.GetValues() {
+			if err := checkValue(one, depth-1); err != nil {
+				return err
+			}
+		}
+	case *structpb.Value_StructValue:
+		for _, one := range v.StructValue.GetFields() {
+			if err := checkValue(one, depth-1); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
 }
@@ -275,8 +324,8 @@ func (t *tokens) message(k session.Key, until, refreshUntil fsm.Time) *pb.Sessio
 
 // reissue has a session accept the tokens of a step whose answer was lost. If the session is over, they count for nothing,
 // as the lost ones do: that is no failure of the step, which was executed.
-func (s *sessions) reissue(ctx context.Context, k session.Key, t *tokens) error {
-	q := session.ReissueRequest{Session: k, Access: t.access.Hash()}
+func (s *sessions) reissue(ctx context.Context, k session.Key, at fsm.Time, t *tokens) error {
+	q := session.ReissueRequest{Session: k, At: at, Access: t.access.Hash()}
 	if t.both {
 		q.Refresh = t.refresh.Hash()
 	}
@@ -342,7 +391,7 @@ func (s *sessions) planRotate(q *pb.RotateSessionRequest) (*sessionStep, error) 
 		return nil, refuse(tokenReason(err))
 	}
 	t := tokens{cluster: old.Cluster, access: secret()}
-	c := session.RotateRequest{Session: keyOf(old.Session), Token: old.Secret.Hash(), Access: t.access.Hash()}
+	c := session.RotateRequest{Session: keyOf(old.Session), Token: old.Secret.Hash(), Access: t.access.Hash(), Proved: q.StepUpDone}
 	return s.exchange(c.Session, sessionCall(session.OpRotate, &c), t), nil
 }
 
@@ -370,12 +419,12 @@ func (s *sessions) exchange(k session.Key, call fsm.Call, t tokens) *sessionStep
 			}
 			return t.message(k, made.Until, made.RefreshUntil), nil
 		},
-		again: func(ctx context.Context, r fsm.Result) (proto.Message, error) {
+		again: func(ctx context.Context, r fsm.Result, at fsm.Time) (proto.Message, error) {
 			made, err := decode(r)
 			if err != nil {
 				return nil, err
 			}
-			if err := s.reissue(ctx, k, &t); err != nil {
+			if err := s.reissue(ctx, k, at, &t); err != nil {
 				return nil, err
 			}
 			return t.message(k, made.Until, made.RefreshUntil), nil

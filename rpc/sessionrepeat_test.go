@@ -10,9 +10,11 @@ import (
 
 	"github.com/holdfastdb/holdfast/fsm"
 	"github.com/holdfastdb/holdfast/fsm/catalog"
+	"github.com/holdfastdb/holdfast/fsm/fsmtest"
 	"github.com/holdfastdb/holdfast/fsm/session"
 	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
 	"github.com/holdfastdb/holdfast/rpc/seal"
+	"github.com/holdfastdb/holdfast/storage/kv"
 )
 
 // sessionGroups is one shard with all slots, which answers questions too.
@@ -21,6 +23,10 @@ type sessionGroups struct{ *groups }
 func (g *sessionGroups) Topology() *catalog.Topology {
 	return &catalog.Topology{Shards: []catalog.Shard{{ID: 1, Last: 1<<16 - 1}}}
 }
+
+func (g *sessionGroups) CatalogView() kv.View { return fsmtest.NewMemory().View() }
+
+func (g *sessionGroups) WatchCatalog(func()) (stop func()) { return func() {} }
 
 func (g *sessionGroups) Query(_ context.Context, group uint32, calls []fsm.Call) ([]fsm.Result, fsm.Applied, error) {
 	g.mu.Lock()
@@ -50,7 +56,11 @@ func newSessionGroups(t *testing.T) (*sessionGroups, *sessions) {
 	t.Helper()
 	g := &sessionGroups{newGroups(t, 1)}
 	s := &sessions{node: g, limits: &limits{node: g}, sealer: seal.New(nil)}
-	s.uses = newUses(s.do, slog.New(slog.DiscardHandler))
+	var err error
+	if s.policies, err = newSessionPolicies(g); err != nil {
+		t.Fatal(err)
+	}
+	s.uses = newUses(g, s.group, s.policies, slog.New(slog.DiscardHandler))
 	t.Cleanup(s.uses.close)
 	return g, s
 }
@@ -151,7 +161,7 @@ func TestTokensThatCannotBeIssuedAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	g.once(refused)
-	if _, err := step.again(t.Context(), out.Results[0]); !errors.Is(err, fsm.ErrOutcomeUnknown) {
+	if _, err := step.again(t.Context(), out.Results[0], out.Time); !errors.Is(err, fsm.ErrOutcomeUnknown) {
 		t.Errorf("the shard is overloaded: %v", err)
 	}
 	var made session.CreateResult
@@ -161,7 +171,7 @@ func TestTokensThatCannotBeIssuedAgain(t *testing.T) {
 	if _, err := s.Revoke(t.Context(), &pb.RevokeSessionRequest{SessionId: idOf(made.Session).String()}); err != nil {
 		t.Fatal(err)
 	}
-	m, err := step.again(t.Context(), out.Results[0])
+	m, err := step.again(t.Context(), out.Results[0], out.Time)
 	if err != nil {
 		t.Fatalf("the session has ended since: %v", err)
 	}

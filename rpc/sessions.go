@@ -20,10 +20,11 @@ import (
 // sessions implements holdfast.v1.Sessions.
 type sessions struct {
 	pb.UnimplementedSessionsServer
-	node   Node
-	limits *limits // whose callers these are
-	sealer *seal.Sealer
-	uses   *uses
+	node     Node
+	limits   *limits // whose callers these are
+	sealer   *seal.Sealer
+	policies *sessionPolicies
+	uses     *uses
 	// closing is closed when streams shall end.
 	closing chan struct{}
 	streams sync.WaitGroup // the readers of Follow
@@ -109,7 +110,7 @@ func (s *sessions) run(ctx context.Context, q proto.Message, step *sessionStep, 
 	}
 	var m proto.Message
 	if out.Replayed && step.again != nil {
-		m, err = step.again(ctx, out.Results[0])
+		m, err = step.again(ctx, out.Results[0], out.Time)
 	} else {
 		m, err = step.finish(out.Results[0], out.Time)
 	}
@@ -314,9 +315,9 @@ func (s *sessions) Stats(ctx context.Context, _ *pb.SessionStatsRequest) (*pb.Se
 		if err := errors.Join(r[0].Err(), c.Decode(r[0].Body)); err != nil {
 			return nil, statusOf(err)
 		}
-		for kind := session.Web; int(kind) < len(sessionPolicies); kind++ {
-			m.Active[sessionPolicies[kind].name] += float64(c.Active[kind])
-			m.Created[sessionPolicies[kind].name] += float64(c.Created[kind])
+		for kind := session.Web; int(kind) < len(sessionKinds); kind++ {
+			m.Active[sessionKinds[kind].name] += float64(c.Active[kind])
+			m.Created[sessionKinds[kind].name] += float64(c.Created[kind])
 		}
 		for reason, n := range c.Ended {
 			m.Ended[reason.String()] += float64(n)

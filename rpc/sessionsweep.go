@@ -56,8 +56,8 @@ func parseFilter(q *pb.RevokeMatchingRequest) (*filter, error) {
 		return nil, invalidf("name at least one condition: type, device, created_before or ip_range")
 	}
 	if q.Type != "" {
-		if f.kind, _ = policyOf(q.Type); f.kind == 0 {
-			return nil, invalidf("type %q: use web, mobile or api", q.Type)
+		if f.kind = kindNamed(q.Type); f.kind == 0 {
+			return nil, errKindName(q.Type)
 		}
 	}
 	if q.CreatedBefore != nil {
@@ -174,8 +174,11 @@ func (s *sessions) sweepPage(ctx context.Context, f *filter, at *cursor, dry boo
 	for i := range page.List {
 		m.Scanned++
 		profile := &pb.SessionProfile{}
-		if err := s.open(page.List[i].Profile, page.List[i].Session.User, profilePart, profile); err != nil {
-			return false, err
+		if f.device != "" || f.from.IsValid() {
+			if err := s.open(page.List[i].Profile, page.List[i].Session.User, profilePart, profile); err != nil {
+				m.Unreadable++
+				continue
+			}
 		}
 		if f.matches(&page.List[i], profile) {
 			q.Sessions = append(q.Sessions, page.List[i].Session)

@@ -1,6 +1,7 @@
 package rpc
 
 import (
+	"errors"
 	"net/netip"
 
 	"google.golang.org/protobuf/proto"
@@ -9,6 +10,7 @@ import (
 	"github.com/holdfastdb/holdfast/fsm"
 	"github.com/holdfastdb/holdfast/fsm/session"
 	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
+	"github.com/holdfastdb/holdfast/rpc/seal"
 	"github.com/holdfastdb/holdfast/rpc/sessiontoken"
 )
 
@@ -70,7 +72,7 @@ func (s *sessions) judged(i *session.Info, p *presentation, now fsm.Time) (*pb.V
 		return nil, err
 	}
 	m.Session = about
-	policy := &sessionPolicies[i.Kind]
+	policy := s.policies.of(i.Kind)
 	sameDevice := p.device == 0 || deviceHash(profile.Device) == 0 || p.device == deviceHash(profile.Device)
 	sameNetwork := true
 	if p.ip.IsValid() && profile.Ip != "" {
@@ -92,9 +94,9 @@ func (s *sessions) judged(i *session.Info, p *presentation, now fsm.Time) (*pb.V
 		return m, nil
 	}
 	switch {
-	case !sameDevice && policy.onDevice != 0:
+	case !sameDevice && s.acts(i, policy.onDevice, now):
 		m.Reason = s.suspect(i, session.DeviceChanged, policy.onDevice, profile, p)
-	case !sameNetwork && policy.onNetwork != 0:
+	case !sameNetwork && s.acts(i, policy.onNetwork, now):
 		m.Reason = s.suspect(i, session.NetworkChanged, policy.onNetwork, profile, p)
 	}
 	if m.Valid = m.Reason == ""; m.Valid {
@@ -111,6 +113,13 @@ func network(a netip.Addr) netip.Prefix {
 	}
 	n, _ := a.Prefix(bits) // of an address that is valid, and is longer
 	return n
+}
+
+// acts tells whether a sign leads to something. A session that is flagged is not flagged again before its next use is due to
+// be written: one that is used in two places would be written with each validation.
+func (s *sessions) acts(i *session.Info, act session.Act, now fsm.Time) bool {
+	again := i.Flagged && act == session.Flag
+	return act != 0 && !(again && (i.Idle == 0 || now < i.Seen+fsm.Time(useDue(i.Idle))))
 }
 
 // suspect acts on a sign and tells why the token does not count for that; "" if it does.
@@ -145,7 +154,7 @@ func (s *sessions) message(i *session.Info) (*pb.Session, *pb.SessionProfile, er
 		return nil, nil, err
 	}
 	m := &pb.Session{
-		SessionId: idOf(i.Session).String(), UserId: profile.UserId, Type: sessionPolicies[i.Kind].name,
+		SessionId: idOf(i.Session).String(), UserId: profile.UserId, Type: sessionKinds[i.Kind].name,
 		CreatedAt: timestamp(i.Created), LastSeenAt: timestamp(i.Seen), ExpiresAt: timestamp(i.Until),
 		Device: profile.Device, Ip: profile.Ip, IpBinding: profile.IpBinding, DeviceBinding: profile.DeviceBinding,
 		Login: profile.Login, Service: profile.Service, Impersonator: profile.Impersonator,
@@ -207,7 +216,12 @@ func (s *sessions) planList(q *pb.ListSessionsRequest, op uint8) (*sessionStep, 
 			m := &pb.ListSessionsResponse{Sessions: make([]*pb.Session, len(list.List))}
 			for i := range list.List {
 				var err error
-				if m.Sessions[i], _, err = s.message(&list.List[i]); err != nil {
+				m.Sessions[i], _, err = s.message(&list.List[i])
+				if errors.Is(err, seal.ErrUnreadable) { // it can be seen and revoked all the same
+					list.List[i].Profile, list.List[i].Attributes = nil, nil
+					m.Sessions[i], _, err = s.message(&list.List[i])
+				}
+				if err != nil {
 					return nil, err
 				}
 			}

@@ -143,7 +143,7 @@ func (v *visits) exchange(p *visit) {
 	access, next := v.secret(), v.secret()
 	in, op, kind := models.SessionOp{Kind: models.KindRotate, Session: p.id().String()}, uint8(session.OpRotate), sessiontoken.Access
 	presented := of(v.rand, p.access)
-	var q interface{ Append([]byte) []byte } = &session.RotateRequest{Session: p.key, Token: presented.Hash(), Access: access.Hash()}
+	var q interface{ Append([]byte) []byte } = &session.RotateRequest{Session: p.key, Token: presented.Hash(), Access: access.Hash(), Proved: v.rand.IntN(2) == 0}
 	if len(p.refresh) > 0 && v.rand.IntN(4) > 0 {
 		presented = of(v.rand, p.refresh)
 		in.Kind, op, kind = models.KindRefresh, session.OpRefresh, sessiontoken.Refresh
@@ -213,7 +213,7 @@ func (v *visits) aside(p *visit) {
 		q = &session.TouchRequest{Uses: []session.Use{{Session: p.key, At: v.now - fsm.Time(v.rand.IntN(5000))}}}
 	case 1:
 		s := v.secret()
-		op, q = session.OpReissue, &session.ReissueRequest{Session: p.key, Access: s.Hash()}
+		op, q = session.OpReissue, &session.ReissueRequest{Session: p.key, At: v.now, Access: s.Hash()}
 		p.access = append(p.access, s)
 	default:
 		op, q = session.OpMark, &session.MarkRequest{Session: p.key, Sign: session.Burst, Act: session.Act(1 + v.rand.IntN(3))}

@@ -34,6 +34,7 @@ type login struct {
 	created, seen fsm.Time
 	idle, life    fsm.Millis
 	until         fsm.Time // of the access token
+	issued        fsm.Time // when tokens were last made or exchanged
 	access        generations
 	refreshUntil  fsm.Time // 0 without refresh tokens
 	family        session.Hash
@@ -59,7 +60,13 @@ const (
 	mostPast   = 100
 	longestAgo = 30 * 24 * 3600 * 1000
 	mostTokens = 4
+	// What is stored is looked at so often, and a tombstone stays for so long.
+	lookEvery   = 24 * 3600 * 1000
+	keepDropped = 3600 * 1000
 )
+
+// look has a sweep look at what ends at a time.
+func look(m *Moment, key string, end fsm.Time) { m.Expire(key, min(end, m.Now+lookEvery)) }
 
 // generations are the tokens of one use, each with its turn. Those of the last turn count, and those of the one before for
 // the grace after the turn, unless it was sudden.
@@ -102,6 +109,9 @@ func (g *generations) place(h session.Hash) (fresh, old bool) {
 	return given && turn == g.last, given && turn == g.last-1 && !g.sudden
 }
 
+// forget has those of the turn before count for nothing if their grace is over.
+func (g *generations) forget(t fsm.Time) { g.sudden = g.sudden || !g.graceful(t) }
+
 func (g *generations) graceful(t fsm.Time) bool { return t-g.turned < fsm.Time(session.Grace) }
 
 // accessEnd is when the access token ends, end when the session does.
@@ -110,6 +120,14 @@ func (l *login) accessEnd() fsm.Time {
 		return idle
 	}
 	return l.until
+}
+
+// tokenEnd is when a token ends, the grace of one of the turn before included.
+func (l *login) tokenEnd(h session.Hash) fsm.Time {
+	if fresh, _ := l.access.place(h); !fresh {
+		return min(l.accessEnd(), l.access.turned+fsm.Time(session.Grace))
+	}
+	return l.accessEnd()
 }
 
 func (l *login) end() fsm.Time { return max(l.accessEnd(), l.refreshUntil) }
@@ -180,7 +198,7 @@ func (s *sessions) end(m *Moment, l *login, reason session.Reason) {
 		return
 	}
 	l.remembered = true
-	m.Expire(storedKey('e', l.key), m.Now+longestAgo)
+	look(m, storedKey('e', l.key), m.Now+longestAgo)
 	if u.past = append(u.past, l); len(u.past) > mostPast {
 		u.past[0].remembered = false
 		u.past = u.past[1:]
@@ -200,7 +218,7 @@ func (s *sessions) Sweep(m *Moment, key string) {
 		switch kept := s.saved[session.Hash(rest)]; {
 		case kept == nil:
 		case kept.until > m.Now:
-			m.Expire(key, kept.until)
+			look(m, key, kept.until)
 		default:
 			delete(s.saved, session.Hash(rest))
 		}
@@ -208,7 +226,11 @@ func (s *sessions) Sweep(m *Moment, key string) {
 	}
 	l := s.all[session.DecodeKey(rest)]
 	if key[0] == 'e' {
-		if l.remembered {
+		switch end := l.endedAt + longestAgo; {
+		case !l.remembered:
+		case end > m.Now:
+			look(m, key, end)
+		default:
 			l.remembered = false
 			u := s.user(l.key.User)
 			u.past = slices.DeleteFunc(u.past, func(other *login) bool { return other == l })
@@ -221,7 +243,7 @@ func (s *sessions) Sweep(m *Moment, key string) {
 	if reason := l.over(m.Now); reason != 0 {
 		s.end(m, l, reason)
 	} else {
-		m.Expire(key, l.end())
+		look(m, key, l.end())
 	}
 }
 

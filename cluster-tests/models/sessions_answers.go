@@ -61,7 +61,7 @@ func (s *sessions) Query(now fsm.Time, op *history.Op) (fsm.Result, bool) {
 			i.Session, i.Reason = k, l.ended
 		}
 		if i.Verdict == session.Valid {
-			i.Until, i.Version = l.accessEnd(), l.version
+			i.Until, i.Version = l.tokenEnd(h), l.version
 		}
 		r = i
 	case KindList:

@@ -104,7 +104,7 @@ func (s *sessions) create(m *Moment, q *session.CreateRequest) (result, fsm.Code
 		s.end(m, l, session.Evicted)
 	}
 	l := &login{
-		key: session.Key{User: q.User, Number: m.id()}, kind: q.Kind, device: q.Device, group: q.Group, created: m.Now, seen: m.Now,
+		key: session.Key{User: q.User, Number: m.id()}, kind: q.Kind, device: q.Device, group: q.Group, created: m.Now, seen: m.Now, issued: m.Now,
 		idle: q.Idle, life: q.Life, until: m.Now + fsm.Time(q.Life), access: newGenerations(q.Access),
 	}
 	if q.RefreshLife > 0 {
@@ -118,7 +118,7 @@ func (s *sessions) create(m *Moment, q *session.CreateRequest) (result, fsm.Code
 	}
 	s.all[l.key] = l
 	u.live = append(u.live, l)
-	m.Expire(storedKey('s', l.key), l.end())
+	look(m, storedKey('s', l.key), l.end())
 	if n := len(alive) - len(leave) + 1; n > most {
 		s.violate("a user has %d sessions at entry %d, %d are allowed", n, m.Index, most)
 	}
@@ -137,8 +137,12 @@ func excess(list []*login, device uint64, sessions, devices int) (leave []*login
 		}
 	}
 	gone := make(map[uint64]bool)
-	if devices > 0 && device != 0 {
-		for len(others) >= devices {
+	if devices > 0 {
+		left := devices
+		if device != 0 {
+			left--
+		}
+		for len(others) > left {
 			gone[others[0]] = true
 			others = others[1:]
 		}
@@ -163,6 +167,10 @@ func (s *sessions) reissue(m *Moment, q *session.ReissueRequest) (result, fsm.Co
 	switch {
 	case both && l.refreshUntil == 0:
 		return nil, fsm.Conflict
+	case q.At < l.issued:
+		return nil, fsm.Conflict
+	case l.access.of[q.Access] == l.access.last:
+		return &session.Done{Found: true}, fsm.OK
 	case l.access.full() || both && l.refresh.full():
 		return nil, fsm.Exhausted
 	case both:
@@ -178,6 +186,8 @@ func (s *sessions) touch(m *Moment, q *session.TouchRequest) result {
 		at := min(use.At, m.Now)
 		if l := s.find(use.Session, m.Now); l != nil && at > l.seen && m.Now < l.accessEnd() {
 			l.seen = at
+			l.access.forget(m.Now)
+			l.refresh.forget(m.Now)
 			c.N++
 		}
 	}
@@ -196,6 +206,7 @@ func (s *sessions) exchange(m *Moment, q *session.RefreshRequest) result {
 	case fresh:
 		l.refresh.turn(q.Next, m.Now, false)
 		l.access.turn(q.Access, m.Now, false)
+		l.issued = m.Now
 	case !old || !l.refresh.graceful(m.Now):
 		s.end(m, l, session.Reused)
 		return &session.RefreshResult{Verdict: session.ReusedToken}
@@ -205,7 +216,7 @@ func (s *sessions) exchange(m *Moment, q *session.RefreshRequest) result {
 		l.refresh.add(q.Next)
 		l.access.add(q.Access)
 	}
-	l.seen, l.until = m.Now, min(m.Now+fsm.Time(l.life), l.refreshUntil)
+	l.seen, l.until = m.Now, max(l.until, min(m.Now+fsm.Time(l.life), l.refreshUntil))
 	return &session.RefreshResult{Verdict: session.Valid, Until: l.until, RefreshUntil: l.refreshUntil}
 }
 
@@ -214,11 +225,11 @@ func (s *sessions) rotate(m *Moment, q *session.RotateRequest) result {
 	if l == nil {
 		return &session.RefreshResult{Verdict: session.UnknownToken}
 	}
-	if fresh, old := l.access.place(q.Token); !fresh && (!old || !l.access.graceful(m.Now)) {
-		return &session.RefreshResult{Verdict: session.UnknownToken}
+	if worth := l.worth(q.Token, m.Now); worth != session.Valid && worth != session.StepUp {
+		return &session.RefreshResult{Verdict: worth}
 	}
-	if m.Now >= l.accessEnd() {
-		return &session.RefreshResult{Verdict: session.TimeOver}
+	if fresh, _ := l.access.place(q.Token); !fresh {
+		return &session.RefreshResult{Verdict: session.RotatedAway}
 	}
 	if l.replaced == nil {
 		l.replaced = make(map[session.Hash]time.Duration)
@@ -229,7 +240,7 @@ func (s *sessions) rotate(m *Moment, q *session.RotateRequest) result {
 		}
 	}
 	l.access.turn(q.Access, m.Now, true)
-	l.stepUp, l.seen = false, m.Now
+	l.stepUp, l.seen, l.issued = l.stepUp && !q.Proved, m.Now, m.Now
 	return &session.RefreshResult{Verdict: session.Valid, Until: l.until, RefreshUntil: l.refreshUntil}
 }
 
@@ -277,8 +288,11 @@ func (s *sessions) revokeUser(m *Moment, q *session.RevokeUserRequest) *session.
 
 func (s *sessions) purge(m *Moment, q *session.PurgeUserRequest) result {
 	u := s.user(q.User)
-	c := &session.Count{N: uint32(len(u.live) + len(u.past))}
+	c := &session.Count{}
 	for _, l := range append([]*login(nil), u.live...) {
+		if l.over(m.Now) == 0 {
+			c.N++
+		}
 		s.end(m, l, session.Erased)
 	}
 	for _, l := range u.past {
@@ -322,14 +336,14 @@ type savedLogin struct {
 
 func (s *sessions) save(m *Moment, q *session.SaveRequest) (result, fsm.Code) {
 	before, until := s.saved[q.Token], min(q.Until, m.Now+fsm.Time(session.MaxLife))
-	switch {
-	case before == nil:
-		m.Expire(savedKey(q.Token), until)
-	case before.dropped:
+	if before != nil && before.dropped {
 		return nil, fsm.Conflict
 	}
+	if before == nil || until < before.until {
+		look(m, savedKey(q.Token), until)
+	}
 	s.saved[q.Token] = &savedLogin{until: until, sealed: q.Sealed}
-	return &session.Done{Found: before != nil}, fsm.OK
+	return &session.Done{Found: before != nil && before.until > m.Now}, fsm.OK
 }
 
 func (s *sessions) drop(m *Moment, q *session.DropRequest) result {
@@ -337,6 +351,6 @@ func (s *sessions) drop(m *Moment, q *session.DropRequest) result {
 	if before == nil || before.dropped {
 		return &session.Done{}
 	}
-	s.saved[q.Token] = &savedLogin{dropped: true, until: max(before.until, m.Now+fsm.Time(session.Grace))}
-	return &session.Done{Found: true}
+	s.saved[q.Token] = &savedLogin{dropped: true, until: max(before.until, m.Now+keepDropped)}
+	return &session.Done{Found: before.until > m.Now}
 }

@@ -55,6 +55,7 @@ func (l *sessionsLoad) stolen(by *Process) error {
 	if err != nil {
 		return err
 	}
+	time.Sleep(time.Millisecond) // in virtual time, what takes none is at the same time
 	if _, err = l.exchange(by, p, first.Refresh); err != nil {
 		return err
 	}

@@ -33,6 +33,8 @@ const (
 	OpUnassign     = 9
 	OpPutDomain    = 10
 
+	OpPutSessionPolicy = 11
+
 	OpGetPolicy    = 64
 	OpListPolicies = 65
 	OpListClients  = 66
@@ -56,6 +58,7 @@ func Type() fsm.Type {
 			fsm.Command(OpAssign, "assign", assign),
 			fsm.Command(OpUnassign, "unassign", unassign),
 			fsm.Command(OpPutDomain, "put_domain", putDomain),
+			fsm.Command(OpPutSessionPolicy, "put_session_policy", putSessionPolicy),
 			fsm.QueryOp(OpGetPolicy, "get_policy", getPolicy),
 			fsm.QueryOp(OpListPolicies, "list_policies", listPolicies),
 			fsm.QueryOp(OpListClients, "list_clients", listClients),
@@ -115,6 +118,8 @@ const (
 	prefixChange     = "f" // place in the ring of changes
 	prefixHistory    = "h" // policy number, count
 	prefixDomain     = "e" // domain of Envoy's rate limit service
+
+	prefixSessionPolicy = "t" // type of sessions
 )
 
 func numbered(prefix string, n uint32) []byte {

@@ -70,6 +70,7 @@ type Change struct {
 	Policy   uint32 `json:",omitempty"` // this policy
 	Client   string `json:",omitempty"` // this client's assignments
 	Domain   string `json:",omitempty"` // this domain
+	Sessions string `json:",omitempty"` // the policy of this type of sessions
 }
 
 // ChangesKept is the length of the ring: who is further behind reads everything again.

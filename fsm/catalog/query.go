@@ -140,8 +140,11 @@ func listClients(v *fsm.View, q *Body[Page]) (Body[Clients], error) {
 
 // historyNumber is what a history is kept under. A deleted policy's is found by its id.
 func historyNumber(v *fsm.View, policy string) (uint32, error) {
-	if policy == DomainHistory {
+	switch policy {
+	case DomainHistory:
 		return domainNumber, nil
+	case SessionPolicyHistory:
+		return sessionPolicyNumber, nil
 	}
 	n, isID := ParsePolicyID(policy)
 	p, err := FindPolicy(v, policy)

@@ -58,6 +58,8 @@ func touch(tx *fsm.Tx, q *TouchRequest) (*Count, error) {
 			continue
 		}
 		r.seen = at
+		r.access.forget(tx.Now())
+		r.refresh.forget(tx.Now())
 		r.put(tx, u.Session)
 		c.N++
 	}
@@ -65,22 +67,25 @@ func touch(tx *fsm.Tx, q *TouchRequest) (*Count, error) {
 }
 
 // RotateRequest gives a session a new access token, for instance when its user's privileges change. The old one counts
-// for nothing at once. A required step-up is done by it.
+// for nothing at once.
 type RotateRequest struct {
 	Session Key
 	Token   Hash // presented
 	Access  Hash // to come
+	Proved  bool // the user has proved again who they are: a required step-up is done
 }
 
 // Append appends the encoding.
 func (q *RotateRequest) Append(dst []byte) []byte {
-	return append(append(q.Session.Append(dst), q.Token[:]...), q.Access[:]...)
+	dst = append(append(q.Session.Append(dst), q.Token[:]...), q.Access[:]...)
+	return append(dst, bit(q.Proved, 1))
 }
 
 // Decode implements the requests of package fsm.
 func (q *RotateRequest) Decode(b []byte) error {
 	d := wire.NewDecoder(b)
 	q.Session, q.Token, q.Access = decodeKey(&d), decodeHash(&d), decodeHash(&d)
+	q.Proved = d.Byte() == 1
 	return d.End("rotate session")
 }
 
@@ -90,19 +95,20 @@ func rotate(tx *fsm.Tx, q *RotateRequest) (*RefreshResult, error) {
 		return nil, err
 	}
 	now := tx.Now()
-	if r == nil || !r.access.accepts(&q.Token, now) {
+	if r == nil {
 		return &RefreshResult{Verdict: UnknownToken}, nil
 	}
-	if now >= r.accessEnd() {
-		return &RefreshResult{Verdict: TimeOver}, nil
+	switch verdict := r.judge(&q.Token, now); {
+	case verdict != Valid && verdict != StepUp:
+		return &RefreshResult{Verdict: verdict}, nil
+	case !has(r.access.now, &q.Token): // the grace is for requests that were under way, not for exchanges
+		return &RefreshResult{Verdict: RotatedAway}, nil
 	}
 	r.access.replace(q.Access)
-	r.stepUp, r.seen = false, now
+	r.stepUp, r.seen, r.issued = r.stepUp && !q.Proved, now, now
 	r.put(tx, q.Session)
 	tx.Emit(Event{Kind: EventChanged, Session: q.Session}.append(nil))
-	return &RefreshResult{
-		Verdict: Valid, Until: r.until, RefreshUntil: r.refreshUntil, Profile: append([]byte(nil), r.profile...),
-	}, nil
+	return &RefreshResult{Verdict: Valid, Until: r.until, RefreshUntil: r.refreshUntil}, nil
 }
 
 // SetAttributesRequest replaces a session's attributes if they have not changed since Version was read.
@@ -231,5 +237,6 @@ func mark(tx *fsm.Tx, q *MarkRequest) (*Done, error) {
 		r.profile = append([]byte(nil), q.Profile...)
 	}
 	r.put(tx, q.Session)
+	tx.Emit(Event{Kind: EventChanged, Session: q.Session}.append(nil))
 	return &Done{true}, nil
 }

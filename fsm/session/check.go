@@ -1,37 +1,26 @@
 package session
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/holdfastdb/holdfast/fsm"
 	"github.com/holdfastdb/holdfast/storage/kv"
 )
 
-// check verifies that users' records and sessions agree; see fsm.Type.
+// check verifies that users' records, sessions, what stays of those that ended, and counts agree; see fsm.Type.
 func check(r kv.Reader, now fsm.Time) error {
 	v := fsm.ViewOf(r, TypeID, now)
 	var active [kinds + 1]uint64
-	it, err := v.Iter([]byte{prefixSession}, []byte{prefixSession + 1})
-	if err != nil {
-		return err
-	}
-	defer it.Close()
-	for it.Next() {
-		k := DecodeKey(it.Key()[1:])
-		stored, err := decodeRow(it.Value())
-		if err != nil {
-			return fmt.Errorf("session %x: %w", it.Key(), err)
-		}
-		active[stored.(*row).kind]++
-		u, err := viewUser(v, k.User)
+	err := each(v, prefixSession, func(_, value []byte) error {
+		stored, err := decodeRow(value)
 		if err != nil {
 			return err
 		}
-		if !u.lists(k.Number) {
-			return fmt.Errorf("session %x is not in its user's record", it.Key())
-		}
-	}
-	if err := it.Err(); err != nil {
+		active[stored.(*row).kind]++
+		return nil
+	})
+	if err != nil {
 		return err
 	}
 	stored, err := v.Row([]byte(keyCounts), decodeCounts)
@@ -41,52 +30,76 @@ func check(r kv.Reader, now fsm.Time) error {
 	if c, _ := stored.(*counts); c != nil && c.active != active || c == nil && active != [kinds + 1]uint64{} {
 		return fmt.Errorf("%v sessions are stored, and %v counted", active, stored)
 	}
-	return checkUsers(v)
+	isLive, isEnded := make(map[Key]bool), make(map[Key]bool)
+	err = each(v, prefixUser, func(key, value []byte) error {
+		var k UserKey
+		copy(k[:], key)
+		return checkUser(k, value, isLive, isEnded)
+	})
+	if err != nil {
+		return err
+	}
+	for _, part := range [...]struct {
+		prefix byte
+		listed map[Key]bool
+		all    bool // what is listed is there
+	}{{prefixSession, isLive, true}, {prefixEnded, isEnded, true}, {prefixAttributes, isLive, false}} {
+		if err := checkListed(v, part.prefix, part.listed, part.all); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
-// checkUsers verifies that what users' records list is there.
-func checkUsers(v *fsm.View) error {
-	it, err := v.Iter([]byte{prefixUser}, []byte{prefixUser + 1})
+// checkUser verifies a user's record and collects what it lists.
+func checkUser(k UserKey, value []byte, isLive, isEnded map[Key]bool) error {
+	stored, err := decodeUserRow(value)
+	if err != nil {
+		return err
+	}
+	u := stored.(*user)
+	if n := len(u.live); n > MaxSessions || n+len(u.ended) == 0 || len(u.ended) > maxEnded {
+		return fmt.Errorf("%d live and %d ended sessions are listed", n, len(u.ended))
+	}
+	for i, e := range u.live {
+		if i > 0 && e.number <= u.live[i-1].number {
+			return fmt.Errorf("session %d is listed after %d", e.number, u.live[i-1].number)
+		}
+		isLive[Key{k, e.number}] = true
+	}
+	for _, number := range u.ended {
+		isEnded[Key{k, number}] = true
+	}
+	return nil
+}
+
+// checkListed verifies that what is stored under a prefix is in its user's record, and the other way round if all are.
+func checkListed(v *fsm.View, prefix byte, listed map[Key]bool, all bool) error {
+	n := 0
+	err := each(v, prefix, func(key, _ []byte) error {
+		n++
+		if !listed[DecodeKey(key)] {
+			return errors.New("it is not in its user's record")
+		}
+		return nil
+	})
+	if err == nil && all && n != len(listed) {
+		err = fmt.Errorf("%d keys are stored under %c, and users' records list %d", n, prefix, len(listed))
+	}
+	return err
+}
+
+// each walks over what is stored under a prefix; keys come without it.
+func each(v *fsm.View, prefix byte, do func(key, value []byte) error) error {
+	it, err := v.Iter([]byte{prefix}, []byte{prefix + 1})
 	if err != nil {
 		return err
 	}
 	defer it.Close()
 	for it.Next() {
-		var k UserKey
-		copy(k[:], it.Key()[1:])
-		stored, err := decodeUserRow(it.Value())
-		if err != nil {
-			return fmt.Errorf("user of sessions %x: %w", it.Key(), err)
-		}
-		for _, e := range stored.(*user).live {
-			if _, err := v.Get(Key{k, e.number}.under(prefixSession)); err != nil {
-				return fmt.Errorf("session %d of user %x: %w", e.number, k, err)
-			}
-		}
-		for _, number := range stored.(*user).ended {
-			if _, err := v.Get(Key{k, number}.under(prefixEnded)); err != nil {
-				return fmt.Errorf("ended session %d of user %x: %w", number, k, err)
-			}
+		if err := do(it.Key()[1:], it.Value()); err != nil {
+			return fmt.Errorf("%c %x: %w", prefix, it.Key()[1:], err)
 		}
 	}
 	return it.Err()
-}
-
-// viewUser reads a user's record, an empty one if there is none.
-func viewUser(v *fsm.View, k UserKey) (*user, error) {
-	stored, err := v.Row(k.under(prefixUser), decodeUserRow)
-	u, _ := stored.(*user)
-	if u == nil {
-		u = &user{}
-	}
-	return u, err
-}
-
-func (u *user) lists(number uint64) bool {
-	for i := range u.live {
-		if u.live[i].number == number {
-			return true
-		}
-	}
-	return false
 }

@@ -121,7 +121,7 @@ func create(tx *fsm.Tx, q *CreateRequest) (*CreateResult, error) {
 	now := tx.Now()
 	k := Key{q.User, number(tx)}
 	r := &row{
-		kind: q.Kind, created: now, seen: now, idle: q.Idle, life: q.Life, until: now + fsm.Time(q.Life),
+		kind: q.Kind, created: now, seen: now, idle: q.Idle, life: q.Life, until: now + fsm.Time(q.Life), issued: now,
 		device: q.Device, group: q.Group, profile: append([]byte(nil), q.Profile...),
 	}
 	r.access.replace(q.Access)
@@ -130,7 +130,7 @@ func create(tx *fsm.Tx, q *CreateRequest) (*CreateResult, error) {
 		r.refresh.replace(q.Refresh)
 	}
 	r.put(tx, k)
-	tx.ExpireAt(k.under(prefixSession), r.end())
+	tx.ExpireAt(k.under(prefixSession), look(tx, r.end()))
 	if len(q.Attributes) > 0 {
 		tx.Set(k.under(prefixAttributes), appendVersioned(nil, 1, q.Attributes))
 	}
@@ -190,7 +190,7 @@ func admit(tx *fsm.Tx, u *user, q *CreateRequest) ([]leaver, error) {
 	}
 	excess := alive.excess(q.Device, sessions, devices)
 	if len(excess) > 0 && !q.Evict {
-		return nil, fsm.Errorf(fsm.Exhausted, "the user has %d sessions, as many as allowed: end one first", len(alive.live))
+		return nil, fsm.Errorf(fsm.Exhausted, "the user has %d sessions, and these or their devices are as many as allowed: end one first", len(alive.live))
 	}
 	for _, n := range excess {
 		leaving = append(leaving, leaver{Key{q.User, n}, rows[n], Evicted})

@@ -66,7 +66,7 @@ func finish(tx *fsm.Tx, u *user, k Key, r *row, reason Reason) error {
 	}
 	key := k.under(prefixEnded)
 	tx.Set(key, e.append(nil))
-	tx.ExpireAt(key, tx.Now()+keepEnded)
+	tx.ExpireAt(key, look(tx, tx.Now()+keepEnded))
 	if len(u.ended) >= maxEnded {
 		tx.Delete(Key{k.User, u.ended[0]}.under(prefixEnded))
 		u.ended = u.ended[1:]
@@ -74,6 +74,13 @@ func finish(tx *fsm.Tx, u *user, k Key, r *row, reason Reason) error {
 	u.ended = append(u.ended, k.Number)
 	return nil
 }
+
+// lookEvery is how often a row is looked at in any case, in milliseconds: what went before its time would stay in the expiry
+// index until then, and logins that follow each other would fill it.
+const lookEvery fsm.Time = 24 * 3600 * 1000
+
+// look is when to look at a row that ends at a time.
+func look(tx *fsm.Tx, end fsm.Time) fsm.Time { return min(end, tx.Now()+lookEvery) }
 
 // sweep ends what is over, and forgets what ended long ago; see fsm.Type.
 func sweep(tx *fsm.Tx, key []byte) error {
@@ -96,7 +103,7 @@ func sweepSession(tx *fsm.Tx, k Key) error {
 	r := stored.(*row)
 	reason := r.over(tx.Now())
 	if reason == 0 {
-		tx.ExpireAt(k.under(prefixSession), r.end())
+		tx.ExpireAt(k.under(prefixSession), look(tx, r.end()))
 		return nil
 	}
 	u, err := loadUser(tx, k.User)
@@ -111,11 +118,20 @@ func sweepSession(tx *fsm.Tx, k Key) error {
 }
 
 func sweepEnded(tx *fsm.Tx, key []byte) error {
-	if _, err := tx.Get(key); err != nil {
-		if errors.Is(err, kv.ErrNotFound) {
-			return nil // pushed out by newer ones, or erased
-		}
+	b, err := tx.Get(key)
+	if errors.Is(err, kv.ErrNotFound) {
+		return nil // pushed out by newer ones, or erased
+	}
+	if err != nil {
 		return err
+	}
+	e, err := decodeEnded(b)
+	if err != nil {
+		return err
+	}
+	if end := e.at + keepEnded; end > tx.Now() {
+		tx.ExpireAt(key, look(tx, end))
+		return nil
 	}
 	k := DecodeKey(key[1:])
 	tx.Delete(key)

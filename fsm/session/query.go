@@ -124,6 +124,15 @@ func (r *row) judge(token *Hash, t fsm.Time) Verdict {
 	return Valid
 }
 
+// tokenEnd is when an access token ends unless it is used: one that was rotated away does with its grace. Nothing is told
+// when that is over, so who remembers that the token counts must be told now.
+func (r *row) tokenEnd(token *Hash) fsm.Time {
+	if !has(r.access.now, token) {
+		return min(r.accessEnd(), r.access.rotated+fsm.Time(Grace))
+	}
+	return r.accessEnd()
+}
+
 func validate(v *fsm.View, q *ValidateRequest) (*Info, error) {
 	r, err := view(v, q.Session)
 	if err != nil {
@@ -137,7 +146,7 @@ func validate(v *fsm.View, q *ValidateRequest) (*Info, error) {
 		return &Info{Verdict: verdict}, nil
 	}
 	i := r.info(q.Session)
-	i.Verdict = verdict
+	i.Verdict, i.Until = verdict, r.tokenEnd(&q.Token)
 	if q.Attributes && verdict == Valid {
 		if i.Version, i.Attributes, err = attributes(v, q.Session); err != nil {
 			return nil, err
@@ -214,7 +223,7 @@ func get(v *fsm.View, q *GetRequest) (*Info, error) {
 	}
 	if r != nil {
 		i := r.info(q.Session)
-		i.Verdict, i.Reason = Ended, r.over(v.Now())
+		i.Verdict, i.Reason, i.Until = Ended, r.over(v.Now()), r.end()
 		return &i, nil
 	}
 	e, err := viewEnded(v, q.Session)
@@ -298,7 +307,7 @@ func list(v *fsm.View, q *ListRequest) (*Infos, error) {
 	return &r, nil
 }
 
-// history lists what stays of a user's ended sessions, newest last.
+// history lists what stays of a user's ended sessions, in the order in which they began.
 func history(v *fsm.View, q *ListRequest) (*Infos, error) {
 	from := q.User.under(prefixEnded)
 	it, err := v.Iter(from, after(from))
@@ -326,6 +335,9 @@ type ScanRequest struct {
 // MaxScan bounds the sessions of one answer.
 const MaxScan = 1000
 
+// maxPage is how many bytes of profiles, or of frameworks' sessions, make an answer full.
+const maxPage = 1 << 20
+
 // Append appends the encoding.
 func (q *ScanRequest) Append(dst []byte) []byte {
 	return binary.AppendUvarint(q.After.Append(dst), uint64(q.Limit))
@@ -349,8 +361,9 @@ func scan(v *fsm.View, q *ScanRequest) (*Infos, error) {
 	}
 	defer it.Close()
 	var r Infos
+	size := 0
 	for n := uint32(0); it.Next(); n++ {
-		if n == q.Limit {
+		if n == q.Limit || size > maxPage {
 			r.More = true
 			break
 		}
@@ -364,6 +377,7 @@ func scan(v *fsm.View, q *ScanRequest) (*Infos, error) {
 			i := row.info(k)
 			i.Verdict = Valid
 			r.List = append(r.List, i)
+			size += len(i.Profile)
 		}
 	}
 	return &r, it.Err()

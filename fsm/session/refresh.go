@@ -56,14 +56,12 @@ type RefreshResult struct {
 	Reason       Reason // if Ended
 	Until        fsm.Time
 	RefreshUntil fsm.Time
-	Profile      []byte
 }
 
 // Append appends the encoding.
 func (r *RefreshResult) Append(dst []byte) []byte {
 	dst = append(dst, byte(r.Verdict), byte(r.Reason))
-	dst = binary.AppendVarint(binary.AppendVarint(dst, int64(r.Until)), int64(r.RefreshUntil))
-	return appendSealed(dst, r.Profile)
+	return binary.AppendVarint(binary.AppendVarint(dst, int64(r.Until)), int64(r.RefreshUntil))
 }
 
 // Decode parses the encoding.
@@ -71,7 +69,6 @@ func (r *RefreshResult) Decode(b []byte) error {
 	d := wire.NewDecoder(b)
 	r.Verdict, r.Reason = Verdict(d.Byte()), Reason(d.Byte())
 	r.Until, r.RefreshUntil = fsm.Time(d.Varint()), fsm.Time(d.Varint())
-	r.Profile = decodeSealed(&d, MaxProfile)
 	return d.End("refreshed session")
 }
 
@@ -91,9 +88,10 @@ func refresh(tx *fsm.Tx, q *RefreshRequest) (*RefreshResult, error) {
 	case has(r.refresh.now, &q.Token):
 		r.refresh.rotate(q.Next, now)
 		r.access.rotate(q.Access, now)
+		r.issued = now
 	case has(r.refresh.before, &q.Token) && r.refresh.inGrace(now), plant.On(plant.ForgiveReuse):
 		// Two requests raced with the same token: both get a pair, and either pair leads on.
-		if len(r.refresh.now) >= maxTokens || len(r.access.now) >= maxTokens {
+		if r.refresh.full() || r.access.full() {
 			return &RefreshResult{Verdict: TooManyAtOnce}, nil
 		}
 		r.refresh.add(q.Next)
@@ -105,32 +103,32 @@ func refresh(tx *fsm.Tx, q *RefreshRequest) (*RefreshResult, error) {
 		return &RefreshResult{Verdict: ReusedToken}, nil
 	}
 	r.seen = now
-	r.until = min(now+fsm.Time(r.life), r.refreshUntil)
+	r.until = max(r.until, min(now+fsm.Time(r.life), r.refreshUntil)) // never earlier: the expiry index would be late
 	r.put(tx, q.Session)
 	tx.Emit(Event{Kind: EventChanged, Session: q.Session}.append(nil))
-	return &RefreshResult{
-		Verdict: Valid, Until: r.until, RefreshUntil: r.refreshUntil, Profile: append([]byte(nil), r.profile...),
-	}, nil
+	return &RefreshResult{Verdict: Valid, Until: r.until, RefreshUntil: r.refreshUntil}, nil
 }
 
 // ReissueRequest gives the caller of a create, refresh or rotate, whose answer was lost with the tokens in it, tokens of
 // the same standing. The lost ones count on: who knows if they were lost.
 type ReissueRequest struct {
 	Session Key
+	// At is when the command was executed. What was exchanged since is not given out again.
+	At      fsm.Time
 	Access  Hash
 	Refresh Hash // of a refresh token of the same family, zero for none
 }
 
 // Append appends the encoding.
 func (q *ReissueRequest) Append(dst []byte) []byte {
-	dst = q.Session.Append(dst)
+	dst = binary.AppendVarint(q.Session.Append(dst), int64(q.At))
 	return append(append(dst, q.Access[:]...), q.Refresh[:]...)
 }
 
 // Decode implements the requests of package fsm.
 func (q *ReissueRequest) Decode(b []byte) error {
 	d := wire.NewDecoder(b)
-	q.Session, q.Access, q.Refresh = decodeKey(&d), decodeHash(&d), decodeHash(&d)
+	q.Session, q.At, q.Access, q.Refresh = decodeKey(&d), fsm.Time(d.Varint()), decodeHash(&d), decodeHash(&d)
 	return d.End("reissue tokens")
 }
 
@@ -163,7 +161,13 @@ func reissue(tx *fsm.Tx, q *ReissueRequest) (*Done, error) {
 	if withRefresh && r.refreshUntil == 0 {
 		return nil, fsm.Errorf(fsm.Conflict, "the session has no refresh tokens")
 	}
-	if len(r.access.now) >= maxTokens || withRefresh && len(r.refresh.now) >= maxTokens {
+	if q.At < r.issued {
+		return nil, fsm.Errorf(fsm.Conflict, "the tokens were exchanged since")
+	}
+	if has(r.access.now, &q.Access) { // the same command, once more
+		return &Done{true}, nil
+	}
+	if r.access.full() || withRefresh && r.refresh.full() {
 		return nil, fsm.Errorf(fsm.Exhausted, "the answer was asked for %d times: begin another session", maxTokens)
 	}
 	r.access.add(q.Access)

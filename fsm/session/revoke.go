@@ -148,7 +148,8 @@ func revokeUser(tx *fsm.Tx, q *RevokeUserRequest) (*Count, error) {
 	return &c, nil
 }
 
-// PurgeUserRequest deletes all that is known of a user: the sessions end, and nothing of them stays.
+// PurgeUserRequest deletes all that is known of a user: the sessions end, and nothing of them stays but their numbers in
+// the expiry index, which go when they come due.
 type PurgeUserRequest struct{ User UserKey }
 
 // Append appends the encoding.
@@ -166,12 +167,15 @@ func purgeUser(tx *fsm.Tx, q *PurgeUserRequest) (*Count, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := Count{N: uint32(len(u.live) + len(u.ended))}
+	var c Count
 	for _, e := range append([]entry(nil), u.live...) {
 		k := Key{q.User, e.number}
 		r, err := listed(tx, k)
 		if err != nil {
 			return nil, err
+		}
+		if r.over(tx.Now()) == 0 {
+			c.N++
 		}
 		if err := finish(tx, u, k, r, Erased); err != nil {
 			return nil, fmt.Errorf("purge: %w", err)

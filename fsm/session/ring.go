@@ -43,13 +43,17 @@ func (r *ring) rotate(h Hash, t fsm.Time) { r.before, r.now, r.rotated = r.now, 
 // replace makes h the only one, without grace for the others.
 func (r *ring) replace(h Hash) { r.before, r.now = nil, []Hash{h} }
 
-// add makes h another one of now; false if there are too many.
-func (r *ring) add(h Hash) bool {
-	if len(r.now) >= maxTokens {
-		return false
+// full tells that there are as many of now as there may be.
+func (r *ring) full() bool { return len(r.now) >= maxTokens }
+
+// add makes h another one of now. The ring is not full.
+func (r *ring) add(h Hash) { r.now = append(r.now, h) }
+
+// forget drops what was rotated away and counts no more.
+func (r *ring) forget(t fsm.Time) {
+	if !r.inGrace(t) {
+		r.before = nil
 	}
-	r.now = append(r.now, h)
-	return true
 }
 
 // append writes lengths, hashes, and when they were rotated, relative to base.

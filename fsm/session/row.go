@@ -17,6 +17,7 @@ type row struct {
 	idle          fsm.Millis // without use, 0 for no such timeout
 	life          fsm.Millis // of an access token
 	until         fsm.Time   // the access token counts until then at most
+	issued        fsm.Time   // when its tokens were last exchanged, or made
 	access        ring
 	device        uint64 // hash of the device's fingerprint, 0 if unknown
 	group         uint64 // hash of the name of the login it belongs to, 0 if none
@@ -83,6 +84,7 @@ func (r *row) Append(dst []byte) []byte {
 	dst = binary.AppendUvarint(dst, uint64(r.idle))
 	dst = binary.AppendUvarint(dst, uint64(r.life))
 	dst = appendTime(dst, r.until, r.created)
+	dst = appendTime(dst, r.issued, r.created)
 	dst = r.access.append(dst, r.created)
 	if r.device != 0 {
 		dst = binary.LittleEndian.AppendUint64(dst, r.device)
@@ -110,7 +112,7 @@ func decodeRow(b []byte) (fsm.Row, error) {
 	r.created = fsm.Time(d.Varint())
 	r.seen = decodeTime(&d, r.created)
 	r.idle, r.life = fsm.Millis(d.Uvarint()), fsm.Millis(d.Uvarint())
-	r.until = decodeTime(&d, r.created)
+	r.until, r.issued = decodeTime(&d, r.created), decodeTime(&d, r.created)
 	r.access = decodeRing(&d, r.created)
 	if head&rowDevice != 0 {
 		r.device = d.Uint64()

@@ -13,6 +13,10 @@ import (
 // a request that began before a logout and ends after it would bring the session back. So what is dropped leaves a
 // tombstone until the session would have ended by itself, and saving it is refused.
 
+// keepDropped is how long a tombstone stays at least, in milliseconds: longer than any request takes that was under way
+// when the session was dropped.
+const keepDropped fsm.Time = 3600 * 1000
+
 // saved is a framework's session, stored under the hash of its token. It is dead when it was dropped.
 type saved struct {
 	dead   bool
@@ -72,12 +76,13 @@ func save(tx *fsm.Tx, q *SaveRequest) (*Done, error) {
 	if stored != nil && stored.(*saved).dead {
 		return nil, ErrDropped
 	}
+	before, _ := stored.(*saved)
 	until := min(q.Until, tx.Now()+fsm.Time(MaxLife))
-	tx.PutRow(key, &saved{until: until, sealed: append([]byte(nil), q.Sealed...)})
-	if stored == nil {
-		tx.ExpireAt(key, until)
+	if before == nil || until < before.until {
+		tx.ExpireAt(key, look(tx, until))
 	}
-	return &Done{stored != nil}, nil
+	tx.PutRow(key, &saved{until: until, sealed: append([]byte(nil), q.Sealed...)})
+	return &Done{before != nil && before.until > tx.Now()}, nil
 }
 
 // DropRequest ends a framework's session.
@@ -105,10 +110,10 @@ func drop(tx *fsm.Tx, q *DropRequest) (*Done, error) {
 	}
 	if plant.On(plant.NoTombstone) {
 		tx.DeleteRow(key)
-		return &Done{true}, nil
+		return &Done{s.until > tx.Now()}, nil
 	}
-	tx.PutRow(key, &saved{dead: true, until: max(s.until, tx.Now()+fsm.Time(Grace))})
-	return &Done{true}, nil
+	tx.PutRow(key, &saved{dead: true, until: max(s.until, tx.Now()+keepDropped)})
+	return &Done{s.until > tx.Now()}, nil
 }
 
 func sweepSaved(tx *fsm.Tx, key []byte) error {
@@ -117,7 +122,7 @@ func sweepSaved(tx *fsm.Tx, key []byte) error {
 		return err
 	}
 	if s := stored.(*saved); s.until > tx.Now() {
-		tx.ExpireAt(key, s.until)
+		tx.ExpireAt(key, look(tx, s.until))
 		return nil
 	}
 	tx.DeleteRow(key)
@@ -191,9 +196,6 @@ type SavedList struct {
 
 const minSaved = 35
 
-// maxSavedBytes is when a page is full.
-const maxSavedBytes = 1 << 20
-
 // Append appends the encoding.
 func (r *SavedList) Append(dst []byte) []byte {
 	dst = append(append(dst, bit(r.More, 1)), r.Next[:]...)
@@ -224,7 +226,7 @@ func scanSaved(v *fsm.View, q *ScanSavedRequest) (*SavedList, error) {
 	var r SavedList
 	size := 0
 	for n := uint32(0); it.Next(); n++ {
-		if n == q.Limit || size > maxSavedBytes {
+		if n == q.Limit || size > maxPage {
 			r.More = true
 			break
 		}

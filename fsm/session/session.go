@@ -71,7 +71,7 @@ func Type() fsm.Type {
 			fsm.Command(OpLogout, "logout", logout),
 			fsm.PointOp(OpValidate, "validate", validate),
 			fsm.PointOp(OpGet, "get", get),
-			fsm.PointOp(OpList, "list", list),
+			fsm.QueryOp(OpList, "list", list),
 			fsm.QueryOp(OpHistory, "history", history),
 			fsm.QueryOp(OpScan, "scan", scan),
 			fsm.PointOp(OpCounts, "counts", counted),

@@ -3,6 +3,7 @@ package session
 import (
 	"encoding/binary"
 	"fmt"
+	"slices"
 
 	"github.com/holdfastdb/holdfast/fsm"
 	"github.com/holdfastdb/holdfast/storage/plant"
@@ -74,33 +75,22 @@ func (u *user) put(tx *fsm.Tx, k UserKey) {
 	tx.PutRow(k.under(prefixUser), u)
 }
 
-// drop forgets a live session; false if it is not there.
-func (u *user) drop(number uint64) bool {
-	for i := range u.live {
-		if u.live[i].number == number {
-			u.live = append(u.live[:i], u.live[i+1:]...)
-			return true
-		}
-	}
-	return false
+// drop forgets a live session.
+func (u *user) drop(number uint64) {
+	u.live = slices.DeleteFunc(u.live, func(e entry) bool { return e.number == number })
 }
 
 // forget drops an ended session.
 func (u *user) forget(number uint64) {
-	for i := range u.ended {
-		if u.ended[i] == number {
-			u.ended = append(u.ended[:i], u.ended[i+1:]...)
-			return
-		}
-	}
+	u.ended = slices.DeleteFunc(u.ended, func(n uint64) bool { return n == number })
 }
 
 // excess lists the sessions that must end so that one more, on a device, keeps to the limits; 0 means no limit. Oldest
-// first; a device goes with all its sessions.
+// first; a device goes with all its sessions. An unknown device is none, but does not lift the limit of the others.
 func (u *user) excess(device uint64, sessions, devices int) []uint64 {
 	var out []uint64
 	leaves := make(map[uint64]bool)
-	if devices > 0 && device != 0 {
+	if devices > 0 {
 		var order []uint64
 		seen := map[uint64]bool{device: true, 0: true}
 		for _, e := range u.live {
@@ -109,7 +99,11 @@ func (u *user) excess(device uint64, sessions, devices int) []uint64 {
 				order = append(order, e.device)
 			}
 		}
-		for i := 0; i <= len(order)-devices; i++ {
+		others := devices
+		if device != 0 {
+			others--
+		}
+		for i := range max(len(order)-others, 0) {
 			leaves[order[i]] = true
 		}
 	}

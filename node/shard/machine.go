@@ -217,6 +217,7 @@ func (m *machine) replace(in *storage.Install) error {
 		m.onFatal(fmt.Errorf("restore: %w", err)) // the old state is gone, the new one is unreadable
 		return err
 	}
+	m.gap()
 	return nil
 }
 

@@ -12,8 +12,8 @@ type watcher struct {
 }
 
 // Watch calls f for each entry applied from now on whose commands emitted events, in order and before the position moves for
-// others: what a Query tells was watched before. f must not block. A replica that receives a state whole tells nothing of
-// the entries in it, and is no leader then.
+// others: what a Query tells was watched before. f must not block. When the replica receives a state whole, f is called
+// without events: those of the entries in it are not told.
 func (g *Group) Watch(f func(index uint64, at fsm.Time, events []fsm.Event)) (stop func()) {
 	m, w := g.machine, &watcher{f}
 	m.turn.Lock()
@@ -23,6 +23,14 @@ func (g *Group) Watch(f func(index uint64, at fsm.Time, events []fsm.Event)) (st
 		m.turn.Lock()
 		m.watchers = slices.DeleteFunc(m.watchers, func(x *watcher) bool { return x == w })
 		m.turn.Unlock()
+	}
+}
+
+// gap tells that events are missing. The caller has the turn.
+func (m *machine) gap() {
+	a := m.Applied()
+	for _, w := range m.watchers {
+		w.told(a.Index, a.Time, nil)
 	}
 }
 

@@ -50,9 +50,10 @@ type CreateSessionRequest struct {
 	Impersonator string `protobuf:"bytes,13,opt,name=impersonator,proto3" json:"impersonator,omitempty"`
 	// How long the refresh token counts, in seconds.
 	RefreshTimeout *float64 `protobuf:"fixed64,14,opt,name=refresh_timeout,json=refreshTimeout,proto3,oneof" json:"refresh_timeout,omitempty"`
-	// How many sessions, or devices, the user may have with this one; 0 for no limit but that of the system.
-	MaxSessions uint32 `protobuf:"varint,15,opt,name=max_sessions,json=maxSessions,proto3" json:"max_sessions,omitempty"`
-	MaxDevices  uint32 `protobuf:"varint,16,opt,name=max_devices,json=maxDevices,proto3" json:"max_devices,omitempty"`
+	// How many sessions, or devices, the user may have with this one; the defaults follow from the type, 0 is for no limit but
+	// that of the system.
+	MaxSessions *uint32 `protobuf:"varint,15,opt,name=max_sessions,json=maxSessions,proto3,oneof" json:"max_sessions,omitempty"`
+	MaxDevices  *uint32 `protobuf:"varint,16,opt,name=max_devices,json=maxDevices,proto3,oneof" json:"max_devices,omitempty"`
 	// refuse or evict_oldest.
 	OnLimit       string `protobuf:"bytes,17,opt,name=on_limit,json=onLimit,proto3" json:"on_limit,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -188,15 +189,15 @@ func (x *CreateSessionRequest) GetRefreshTimeout() float64 {
 }
 
 func (x *CreateSessionRequest) GetMaxSessions() uint32 {
-	if x != nil {
-		return x.MaxSessions
+	if x != nil && x.MaxSessions != nil {
+		return *x.MaxSessions
 	}
 	return 0
 }
 
 func (x *CreateSessionRequest) GetMaxDevices() uint32 {
-	if x != nil {
-		return x.MaxDevices
+	if x != nil && x.MaxDevices != nil {
+		return *x.MaxDevices
 	}
 	return 0
 }
@@ -472,8 +473,10 @@ func (x *RefreshSessionRequest) GetRefreshToken() string {
 }
 
 type RotateSessionRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Token         string                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Token string                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	// The user has proved again who they are: a required step-up is done.
+	StepUpDone    bool `protobuf:"varint,2,opt,name=step_up_done,json=stepUpDone,proto3" json:"step_up_done,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -513,6 +516,13 @@ func (x *RotateSessionRequest) GetToken() string {
 		return x.Token
 	}
 	return ""
+}
+
+func (x *RotateSessionRequest) GetStepUpDone() bool {
+	if x != nil {
+		return x.StepUpDone
+	}
+	return false
 }
 
 type LogoutRequest struct {
@@ -1331,7 +1341,9 @@ type RevokeMatchingResponse struct {
 	// Where to go on; empty at the end.
 	Next string `protobuf:"bytes,3,opt,name=next,proto3" json:"next,omitempty"`
 	// How far it is, in percent of the key space.
-	Percent       float64 `protobuf:"fixed64,4,opt,name=percent,proto3" json:"percent,omitempty"`
+	Percent float64 `protobuf:"fixed64,4,opt,name=percent,proto3" json:"percent,omitempty"`
+	// Sessions whose device and address could not be read, for want of a key; they do not match.
+	Unreadable    uint32 `protobuf:"varint,5,opt,name=unreadable,proto3" json:"unreadable,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1390,6 +1402,13 @@ func (x *RevokeMatchingResponse) GetNext() string {
 func (x *RevokeMatchingResponse) GetPercent() float64 {
 	if x != nil {
 		return x.Percent
+	}
+	return 0
+}
+
+func (x *RevokeMatchingResponse) GetUnreadable() uint32 {
+	if x != nil {
+		return x.Unreadable
 	}
 	return 0
 }
@@ -1492,6 +1511,383 @@ func (x *SessionStats) GetEnded() map[string]float64 {
 	return nil
 }
 
+type ListSessionPoliciesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSessionPoliciesRequest) Reset() {
+	*x = ListSessionPoliciesRequest{}
+	mi := &file_holdfast_v1_session_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSessionPoliciesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSessionPoliciesRequest) ProtoMessage() {}
+
+func (x *ListSessionPoliciesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_session_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSessionPoliciesRequest.ProtoReflect.Descriptor instead.
+func (*ListSessionPoliciesRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_session_proto_rawDescGZIP(), []int{21}
+}
+
+type ListSessionPoliciesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Policies      []*SessionPolicy       `protobuf:"bytes,1,rep,name=policies,proto3" json:"policies,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSessionPoliciesResponse) Reset() {
+	*x = ListSessionPoliciesResponse{}
+	mi := &file_holdfast_v1_session_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSessionPoliciesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSessionPoliciesResponse) ProtoMessage() {}
+
+func (x *ListSessionPoliciesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_session_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSessionPoliciesResponse.ProtoReflect.Descriptor instead.
+func (*ListSessionPoliciesResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_session_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *ListSessionPoliciesResponse) GetPolicies() []*SessionPolicy {
+	if x != nil {
+		return x.Policies
+	}
+	return nil
+}
+
+// SessionPolicy is what sessions of a type are like unless their login says otherwise.
+type SessionPolicy struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Type  string                 `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"`
+	// Seconds; idle_timeout is 0 for none.
+	IdleTimeout     float64 `protobuf:"fixed64,2,opt,name=idle_timeout,json=idleTimeout,proto3" json:"idle_timeout,omitempty"`
+	AbsoluteTimeout float64 `protobuf:"fixed64,3,opt,name=absolute_timeout,json=absoluteTimeout,proto3" json:"absolute_timeout,omitempty"`
+	RefreshTimeout  float64 `protobuf:"fixed64,4,opt,name=refresh_timeout,json=refreshTimeout,proto3" json:"refresh_timeout,omitempty"`
+	// How many sessions, or devices, a user may have; 0 for no limit but that of the system.
+	MaxSessions uint32 `protobuf:"varint,5,opt,name=max_sessions,json=maxSessions,proto3" json:"max_sessions,omitempty"`
+	MaxDevices  uint32 `protobuf:"varint,6,opt,name=max_devices,json=maxDevices,proto3" json:"max_devices,omitempty"`
+	// refuse or evict_oldest.
+	OnLimit string `protobuf:"bytes,7,opt,name=on_limit,json=onLimit,proto3" json:"on_limit,omitempty"`
+	// off, subnet or exact.
+	IpBinding string `protobuf:"bytes,8,opt,name=ip_binding,json=ipBinding,proto3" json:"ip_binding,omitempty"`
+	// What a token comes to that is presented from another network or device, or more than burst times in ten seconds:
+	// ignore, flag, step_up or revoke.
+	OnNetworkChange string `protobuf:"bytes,9,opt,name=on_network_change,json=onNetworkChange,proto3" json:"on_network_change,omitempty"`
+	OnDeviceChange  string `protobuf:"bytes,10,opt,name=on_device_change,json=onDeviceChange,proto3" json:"on_device_change,omitempty"`
+	OnBurst         string `protobuf:"bytes,11,opt,name=on_burst,json=onBurst,proto3" json:"on_burst,omitempty"`
+	Burst           uint32 `protobuf:"varint,12,opt,name=burst,proto3" json:"burst,omitempty"`
+	// Counts the changes; 0 while it is as Holdfast comes.
+	Revision      uint32                 `protobuf:"varint,13,opt,name=revision,proto3" json:"revision,omitempty"`
+	UpdatedAt     *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SessionPolicy) Reset() {
+	*x = SessionPolicy{}
+	mi := &file_holdfast_v1_session_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SessionPolicy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SessionPolicy) ProtoMessage() {}
+
+func (x *SessionPolicy) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_session_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SessionPolicy.ProtoReflect.Descriptor instead.
+func (*SessionPolicy) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_session_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *SessionPolicy) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *SessionPolicy) GetIdleTimeout() float64 {
+	if x != nil {
+		return x.IdleTimeout
+	}
+	return 0
+}
+
+func (x *SessionPolicy) GetAbsoluteTimeout() float64 {
+	if x != nil {
+		return x.AbsoluteTimeout
+	}
+	return 0
+}
+
+func (x *SessionPolicy) GetRefreshTimeout() float64 {
+	if x != nil {
+		return x.RefreshTimeout
+	}
+	return 0
+}
+
+func (x *SessionPolicy) GetMaxSessions() uint32 {
+	if x != nil {
+		return x.MaxSessions
+	}
+	return 0
+}
+
+func (x *SessionPolicy) GetMaxDevices() uint32 {
+	if x != nil {
+		return x.MaxDevices
+	}
+	return 0
+}
+
+func (x *SessionPolicy) GetOnLimit() string {
+	if x != nil {
+		return x.OnLimit
+	}
+	return ""
+}
+
+func (x *SessionPolicy) GetIpBinding() string {
+	if x != nil {
+		return x.IpBinding
+	}
+	return ""
+}
+
+func (x *SessionPolicy) GetOnNetworkChange() string {
+	if x != nil {
+		return x.OnNetworkChange
+	}
+	return ""
+}
+
+func (x *SessionPolicy) GetOnDeviceChange() string {
+	if x != nil {
+		return x.OnDeviceChange
+	}
+	return ""
+}
+
+func (x *SessionPolicy) GetOnBurst() string {
+	if x != nil {
+		return x.OnBurst
+	}
+	return ""
+}
+
+func (x *SessionPolicy) GetBurst() uint32 {
+	if x != nil {
+		return x.Burst
+	}
+	return 0
+}
+
+func (x *SessionPolicy) GetRevision() uint32 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *SessionPolicy) GetUpdatedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.UpdatedAt
+	}
+	return nil
+}
+
+type PutSessionPolicyRequest struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Type            string                 `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"`
+	IdleTimeout     *float64               `protobuf:"fixed64,2,opt,name=idle_timeout,json=idleTimeout,proto3,oneof" json:"idle_timeout,omitempty"`
+	AbsoluteTimeout *float64               `protobuf:"fixed64,3,opt,name=absolute_timeout,json=absoluteTimeout,proto3,oneof" json:"absolute_timeout,omitempty"`
+	RefreshTimeout  *float64               `protobuf:"fixed64,4,opt,name=refresh_timeout,json=refreshTimeout,proto3,oneof" json:"refresh_timeout,omitempty"`
+	MaxSessions     *uint32                `protobuf:"varint,5,opt,name=max_sessions,json=maxSessions,proto3,oneof" json:"max_sessions,omitempty"`
+	MaxDevices      *uint32                `protobuf:"varint,6,opt,name=max_devices,json=maxDevices,proto3,oneof" json:"max_devices,omitempty"`
+	OnLimit         string                 `protobuf:"bytes,7,opt,name=on_limit,json=onLimit,proto3" json:"on_limit,omitempty"`
+	IpBinding       string                 `protobuf:"bytes,8,opt,name=ip_binding,json=ipBinding,proto3" json:"ip_binding,omitempty"`
+	OnNetworkChange string                 `protobuf:"bytes,9,opt,name=on_network_change,json=onNetworkChange,proto3" json:"on_network_change,omitempty"`
+	OnDeviceChange  string                 `protobuf:"bytes,10,opt,name=on_device_change,json=onDeviceChange,proto3" json:"on_device_change,omitempty"`
+	OnBurst         string                 `protobuf:"bytes,11,opt,name=on_burst,json=onBurst,proto3" json:"on_burst,omitempty"`
+	Burst           *uint32                `protobuf:"varint,12,opt,name=burst,proto3,oneof" json:"burst,omitempty"`
+	// The revision that the change was made from; without it, whatever is there is changed.
+	ExpectedRevision uint32 `protobuf:"varint,13,opt,name=expected_revision,json=expectedRevision,proto3" json:"expected_revision,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *PutSessionPolicyRequest) Reset() {
+	*x = PutSessionPolicyRequest{}
+	mi := &file_holdfast_v1_session_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PutSessionPolicyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutSessionPolicyRequest) ProtoMessage() {}
+
+func (x *PutSessionPolicyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_session_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutSessionPolicyRequest.ProtoReflect.Descriptor instead.
+func (*PutSessionPolicyRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_session_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *PutSessionPolicyRequest) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *PutSessionPolicyRequest) GetIdleTimeout() float64 {
+	if x != nil && x.IdleTimeout != nil {
+		return *x.IdleTimeout
+	}
+	return 0
+}
+
+func (x *PutSessionPolicyRequest) GetAbsoluteTimeout() float64 {
+	if x != nil && x.AbsoluteTimeout != nil {
+		return *x.AbsoluteTimeout
+	}
+	return 0
+}
+
+func (x *PutSessionPolicyRequest) GetRefreshTimeout() float64 {
+	if x != nil && x.RefreshTimeout != nil {
+		return *x.RefreshTimeout
+	}
+	return 0
+}
+
+func (x *PutSessionPolicyRequest) GetMaxSessions() uint32 {
+	if x != nil && x.MaxSessions != nil {
+		return *x.MaxSessions
+	}
+	return 0
+}
+
+func (x *PutSessionPolicyRequest) GetMaxDevices() uint32 {
+	if x != nil && x.MaxDevices != nil {
+		return *x.MaxDevices
+	}
+	return 0
+}
+
+func (x *PutSessionPolicyRequest) GetOnLimit() string {
+	if x != nil {
+		return x.OnLimit
+	}
+	return ""
+}
+
+func (x *PutSessionPolicyRequest) GetIpBinding() string {
+	if x != nil {
+		return x.IpBinding
+	}
+	return ""
+}
+
+func (x *PutSessionPolicyRequest) GetOnNetworkChange() string {
+	if x != nil {
+		return x.OnNetworkChange
+	}
+	return ""
+}
+
+func (x *PutSessionPolicyRequest) GetOnDeviceChange() string {
+	if x != nil {
+		return x.OnDeviceChange
+	}
+	return ""
+}
+
+func (x *PutSessionPolicyRequest) GetOnBurst() string {
+	if x != nil {
+		return x.OnBurst
+	}
+	return ""
+}
+
+func (x *PutSessionPolicyRequest) GetBurst() uint32 {
+	if x != nil && x.Burst != nil {
+		return *x.Burst
+	}
+	return 0
+}
+
+func (x *PutSessionPolicyRequest) GetExpectedRevision() uint32 {
+	if x != nil {
+		return x.ExpectedRevision
+	}
+	return 0
+}
+
 type FollowRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Shard         uint32                 `protobuf:"varint,1,opt,name=shard,proto3" json:"shard,omitempty"`
@@ -1502,7 +1898,7 @@ type FollowRequest struct {
 
 func (x *FollowRequest) Reset() {
 	*x = FollowRequest{}
-	mi := &file_holdfast_v1_session_proto_msgTypes[21]
+	mi := &file_holdfast_v1_session_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1514,7 +1910,7 @@ func (x *FollowRequest) String() string {
 func (*FollowRequest) ProtoMessage() {}
 
 func (x *FollowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_session_proto_msgTypes[21]
+	mi := &file_holdfast_v1_session_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1527,7 +1923,7 @@ func (x *FollowRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FollowRequest.ProtoReflect.Descriptor instead.
 func (*FollowRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_session_proto_rawDescGZIP(), []int{21}
+	return file_holdfast_v1_session_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *FollowRequest) GetShard() uint32 {
@@ -1555,7 +1951,7 @@ type FollowResponse struct {
 
 func (x *FollowResponse) Reset() {
 	*x = FollowResponse{}
-	mi := &file_holdfast_v1_session_proto_msgTypes[22]
+	mi := &file_holdfast_v1_session_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1567,7 +1963,7 @@ func (x *FollowResponse) String() string {
 func (*FollowResponse) ProtoMessage() {}
 
 func (x *FollowResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_session_proto_msgTypes[22]
+	mi := &file_holdfast_v1_session_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1580,7 +1976,7 @@ func (x *FollowResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FollowResponse.ProtoReflect.Descriptor instead.
 func (*FollowResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_session_proto_rawDescGZIP(), []int{22}
+	return file_holdfast_v1_session_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *FollowResponse) GetEvents() []*SessionEvent {
@@ -1612,7 +2008,7 @@ type SessionEvent struct {
 
 func (x *SessionEvent) Reset() {
 	*x = SessionEvent{}
-	mi := &file_holdfast_v1_session_proto_msgTypes[23]
+	mi := &file_holdfast_v1_session_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1624,7 +2020,7 @@ func (x *SessionEvent) String() string {
 func (*SessionEvent) ProtoMessage() {}
 
 func (x *SessionEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_session_proto_msgTypes[23]
+	mi := &file_holdfast_v1_session_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1637,7 +2033,7 @@ func (x *SessionEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionEvent.ProtoReflect.Descriptor instead.
 func (*SessionEvent) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_session_proto_rawDescGZIP(), []int{23}
+	return file_holdfast_v1_session_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *SessionEvent) GetSessionId() string {
@@ -1692,7 +2088,7 @@ type SessionProfile struct {
 
 func (x *SessionProfile) Reset() {
 	*x = SessionProfile{}
-	mi := &file_holdfast_v1_session_proto_msgTypes[24]
+	mi := &file_holdfast_v1_session_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1704,7 +2100,7 @@ func (x *SessionProfile) String() string {
 func (*SessionProfile) ProtoMessage() {}
 
 func (x *SessionProfile) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_session_proto_msgTypes[24]
+	mi := &file_holdfast_v1_session_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1717,7 +2113,7 @@ func (x *SessionProfile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionProfile.ProtoReflect.Descriptor instead.
 func (*SessionProfile) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_session_proto_rawDescGZIP(), []int{24}
+	return file_holdfast_v1_session_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *SessionProfile) GetUserId() string {
@@ -1791,7 +2187,7 @@ type SavedSession struct {
 
 func (x *SavedSession) Reset() {
 	*x = SavedSession{}
-	mi := &file_holdfast_v1_session_proto_msgTypes[25]
+	mi := &file_holdfast_v1_session_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1803,7 +2199,7 @@ func (x *SavedSession) String() string {
 func (*SavedSession) ProtoMessage() {}
 
 func (x *SavedSession) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_session_proto_msgTypes[25]
+	mi := &file_holdfast_v1_session_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1816,7 +2212,7 @@ func (x *SavedSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SavedSession.ProtoReflect.Descriptor instead.
 func (*SavedSession) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_session_proto_rawDescGZIP(), []int{25}
+	return file_holdfast_v1_session_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *SavedSession) GetTokenHash() []byte {
@@ -1857,7 +2253,7 @@ type ScanSavedRequest struct {
 
 func (x *ScanSavedRequest) Reset() {
 	*x = ScanSavedRequest{}
-	mi := &file_holdfast_v1_session_proto_msgTypes[26]
+	mi := &file_holdfast_v1_session_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1869,7 +2265,7 @@ func (x *ScanSavedRequest) String() string {
 func (*ScanSavedRequest) ProtoMessage() {}
 
 func (x *ScanSavedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_session_proto_msgTypes[26]
+	mi := &file_holdfast_v1_session_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1882,7 +2278,7 @@ func (x *ScanSavedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScanSavedRequest.ProtoReflect.Descriptor instead.
 func (*ScanSavedRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_session_proto_rawDescGZIP(), []int{26}
+	return file_holdfast_v1_session_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ScanSavedRequest) GetShard() uint32 {
@@ -1909,7 +2305,7 @@ type ScanSavedResponse struct {
 
 func (x *ScanSavedResponse) Reset() {
 	*x = ScanSavedResponse{}
-	mi := &file_holdfast_v1_session_proto_msgTypes[27]
+	mi := &file_holdfast_v1_session_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1921,7 +2317,7 @@ func (x *ScanSavedResponse) String() string {
 func (*ScanSavedResponse) ProtoMessage() {}
 
 func (x *ScanSavedResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_session_proto_msgTypes[27]
+	mi := &file_holdfast_v1_session_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1934,7 +2330,7 @@ func (x *ScanSavedResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScanSavedResponse.ProtoReflect.Descriptor instead.
 func (*ScanSavedResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_session_proto_rawDescGZIP(), []int{27}
+	return file_holdfast_v1_session_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ScanSavedResponse) GetSessions() []*SavedSession {
@@ -1955,7 +2351,7 @@ var File_holdfast_v1_session_proto protoreflect.FileDescriptor
 
 const file_holdfast_v1_session_proto_rawDesc = "" +
 	"\n" +
-	"\x19holdfast/v1/session.proto\x12\vholdfast.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x97\x05\n" +
+	"\x19holdfast/v1/session.proto\x12\vholdfast.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc2\x05\n" +
 	"\x14CreateSessionRequest\x12\x17\n" +
 	"\auser_id\x18\x01 \x01(\tR\x06userId\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12/\n" +
@@ -1975,14 +2371,16 @@ const file_holdfast_v1_session_proto_rawDesc = "" +
 	"\x05login\x18\v \x01(\tR\x05login\x12\x18\n" +
 	"\aservice\x18\f \x01(\tR\aservice\x12\"\n" +
 	"\fimpersonator\x18\r \x01(\tR\fimpersonator\x12,\n" +
-	"\x0frefresh_timeout\x18\x0e \x01(\x01H\x02R\x0erefreshTimeout\x88\x01\x01\x12!\n" +
-	"\fmax_sessions\x18\x0f \x01(\rR\vmaxSessions\x12\x1f\n" +
-	"\vmax_devices\x18\x10 \x01(\rR\n" +
-	"maxDevices\x12\x19\n" +
+	"\x0frefresh_timeout\x18\x0e \x01(\x01H\x02R\x0erefreshTimeout\x88\x01\x01\x12&\n" +
+	"\fmax_sessions\x18\x0f \x01(\rH\x03R\vmaxSessions\x88\x01\x01\x12$\n" +
+	"\vmax_devices\x18\x10 \x01(\rH\x04R\n" +
+	"maxDevices\x88\x01\x01\x12\x19\n" +
 	"\bon_limit\x18\x11 \x01(\tR\aonLimitB\x0f\n" +
 	"\r_idle_timeoutB\x13\n" +
 	"\x11_absolute_timeoutB\x12\n" +
-	"\x10_refresh_timeout\"\x9f\x02\n" +
+	"\x10_refresh_timeoutB\x0f\n" +
+	"\r_max_sessionsB\x0e\n" +
+	"\f_max_devices\"\x9f\x02\n" +
 	"\rSessionTokens\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x14\n" +
@@ -2003,9 +2401,11 @@ const file_holdfast_v1_session_proto_rawDesc = "" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12.\n" +
 	"\asession\x18\x03 \x01(\v2\x14.holdfast.v1.SessionR\asession\"<\n" +
 	"\x15RefreshSessionRequest\x12#\n" +
-	"\rrefresh_token\x18\x01 \x01(\tR\frefreshToken\",\n" +
+	"\rrefresh_token\x18\x01 \x01(\tR\frefreshToken\"N\n" +
 	"\x14RotateSessionRequest\x12\x14\n" +
-	"\x05token\x18\x01 \x01(\tR\x05token\"f\n" +
+	"\x05token\x18\x01 \x01(\tR\x05token\x12 \n" +
+	"\fstep_up_done\x18\x02 \x01(\bR\n" +
+	"stepUpDone\"f\n" +
 	"\rLogoutRequest\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12\x1f\n" +
 	"\vwhole_login\x18\x02 \x01(\bR\n" +
@@ -2080,12 +2480,15 @@ const file_holdfast_v1_session_proto_rawDesc = "" +
 	"\x0ecreated_before\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\rcreatedBefore\x12\x19\n" +
 	"\bip_range\x18\x04 \x01(\tR\aipRange\x12\x12\n" +
 	"\x04next\x18\x05 \x01(\tR\x04next\x12\x17\n" +
-	"\adry_run\x18\x06 \x01(\bR\x06dryRun\"z\n" +
+	"\adry_run\x18\x06 \x01(\bR\x06dryRun\"\x9a\x01\n" +
 	"\x16RevokeMatchingResponse\x12\x18\n" +
 	"\ascanned\x18\x01 \x01(\rR\ascanned\x12\x18\n" +
 	"\arevoked\x18\x02 \x01(\rR\arevoked\x12\x12\n" +
 	"\x04next\x18\x03 \x01(\tR\x04next\x12\x18\n" +
-	"\apercent\x18\x04 \x01(\x01R\apercent\"\x15\n" +
+	"\apercent\x18\x04 \x01(\x01R\apercent\x12\x1e\n" +
+	"\n" +
+	"unreadable\x18\x05 \x01(\rR\n" +
+	"unreadable\"\x15\n" +
 	"\x13SessionStatsRequest\"\xfc\x02\n" +
 	"\fSessionStats\x12=\n" +
 	"\x06active\x18\x01 \x03(\v2%.holdfast.v1.SessionStats.ActiveEntryR\x06active\x12@\n" +
@@ -2100,7 +2503,52 @@ const file_holdfast_v1_session_proto_rawDesc = "" +
 	"\n" +
 	"EndedEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x01R\x05value:\x028\x01\"9\n" +
+	"\x05value\x18\x02 \x01(\x01R\x05value:\x028\x01\"\x1c\n" +
+	"\x1aListSessionPoliciesRequest\"U\n" +
+	"\x1bListSessionPoliciesResponse\x126\n" +
+	"\bpolicies\x18\x01 \x03(\v2\x1a.holdfast.v1.SessionPolicyR\bpolicies\"\xf6\x03\n" +
+	"\rSessionPolicy\x12\x12\n" +
+	"\x04type\x18\x01 \x01(\tR\x04type\x12!\n" +
+	"\fidle_timeout\x18\x02 \x01(\x01R\vidleTimeout\x12)\n" +
+	"\x10absolute_timeout\x18\x03 \x01(\x01R\x0fabsoluteTimeout\x12'\n" +
+	"\x0frefresh_timeout\x18\x04 \x01(\x01R\x0erefreshTimeout\x12!\n" +
+	"\fmax_sessions\x18\x05 \x01(\rR\vmaxSessions\x12\x1f\n" +
+	"\vmax_devices\x18\x06 \x01(\rR\n" +
+	"maxDevices\x12\x19\n" +
+	"\bon_limit\x18\a \x01(\tR\aonLimit\x12\x1d\n" +
+	"\n" +
+	"ip_binding\x18\b \x01(\tR\tipBinding\x12*\n" +
+	"\x11on_network_change\x18\t \x01(\tR\x0fonNetworkChange\x12(\n" +
+	"\x10on_device_change\x18\n" +
+	" \x01(\tR\x0eonDeviceChange\x12\x19\n" +
+	"\bon_burst\x18\v \x01(\tR\aonBurst\x12\x14\n" +
+	"\x05burst\x18\f \x01(\rR\x05burst\x12\x1a\n" +
+	"\brevision\x18\r \x01(\rR\brevision\x129\n" +
+	"\n" +
+	"updated_at\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\tupdatedAt\"\xd9\x04\n" +
+	"\x17PutSessionPolicyRequest\x12\x12\n" +
+	"\x04type\x18\x01 \x01(\tR\x04type\x12&\n" +
+	"\fidle_timeout\x18\x02 \x01(\x01H\x00R\vidleTimeout\x88\x01\x01\x12.\n" +
+	"\x10absolute_timeout\x18\x03 \x01(\x01H\x01R\x0fabsoluteTimeout\x88\x01\x01\x12,\n" +
+	"\x0frefresh_timeout\x18\x04 \x01(\x01H\x02R\x0erefreshTimeout\x88\x01\x01\x12&\n" +
+	"\fmax_sessions\x18\x05 \x01(\rH\x03R\vmaxSessions\x88\x01\x01\x12$\n" +
+	"\vmax_devices\x18\x06 \x01(\rH\x04R\n" +
+	"maxDevices\x88\x01\x01\x12\x19\n" +
+	"\bon_limit\x18\a \x01(\tR\aonLimit\x12\x1d\n" +
+	"\n" +
+	"ip_binding\x18\b \x01(\tR\tipBinding\x12*\n" +
+	"\x11on_network_change\x18\t \x01(\tR\x0fonNetworkChange\x12(\n" +
+	"\x10on_device_change\x18\n" +
+	" \x01(\tR\x0eonDeviceChange\x12\x19\n" +
+	"\bon_burst\x18\v \x01(\tR\aonBurst\x12\x19\n" +
+	"\x05burst\x18\f \x01(\rH\x05R\x05burst\x88\x01\x01\x12+\n" +
+	"\x11expected_revision\x18\r \x01(\rR\x10expectedRevisionB\x0f\n" +
+	"\r_idle_timeoutB\x13\n" +
+	"\x11_absolute_timeoutB\x12\n" +
+	"\x10_refresh_timeoutB\x0f\n" +
+	"\r_max_sessionsB\x0e\n" +
+	"\f_max_devicesB\b\n" +
+	"\x06_burst\"9\n" +
 	"\rFollowRequest\x12\x14\n" +
 	"\x05shard\x18\x01 \x01(\rR\x05shard\x12\x12\n" +
 	"\x04ping\x18\x02 \x01(\x04R\x04ping\"W\n" +
@@ -2135,7 +2583,7 @@ const file_holdfast_v1_session_proto_rawDesc = "" +
 	"\x05after\x18\x02 \x01(\fR\x05after\"^\n" +
 	"\x11ScanSavedResponse\x125\n" +
 	"\bsessions\x18\x01 \x03(\v2\x19.holdfast.v1.SavedSessionR\bsessions\x12\x12\n" +
-	"\x04next\x18\x02 \x01(\fR\x04next2\x9c\r\n" +
+	"\x04next\x18\x02 \x01(\fR\x04next2\x9d\x0f\n" +
 	"\bSessions\x12d\n" +
 	"\x06Create\x12!.holdfast.v1.CreateSessionRequest\x1a\x1a.holdfast.v1.SessionTokens\"\x1b\x82\xd3\xe4\x93\x02\x15:\x01*\"\x10/api/v1/sessions\x12{\n" +
 	"\bValidate\x12#.holdfast.v1.ValidateSessionRequest\x1a$.holdfast.v1.ValidateSessionResponse\"$\x82\xd3\xe4\x93\x02\x1e:\x01*\"\x19/api/v1/sessions/validate\x12n\n" +
@@ -2151,7 +2599,9 @@ const file_holdfast_v1_session_proto_rawDesc = "" +
 	"RevokeUser\x12\x1e.holdfast.v1.RevokeUserRequest\x1a\x1c.holdfast.v1.RevokedSessions\"(\x82\xd3\xe4\x93\x02\"* /api/v1/users/{user_id}/sessions\x12i\n" +
 	"\tEraseUser\x12\x1d.holdfast.v1.EraseUserRequest\x1a\x1c.holdfast.v1.RevokedSessions\"\x1f\x82\xd3\xe4\x93\x02\x19*\x17/api/v1/users/{user_id}\x12}\n" +
 	"\x0eRevokeMatching\x12\".holdfast.v1.RevokeMatchingRequest\x1a#.holdfast.v1.RevokeMatchingResponse\"\"\x82\xd3\xe4\x93\x02\x1c:\x01*\"\x17/api/v1/sessions:revoke\x12c\n" +
-	"\x05Stats\x12 .holdfast.v1.SessionStatsRequest\x1a\x19.holdfast.v1.SessionStats\"\x1d\x82\xd3\xe4\x93\x02\x17\x12\x15/api/v1/session-stats\x12E\n" +
+	"\x05Stats\x12 .holdfast.v1.SessionStatsRequest\x1a\x19.holdfast.v1.SessionStats\"\x1d\x82\xd3\xe4\x93\x02\x17\x12\x15/api/v1/session-stats\x12\x83\x01\n" +
+	"\fListPolicies\x12'.holdfast.v1.ListSessionPoliciesRequest\x1a(.holdfast.v1.ListSessionPoliciesResponse\" \x82\xd3\xe4\x93\x02\x1a\x12\x18/api/v1/session-policies\x12y\n" +
+	"\tPutPolicy\x12$.holdfast.v1.PutSessionPolicyRequest\x1a\x1a.holdfast.v1.SessionPolicy\"*\x82\xd3\xe4\x93\x02$:\x01*\x1a\x1f/api/v1/session-policies/{type}\x12E\n" +
 	"\x06Follow\x12\x1a.holdfast.v1.FollowRequest\x1a\x1b.holdfast.v1.FollowResponse(\x010\x01B:Z8github.com/holdfastdb/holdfast/rpc/holdfastpb;holdfastpbb\x06proto3"
 
 var (
@@ -2166,102 +2616,112 @@ func file_holdfast_v1_session_proto_rawDescGZIP() []byte {
 	return file_holdfast_v1_session_proto_rawDescData
 }
 
-var file_holdfast_v1_session_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_holdfast_v1_session_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
 var file_holdfast_v1_session_proto_goTypes = []any{
-	(*CreateSessionRequest)(nil),    // 0: holdfast.v1.CreateSessionRequest
-	(*SessionTokens)(nil),           // 1: holdfast.v1.SessionTokens
-	(*ValidateSessionRequest)(nil),  // 2: holdfast.v1.ValidateSessionRequest
-	(*ValidateSessionResponse)(nil), // 3: holdfast.v1.ValidateSessionResponse
-	(*RefreshSessionRequest)(nil),   // 4: holdfast.v1.RefreshSessionRequest
-	(*RotateSessionRequest)(nil),    // 5: holdfast.v1.RotateSessionRequest
-	(*LogoutRequest)(nil),           // 6: holdfast.v1.LogoutRequest
-	(*GetSessionRequest)(nil),       // 7: holdfast.v1.GetSessionRequest
-	(*RevokeSessionRequest)(nil),    // 8: holdfast.v1.RevokeSessionRequest
-	(*RevokedSessions)(nil),         // 9: holdfast.v1.RevokedSessions
-	(*Session)(nil),                 // 10: holdfast.v1.Session
-	(*SetAttributesRequest)(nil),    // 11: holdfast.v1.SetAttributesRequest
-	(*SetAttributesResponse)(nil),   // 12: holdfast.v1.SetAttributesResponse
-	(*ListSessionsRequest)(nil),     // 13: holdfast.v1.ListSessionsRequest
-	(*ListSessionsResponse)(nil),    // 14: holdfast.v1.ListSessionsResponse
-	(*RevokeUserRequest)(nil),       // 15: holdfast.v1.RevokeUserRequest
-	(*EraseUserRequest)(nil),        // 16: holdfast.v1.EraseUserRequest
-	(*RevokeMatchingRequest)(nil),   // 17: holdfast.v1.RevokeMatchingRequest
-	(*RevokeMatchingResponse)(nil),  // 18: holdfast.v1.RevokeMatchingResponse
-	(*SessionStatsRequest)(nil),     // 19: holdfast.v1.SessionStatsRequest
-	(*SessionStats)(nil),            // 20: holdfast.v1.SessionStats
-	(*FollowRequest)(nil),           // 21: holdfast.v1.FollowRequest
-	(*FollowResponse)(nil),          // 22: holdfast.v1.FollowResponse
-	(*SessionEvent)(nil),            // 23: holdfast.v1.SessionEvent
-	(*SessionProfile)(nil),          // 24: holdfast.v1.SessionProfile
-	(*SavedSession)(nil),            // 25: holdfast.v1.SavedSession
-	(*ScanSavedRequest)(nil),        // 26: holdfast.v1.ScanSavedRequest
-	(*ScanSavedResponse)(nil),       // 27: holdfast.v1.ScanSavedResponse
-	nil,                             // 28: holdfast.v1.SessionStats.ActiveEntry
-	nil,                             // 29: holdfast.v1.SessionStats.CreatedEntry
-	nil,                             // 30: holdfast.v1.SessionStats.EndedEntry
-	(*structpb.Struct)(nil),         // 31: google.protobuf.Struct
-	(*timestamppb.Timestamp)(nil),   // 32: google.protobuf.Timestamp
+	(*CreateSessionRequest)(nil),        // 0: holdfast.v1.CreateSessionRequest
+	(*SessionTokens)(nil),               // 1: holdfast.v1.SessionTokens
+	(*ValidateSessionRequest)(nil),      // 2: holdfast.v1.ValidateSessionRequest
+	(*ValidateSessionResponse)(nil),     // 3: holdfast.v1.ValidateSessionResponse
+	(*RefreshSessionRequest)(nil),       // 4: holdfast.v1.RefreshSessionRequest
+	(*RotateSessionRequest)(nil),        // 5: holdfast.v1.RotateSessionRequest
+	(*LogoutRequest)(nil),               // 6: holdfast.v1.LogoutRequest
+	(*GetSessionRequest)(nil),           // 7: holdfast.v1.GetSessionRequest
+	(*RevokeSessionRequest)(nil),        // 8: holdfast.v1.RevokeSessionRequest
+	(*RevokedSessions)(nil),             // 9: holdfast.v1.RevokedSessions
+	(*Session)(nil),                     // 10: holdfast.v1.Session
+	(*SetAttributesRequest)(nil),        // 11: holdfast.v1.SetAttributesRequest
+	(*SetAttributesResponse)(nil),       // 12: holdfast.v1.SetAttributesResponse
+	(*ListSessionsRequest)(nil),         // 13: holdfast.v1.ListSessionsRequest
+	(*ListSessionsResponse)(nil),        // 14: holdfast.v1.ListSessionsResponse
+	(*RevokeUserRequest)(nil),           // 15: holdfast.v1.RevokeUserRequest
+	(*EraseUserRequest)(nil),            // 16: holdfast.v1.EraseUserRequest
+	(*RevokeMatchingRequest)(nil),       // 17: holdfast.v1.RevokeMatchingRequest
+	(*RevokeMatchingResponse)(nil),      // 18: holdfast.v1.RevokeMatchingResponse
+	(*SessionStatsRequest)(nil),         // 19: holdfast.v1.SessionStatsRequest
+	(*SessionStats)(nil),                // 20: holdfast.v1.SessionStats
+	(*ListSessionPoliciesRequest)(nil),  // 21: holdfast.v1.ListSessionPoliciesRequest
+	(*ListSessionPoliciesResponse)(nil), // 22: holdfast.v1.ListSessionPoliciesResponse
+	(*SessionPolicy)(nil),               // 23: holdfast.v1.SessionPolicy
+	(*PutSessionPolicyRequest)(nil),     // 24: holdfast.v1.PutSessionPolicyRequest
+	(*FollowRequest)(nil),               // 25: holdfast.v1.FollowRequest
+	(*FollowResponse)(nil),              // 26: holdfast.v1.FollowResponse
+	(*SessionEvent)(nil),                // 27: holdfast.v1.SessionEvent
+	(*SessionProfile)(nil),              // 28: holdfast.v1.SessionProfile
+	(*SavedSession)(nil),                // 29: holdfast.v1.SavedSession
+	(*ScanSavedRequest)(nil),            // 30: holdfast.v1.ScanSavedRequest
+	(*ScanSavedResponse)(nil),           // 31: holdfast.v1.ScanSavedResponse
+	nil,                                 // 32: holdfast.v1.SessionStats.ActiveEntry
+	nil,                                 // 33: holdfast.v1.SessionStats.CreatedEntry
+	nil,                                 // 34: holdfast.v1.SessionStats.EndedEntry
+	(*structpb.Struct)(nil),             // 35: google.protobuf.Struct
+	(*timestamppb.Timestamp)(nil),       // 36: google.protobuf.Timestamp
 }
 var file_holdfast_v1_session_proto_depIdxs = []int32{
-	31, // 0: holdfast.v1.CreateSessionRequest.device:type_name -> google.protobuf.Struct
-	31, // 1: holdfast.v1.CreateSessionRequest.attributes:type_name -> google.protobuf.Struct
-	32, // 2: holdfast.v1.SessionTokens.expires_at:type_name -> google.protobuf.Timestamp
-	32, // 3: holdfast.v1.SessionTokens.refresh_expires_at:type_name -> google.protobuf.Timestamp
-	31, // 4: holdfast.v1.ValidateSessionRequest.device:type_name -> google.protobuf.Struct
+	35, // 0: holdfast.v1.CreateSessionRequest.device:type_name -> google.protobuf.Struct
+	35, // 1: holdfast.v1.CreateSessionRequest.attributes:type_name -> google.protobuf.Struct
+	36, // 2: holdfast.v1.SessionTokens.expires_at:type_name -> google.protobuf.Timestamp
+	36, // 3: holdfast.v1.SessionTokens.refresh_expires_at:type_name -> google.protobuf.Timestamp
+	35, // 4: holdfast.v1.ValidateSessionRequest.device:type_name -> google.protobuf.Struct
 	10, // 5: holdfast.v1.ValidateSessionResponse.session:type_name -> holdfast.v1.Session
-	32, // 6: holdfast.v1.Session.created_at:type_name -> google.protobuf.Timestamp
-	32, // 7: holdfast.v1.Session.last_seen_at:type_name -> google.protobuf.Timestamp
-	32, // 8: holdfast.v1.Session.expires_at:type_name -> google.protobuf.Timestamp
-	32, // 9: holdfast.v1.Session.refresh_expires_at:type_name -> google.protobuf.Timestamp
-	31, // 10: holdfast.v1.Session.device:type_name -> google.protobuf.Struct
-	31, // 11: holdfast.v1.Session.attributes:type_name -> google.protobuf.Struct
-	32, // 12: holdfast.v1.Session.ended_at:type_name -> google.protobuf.Timestamp
-	31, // 13: holdfast.v1.SetAttributesRequest.set:type_name -> google.protobuf.Struct
-	31, // 14: holdfast.v1.SetAttributesResponse.attributes:type_name -> google.protobuf.Struct
+	36, // 6: holdfast.v1.Session.created_at:type_name -> google.protobuf.Timestamp
+	36, // 7: holdfast.v1.Session.last_seen_at:type_name -> google.protobuf.Timestamp
+	36, // 8: holdfast.v1.Session.expires_at:type_name -> google.protobuf.Timestamp
+	36, // 9: holdfast.v1.Session.refresh_expires_at:type_name -> google.protobuf.Timestamp
+	35, // 10: holdfast.v1.Session.device:type_name -> google.protobuf.Struct
+	35, // 11: holdfast.v1.Session.attributes:type_name -> google.protobuf.Struct
+	36, // 12: holdfast.v1.Session.ended_at:type_name -> google.protobuf.Timestamp
+	35, // 13: holdfast.v1.SetAttributesRequest.set:type_name -> google.protobuf.Struct
+	35, // 14: holdfast.v1.SetAttributesResponse.attributes:type_name -> google.protobuf.Struct
 	10, // 15: holdfast.v1.ListSessionsResponse.sessions:type_name -> holdfast.v1.Session
-	32, // 16: holdfast.v1.RevokeMatchingRequest.created_before:type_name -> google.protobuf.Timestamp
-	28, // 17: holdfast.v1.SessionStats.active:type_name -> holdfast.v1.SessionStats.ActiveEntry
-	29, // 18: holdfast.v1.SessionStats.created:type_name -> holdfast.v1.SessionStats.CreatedEntry
-	30, // 19: holdfast.v1.SessionStats.ended:type_name -> holdfast.v1.SessionStats.EndedEntry
-	23, // 20: holdfast.v1.FollowResponse.events:type_name -> holdfast.v1.SessionEvent
-	32, // 21: holdfast.v1.SessionEvent.at:type_name -> google.protobuf.Timestamp
-	31, // 22: holdfast.v1.SessionProfile.device:type_name -> google.protobuf.Struct
-	25, // 23: holdfast.v1.ScanSavedResponse.sessions:type_name -> holdfast.v1.SavedSession
-	0,  // 24: holdfast.v1.Sessions.Create:input_type -> holdfast.v1.CreateSessionRequest
-	2,  // 25: holdfast.v1.Sessions.Validate:input_type -> holdfast.v1.ValidateSessionRequest
-	4,  // 26: holdfast.v1.Sessions.Refresh:input_type -> holdfast.v1.RefreshSessionRequest
-	5,  // 27: holdfast.v1.Sessions.Rotate:input_type -> holdfast.v1.RotateSessionRequest
-	6,  // 28: holdfast.v1.Sessions.Logout:input_type -> holdfast.v1.LogoutRequest
-	7,  // 29: holdfast.v1.Sessions.Get:input_type -> holdfast.v1.GetSessionRequest
-	8,  // 30: holdfast.v1.Sessions.Revoke:input_type -> holdfast.v1.RevokeSessionRequest
-	11, // 31: holdfast.v1.Sessions.SetAttributes:input_type -> holdfast.v1.SetAttributesRequest
-	13, // 32: holdfast.v1.Sessions.List:input_type -> holdfast.v1.ListSessionsRequest
-	13, // 33: holdfast.v1.Sessions.History:input_type -> holdfast.v1.ListSessionsRequest
-	15, // 34: holdfast.v1.Sessions.RevokeUser:input_type -> holdfast.v1.RevokeUserRequest
-	16, // 35: holdfast.v1.Sessions.EraseUser:input_type -> holdfast.v1.EraseUserRequest
-	17, // 36: holdfast.v1.Sessions.RevokeMatching:input_type -> holdfast.v1.RevokeMatchingRequest
-	19, // 37: holdfast.v1.Sessions.Stats:input_type -> holdfast.v1.SessionStatsRequest
-	21, // 38: holdfast.v1.Sessions.Follow:input_type -> holdfast.v1.FollowRequest
-	1,  // 39: holdfast.v1.Sessions.Create:output_type -> holdfast.v1.SessionTokens
-	3,  // 40: holdfast.v1.Sessions.Validate:output_type -> holdfast.v1.ValidateSessionResponse
-	1,  // 41: holdfast.v1.Sessions.Refresh:output_type -> holdfast.v1.SessionTokens
-	1,  // 42: holdfast.v1.Sessions.Rotate:output_type -> holdfast.v1.SessionTokens
-	9,  // 43: holdfast.v1.Sessions.Logout:output_type -> holdfast.v1.RevokedSessions
-	10, // 44: holdfast.v1.Sessions.Get:output_type -> holdfast.v1.Session
-	9,  // 45: holdfast.v1.Sessions.Revoke:output_type -> holdfast.v1.RevokedSessions
-	12, // 46: holdfast.v1.Sessions.SetAttributes:output_type -> holdfast.v1.SetAttributesResponse
-	14, // 47: holdfast.v1.Sessions.List:output_type -> holdfast.v1.ListSessionsResponse
-	14, // 48: holdfast.v1.Sessions.History:output_type -> holdfast.v1.ListSessionsResponse
-	9,  // 49: holdfast.v1.Sessions.RevokeUser:output_type -> holdfast.v1.RevokedSessions
-	9,  // 50: holdfast.v1.Sessions.EraseUser:output_type -> holdfast.v1.RevokedSessions
-	18, // 51: holdfast.v1.Sessions.RevokeMatching:output_type -> holdfast.v1.RevokeMatchingResponse
-	20, // 52: holdfast.v1.Sessions.Stats:output_type -> holdfast.v1.SessionStats
-	22, // 53: holdfast.v1.Sessions.Follow:output_type -> holdfast.v1.FollowResponse
-	39, // [39:54] is the sub-list for method output_type
-	24, // [24:39] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	36, // 16: holdfast.v1.RevokeMatchingRequest.created_before:type_name -> google.protobuf.Timestamp
+	32, // 17: holdfast.v1.SessionStats.active:type_name -> holdfast.v1.SessionStats.ActiveEntry
+	33, // 18: holdfast.v1.SessionStats.created:type_name -> holdfast.v1.SessionStats.CreatedEntry
+	34, // 19: holdfast.v1.SessionStats.ended:type_name -> holdfast.v1.SessionStats.EndedEntry
+	23, // 20: holdfast.v1.ListSessionPoliciesResponse.policies:type_name -> holdfast.v1.SessionPolicy
+	36, // 21: holdfast.v1.SessionPolicy.updated_at:type_name -> google.protobuf.Timestamp
+	27, // 22: holdfast.v1.FollowResponse.events:type_name -> holdfast.v1.SessionEvent
+	36, // 23: holdfast.v1.SessionEvent.at:type_name -> google.protobuf.Timestamp
+	35, // 24: holdfast.v1.SessionProfile.device:type_name -> google.protobuf.Struct
+	29, // 25: holdfast.v1.ScanSavedResponse.sessions:type_name -> holdfast.v1.SavedSession
+	0,  // 26: holdfast.v1.Sessions.Create:input_type -> holdfast.v1.CreateSessionRequest
+	2,  // 27: holdfast.v1.Sessions.Validate:input_type -> holdfast.v1.ValidateSessionRequest
+	4,  // 28: holdfast.v1.Sessions.Refresh:input_type -> holdfast.v1.RefreshSessionRequest
+	5,  // 29: holdfast.v1.Sessions.Rotate:input_type -> holdfast.v1.RotateSessionRequest
+	6,  // 30: holdfast.v1.Sessions.Logout:input_type -> holdfast.v1.LogoutRequest
+	7,  // 31: holdfast.v1.Sessions.Get:input_type -> holdfast.v1.GetSessionRequest
+	8,  // 32: holdfast.v1.Sessions.Revoke:input_type -> holdfast.v1.RevokeSessionRequest
+	11, // 33: holdfast.v1.Sessions.SetAttributes:input_type -> holdfast.v1.SetAttributesRequest
+	13, // 34: holdfast.v1.Sessions.List:input_type -> holdfast.v1.ListSessionsRequest
+	13, // 35: holdfast.v1.Sessions.History:input_type -> holdfast.v1.ListSessionsRequest
+	15, // 36: holdfast.v1.Sessions.RevokeUser:input_type -> holdfast.v1.RevokeUserRequest
+	16, // 37: holdfast.v1.Sessions.EraseUser:input_type -> holdfast.v1.EraseUserRequest
+	17, // 38: holdfast.v1.Sessions.RevokeMatching:input_type -> holdfast.v1.RevokeMatchingRequest
+	19, // 39: holdfast.v1.Sessions.Stats:input_type -> holdfast.v1.SessionStatsRequest
+	21, // 40: holdfast.v1.Sessions.ListPolicies:input_type -> holdfast.v1.ListSessionPoliciesRequest
+	24, // 41: holdfast.v1.Sessions.PutPolicy:input_type -> holdfast.v1.PutSessionPolicyRequest
+	25, // 42: holdfast.v1.Sessions.Follow:input_type -> holdfast.v1.FollowRequest
+	1,  // 43: holdfast.v1.Sessions.Create:output_type -> holdfast.v1.SessionTokens
+	3,  // 44: holdfast.v1.Sessions.Validate:output_type -> holdfast.v1.ValidateSessionResponse
+	1,  // 45: holdfast.v1.Sessions.Refresh:output_type -> holdfast.v1.SessionTokens
+	1,  // 46: holdfast.v1.Sessions.Rotate:output_type -> holdfast.v1.SessionTokens
+	9,  // 47: holdfast.v1.Sessions.Logout:output_type -> holdfast.v1.RevokedSessions
+	10, // 48: holdfast.v1.Sessions.Get:output_type -> holdfast.v1.Session
+	9,  // 49: holdfast.v1.Sessions.Revoke:output_type -> holdfast.v1.RevokedSessions
+	12, // 50: holdfast.v1.Sessions.SetAttributes:output_type -> holdfast.v1.SetAttributesResponse
+	14, // 51: holdfast.v1.Sessions.List:output_type -> holdfast.v1.ListSessionsResponse
+	14, // 52: holdfast.v1.Sessions.History:output_type -> holdfast.v1.ListSessionsResponse
+	9,  // 53: holdfast.v1.Sessions.RevokeUser:output_type -> holdfast.v1.RevokedSessions
+	9,  // 54: holdfast.v1.Sessions.EraseUser:output_type -> holdfast.v1.RevokedSessions
+	18, // 55: holdfast.v1.Sessions.RevokeMatching:output_type -> holdfast.v1.RevokeMatchingResponse
+	20, // 56: holdfast.v1.Sessions.Stats:output_type -> holdfast.v1.SessionStats
+	22, // 57: holdfast.v1.Sessions.ListPolicies:output_type -> holdfast.v1.ListSessionPoliciesResponse
+	23, // 58: holdfast.v1.Sessions.PutPolicy:output_type -> holdfast.v1.SessionPolicy
+	26, // 59: holdfast.v1.Sessions.Follow:output_type -> holdfast.v1.FollowResponse
+	43, // [43:60] is the sub-list for method output_type
+	26, // [26:43] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_v1_session_proto_init() }
@@ -2272,13 +2732,14 @@ func file_holdfast_v1_session_proto_init() {
 	file_holdfast_v1_session_proto_msgTypes[0].OneofWrappers = []any{}
 	file_holdfast_v1_session_proto_msgTypes[1].OneofWrappers = []any{}
 	file_holdfast_v1_session_proto_msgTypes[11].OneofWrappers = []any{}
+	file_holdfast_v1_session_proto_msgTypes[24].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_v1_session_proto_rawDesc), len(file_holdfast_v1_session_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   31,
+			NumMessages:   35,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

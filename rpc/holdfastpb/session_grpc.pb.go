@@ -33,6 +33,8 @@ const (
 	Sessions_EraseUser_FullMethodName      = "/holdfast.v1.Sessions/EraseUser"
 	Sessions_RevokeMatching_FullMethodName = "/holdfast.v1.Sessions/RevokeMatching"
 	Sessions_Stats_FullMethodName          = "/holdfast.v1.Sessions/Stats"
+	Sessions_ListPolicies_FullMethodName   = "/holdfast.v1.Sessions/ListPolicies"
+	Sessions_PutPolicy_FullMethodName      = "/holdfast.v1.Sessions/PutPolicy"
 	Sessions_Follow_FullMethodName         = "/holdfast.v1.Sessions/Follow"
 )
 
@@ -49,8 +51,7 @@ type SessionsClient interface {
 	Validate(ctx context.Context, in *ValidateSessionRequest, opts ...grpc.CallOption) (*ValidateSessionResponse, error)
 	// Refresh exchanges a refresh token for a new pair. A refresh token that was exchanged before ends the session.
 	Refresh(ctx context.Context, in *RefreshSessionRequest, opts ...grpc.CallOption) (*SessionTokens, error)
-	// Rotate exchanges an access token for a new one and ends the old one at once: for a change of privileges, and after a
-	// step-up.
+	// Rotate exchanges an access token for a new one and ends the old one at once: for a change of privileges.
 	Rotate(ctx context.Context, in *RotateSessionRequest, opts ...grpc.CallOption) (*SessionTokens, error)
 	// Logout ends the session of an access token. One that is over already is no error.
 	Logout(ctx context.Context, in *LogoutRequest, opts ...grpc.CallOption) (*RevokedSessions, error)
@@ -72,6 +73,11 @@ type SessionsClient interface {
 	RevokeMatching(ctx context.Context, in *RevokeMatchingRequest, opts ...grpc.CallOption) (*RevokeMatchingResponse, error)
 	// Stats counts the sessions of the cluster.
 	Stats(ctx context.Context, in *SessionStatsRequest, opts ...grpc.CallOption) (*SessionStats, error)
+	// ListPolicies tells what sessions of each type are like.
+	ListPolicies(ctx context.Context, in *ListSessionPoliciesRequest, opts ...grpc.CallOption) (*ListSessionPoliciesResponse, error)
+	// PutPolicy changes what sessions of a type are like: those that begin from now on, and what is suspicious in all. What
+	// is absent stays.
+	PutPolicy(ctx context.Context, in *PutSessionPolicyRequest, opts ...grpc.CallOption) (*SessionPolicy, error)
 	// Follow tells what happens to the sessions of one shard, from its leader, in order. Each ping is answered, after all
 	// that was acknowledged before it was sent.
 	Follow(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[FollowRequest, FollowResponse], error)
@@ -225,6 +231,26 @@ func (c *sessionsClient) Stats(ctx context.Context, in *SessionStatsRequest, opt
 	return out, nil
 }
 
+func (c *sessionsClient) ListPolicies(ctx context.Context, in *ListSessionPoliciesRequest, opts ...grpc.CallOption) (*ListSessionPoliciesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListSessionPoliciesResponse)
+	err := c.cc.Invoke(ctx, Sessions_ListPolicies_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *sessionsClient) PutPolicy(ctx context.Context, in *PutSessionPolicyRequest, opts ...grpc.CallOption) (*SessionPolicy, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SessionPolicy)
+	err := c.cc.Invoke(ctx, Sessions_PutPolicy_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *sessionsClient) Follow(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[FollowRequest, FollowResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &Sessions_ServiceDesc.Streams[0], Sessions_Follow_FullMethodName, cOpts...)
@@ -251,8 +277,7 @@ type SessionsServer interface {
 	Validate(context.Context, *ValidateSessionRequest) (*ValidateSessionResponse, error)
 	// Refresh exchanges a refresh token for a new pair. A refresh token that was exchanged before ends the session.
 	Refresh(context.Context, *RefreshSessionRequest) (*SessionTokens, error)
-	// Rotate exchanges an access token for a new one and ends the old one at once: for a change of privileges, and after a
-	// step-up.
+	// Rotate exchanges an access token for a new one and ends the old one at once: for a change of privileges.
 	Rotate(context.Context, *RotateSessionRequest) (*SessionTokens, error)
 	// Logout ends the session of an access token. One that is over already is no error.
 	Logout(context.Context, *LogoutRequest) (*RevokedSessions, error)
@@ -274,6 +299,11 @@ type SessionsServer interface {
 	RevokeMatching(context.Context, *RevokeMatchingRequest) (*RevokeMatchingResponse, error)
 	// Stats counts the sessions of the cluster.
 	Stats(context.Context, *SessionStatsRequest) (*SessionStats, error)
+	// ListPolicies tells what sessions of each type are like.
+	ListPolicies(context.Context, *ListSessionPoliciesRequest) (*ListSessionPoliciesResponse, error)
+	// PutPolicy changes what sessions of a type are like: those that begin from now on, and what is suspicious in all. What
+	// is absent stays.
+	PutPolicy(context.Context, *PutSessionPolicyRequest) (*SessionPolicy, error)
 	// Follow tells what happens to the sessions of one shard, from its leader, in order. Each ping is answered, after all
 	// that was acknowledged before it was sent.
 	Follow(grpc.BidiStreamingServer[FollowRequest, FollowResponse]) error
@@ -328,6 +358,12 @@ func (UnimplementedSessionsServer) RevokeMatching(context.Context, *RevokeMatchi
 }
 func (UnimplementedSessionsServer) Stats(context.Context, *SessionStatsRequest) (*SessionStats, error) {
 	return nil, status.Error(codes.Unimplemented, "method Stats not implemented")
+}
+func (UnimplementedSessionsServer) ListPolicies(context.Context, *ListSessionPoliciesRequest) (*ListSessionPoliciesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListPolicies not implemented")
+}
+func (UnimplementedSessionsServer) PutPolicy(context.Context, *PutSessionPolicyRequest) (*SessionPolicy, error) {
+	return nil, status.Error(codes.Unimplemented, "method PutPolicy not implemented")
 }
 func (UnimplementedSessionsServer) Follow(grpc.BidiStreamingServer[FollowRequest, FollowResponse]) error {
 	return status.Error(codes.Unimplemented, "method Follow not implemented")
@@ -605,6 +641,42 @@ func _Sessions_Stats_Handler(srv interface{}, ctx context.Context, dec func(inte
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Sessions_ListPolicies_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListSessionPoliciesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SessionsServer).ListPolicies(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Sessions_ListPolicies_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SessionsServer).ListPolicies(ctx, req.(*ListSessionPoliciesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Sessions_PutPolicy_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PutSessionPolicyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SessionsServer).PutPolicy(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Sessions_PutPolicy_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SessionsServer).PutPolicy(ctx, req.(*PutSessionPolicyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Sessions_Follow_Handler(srv interface{}, stream grpc.ServerStream) error {
 	return srv.(SessionsServer).Follow(&grpc.GenericServerStream[FollowRequest, FollowResponse]{ServerStream: stream})
 }
@@ -674,6 +746,14 @@ var Sessions_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Stats",
 			Handler:    _Sessions_Stats_Handler,
+		},
+		{
+			MethodName: "ListPolicies",
+			Handler:    _Sessions_ListPolicies_Handler,
+		},
+		{
+			MethodName: "PutPolicy",
+			Handler:    _Sessions_PutPolicy_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

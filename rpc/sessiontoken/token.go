@@ -124,8 +124,8 @@ func Parse(text string, kind Kind, cluster Cluster) (Token, error) {
 		}
 		return Token{}, ErrMalformed
 	}
-	b, err := base64.RawURLEncoding.Strict().DecodeString(rest)
-	if err != nil || len(b) != size {
+	b, ok := decode(rest, size)
+	if !ok {
 		return Token{}, ErrMalformed
 	}
 	body, sum := b[:size-sumBytes], binary.BigEndian.Uint32(b[size-sumBytes:])
@@ -144,14 +144,23 @@ func Parse(text string, kind Kind, cluster Cluster) (Token, error) {
 	return t, nil
 }
 
+// decode reads base64 of so many bytes. There is one text for them: package base64 skips line breaks, which no token has.
+func decode(text string, size int) ([]byte, bool) {
+	if len(text) != base64.RawURLEncoding.EncodedLen(size) {
+		return nil, false
+	}
+	b, err := base64.RawURLEncoding.Strict().DecodeString(text)
+	return b, err == nil && len(b) == size
+}
+
 // ParseID reads the id of a session.
 func ParseID(text string) (id ID, err error) {
 	rest, ok := strings.CutPrefix(text, prefixID)
 	if !ok || len(text) > MaxText {
 		return ID{}, ErrMalformed
 	}
-	b, err := base64.RawURLEncoding.Strict().DecodeString(rest)
-	if err != nil || len(b) != len(id) {
+	b, ok := decode(rest, len(id))
+	if !ok {
 		return ID{}, ErrMalformed
 	}
 	copy(id[:], b)
