@@ -59,7 +59,7 @@ var layers = []layer{
 	{"storage/raftlog/bolt", []string{"storage/raftlog"}, "the second implementation of one interface"},
 	{"cluster-tests/", []string{"client/", "rpc/", "node/", "fsm/", "storage/", "cluster-tests/"}, "tests see everything"},
 	{"cluster-tests/history", []string{"client"}, "a history has operations of any data type"},
-	{"cluster-tests/models", []string{"client", "rpc/holdfastpb", "fsm/", "cluster-tests/history"}, "the one place where the tests know data types"},
+	{"cluster-tests/models", []string{"client", "rpc/holdfastpb", "rpc/sessiontoken", "fsm/", "cluster-tests/history"}, "the one place where the tests know data types"},
 	{"cluster-tests/check", []string{"rpc", "fsm", "fsm/catalog", "storage/kv", "cluster-tests/history", "cluster-tests/models"}, "the judge knows a data type by its model"},
 	{"cluster-tests/sim", []string{"client", "rpc/process", "node/", "fsm", "cluster-tests/"}, "a layer takes data types as models has them"},
 	{"cluster-tests/chaos", []string{"client", "rpc/holdfastpb", "fsm", "storage/plant", "cluster-tests/"}, "a layer takes data types as models has them"},

@@ -46,13 +46,7 @@ func (x *stream) prepareSession(o *op, in *pb.Op, q *pb.FrameRequest) {
 		return
 	}
 	s := x.s.sessions
-	switch in.Method {
-	case methodLogout: // these ask first
-		o.elsewhere = func(ctx context.Context, q *pb.FrameRequest, i int) (proto.Message, error) {
-			return method(in, &pb.LogoutRequest{}, s.Logout)(withFrame(ctx, q, i))
-		}
-		return
-	case methodSetAttributes:
+	if in.Method == methodSetAttributes { // it reads first
 		o.elsewhere = func(ctx context.Context, q *pb.FrameRequest, i int) (proto.Message, error) {
 			return method(in, &pb.SetAttributesRequest{}, s.SetAttributes)(withFrame(ctx, q, i))
 		}
@@ -92,6 +86,8 @@ func (s *sessions) planFrame(in *pb.Op, q *pb.FrameRequest, place int) (*session
 		return planned(in, &pb.RefreshSessionRequest{}, s.planRefresh)
 	case methodRotateSession:
 		return planned(in, &pb.RotateSessionRequest{}, s.planRotate)
+	case methodLogout:
+		return planned(in, &pb.LogoutRequest{}, s.planLogout)
 	case methodRevokeSession:
 		return planned(in, &pb.RevokeSessionRequest{}, planRevoke)
 	case methodRevokeUser:

@@ -10,6 +10,7 @@ import (
 	"github.com/holdfastdb/holdfast/fsm"
 	"github.com/holdfastdb/holdfast/fsm/session"
 	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
+	"github.com/holdfastdb/holdfast/storage/plant"
 )
 
 // maxEvents bounds what waits for a follower; one that is slower starts again.
@@ -96,6 +97,9 @@ func (f *follower) applied(index uint64, at fsm.Time, events []fsm.Event) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, e := range events {
+		if plant.On(plant.MissEnds) && e.Body[0] == byte(session.EventEnded) {
+			continue
+		}
 		if e.Type == session.TypeID && len(f.events) <= maxEvents {
 			f.events = append(f.events, told{e.Body, index, at})
 		}

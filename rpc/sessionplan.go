@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"math"
 	"net/netip"
 
@@ -321,22 +322,15 @@ func (t *tokens) message(k session.Key, until, refreshUntil fsm.Time) *pb.Sessio
 	return m
 }
 
-// reissue has a session accept the tokens of a step whose answer was lost.
+// reissue has a session accept the tokens of a step whose answer was lost. If the session is over, they count for nothing,
+// as the lost ones do: that is no failure of the step, which was executed.
 func (s *sessions) reissue(ctx context.Context, k session.Key, at fsm.Time, t *tokens) error {
 	q := session.ReissueRequest{Session: k, At: at, Access: t.access.Hash()}
 	if t.both {
 		q.Refresh = t.refresh.Hash()
 	}
-	body, err := s.do(ctx, k.User.Slot(), sessionCall(session.OpReissue, &q))
-	if err != nil {
-		return err
-	}
-	var done session.Done
-	if err := done.Decode(body); err != nil {
-		return err
-	}
-	if !done.Found {
-		return fsm.Errorf(fsm.NotFound, "the session was made, and has ended since")
+	if _, err := s.do(ctx, k.User.Slot(), sessionCall(session.OpReissue, &q)); err != nil {
+		return fmt.Errorf("%w: its answer was lost, and no other could be made: %w", fsm.ErrOutcomeUnknown, err)
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"sync"
 
 	"google.golang.org/protobuf/proto"
@@ -193,33 +194,30 @@ func (s *sessions) EraseUser(ctx context.Context, q *pb.EraseUserRequest) (*pb.R
 
 // Logout implements the service.
 func (s *sessions) Logout(ctx context.Context, q *pb.LogoutRequest) (*pb.RevokedSessions, error) {
-	step, err := s.planLogout(ctx, q)
-	if err == nil && step == nil {
-		return &pb.RevokedSessions{}, nil
-	}
+	step, err := s.planLogout(q)
 	return typed[*pb.RevokedSessions](s.run(ctx, q, step, err))
 }
 
 // SetAttributes implements the service.
 func (s *sessions) SetAttributes(ctx context.Context, q *pb.SetAttributesRequest) (*pb.SetAttributesResponse, error) {
-	m, err := s.setAttributes(ctx, q)
+	c, err := s.limits.caller(ctx, q)
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	m, err := s.setAttributes(ctx, q, c)
 	return m, statusOf(err)
 }
 
 // attributeTries bounds how often a change without a version is made again from what others wrote meanwhile.
 const attributeTries = 16
 
-func (s *sessions) setAttributes(ctx context.Context, q *pb.SetAttributesRequest) (*pb.SetAttributesResponse, error) {
+func (s *sessions) setAttributes(ctx context.Context, q *pb.SetAttributesRequest, c caller) (*pb.SetAttributesResponse, error) {
 	id, err := sessiontoken.ParseID(q.SessionId)
 	if err != nil {
 		return nil, errSessionID
 	}
 	if len(q.Set.GetFields())+len(q.Remove) == 0 {
 		return nil, invalidf("nothing to set and nothing to remove")
-	}
-	c, err := s.limits.caller(ctx, q)
-	if err != nil {
-		return nil, err
 	}
 	for try := uint64(1); ; try++ {
 		m, err := s.tryAttributes(ctx, keyOf(id), q, c, step{number: try})
@@ -229,51 +227,46 @@ func (s *sessions) setAttributes(ctx context.Context, q *pb.SetAttributesRequest
 	}
 }
 
-// tryAttributes changes the attributes from the version that is there now. A request that is repeated, having been carried
-// out, is told so by the shard: what is there now says nothing of it.
-func (s *sessions) tryAttributes(ctx context.Context, k session.Key, q *pb.SetAttributesRequest, by caller, n step) (*pb.SetAttributesResponse, error) {
-	r, _, err := s.ask(ctx, k.User.Slot(), sessionCall(session.OpGet, &session.GetRequest{Session: k}))
-	if err == nil {
-		err = r.Err()
-	}
-	if err != nil {
-		return nil, err
-	}
-	var i session.Info
-	if err := i.Decode(r.Body); err != nil {
-		return nil, err
-	}
-	if i.Verdict != session.Valid {
-		return nil, fsm.Errorf(fsm.NotFound, "the session has ended")
-	}
-	all := &structpb.Struct{}
-	if err := s.open(i.Attributes, k.User, attributesPart, all); err != nil {
-		return nil, err
-	}
-	if all.Fields == nil {
-		all.Fields = make(map[string]*structpb.Value)
-	}
-	for name, value := range q.Set.GetFields() {
-		all.Fields[name] = value
-	}
-	for _, name := range q.Remove {
-		delete(all.Fields, name)
-	}
-	if err := checkAttributes(all); err != nil {
-		return nil, err
-	}
-	c := session.SetAttributesRequest{Session: k, Version: i.Version}
-	if q.Version != nil {
-		c.Version = uint64(*q.Version)
-	}
-	if c.Sealed, err = s.seal(all, k.User, attributesPart); err != nil {
-		return nil, err
-	}
+// tryAttributes changes the attributes from the version that is there now. The shard has the last word, also where what was
+// read says enough: a request that is sent again may have been executed before, and then it is answered as the first time.
+func (s *sessions) tryAttributes(ctx context.Context, k session.Key, q *pb.SetAttributesRequest, c caller, try step) (*pb.SetAttributesResponse, error) {
 	group, err := s.group(k.User.Slot())
 	if err != nil {
 		return nil, err
 	}
-	out, err := by.propose(ctx, group, n, sessionCall(session.OpSetAttributes, &c))
+	i, err := s.attributesOf(ctx, k)
+	if err != nil {
+		if c.named {
+			err = fmt.Errorf("%w: read the attributes: %w", fsm.ErrOutcomeUnknown, err)
+		}
+		return nil, err
+	}
+	if q.Version != nil && uint64(*q.Version) > i.Version && i.Verdict == session.Valid {
+		return nil, fsm.Errorf(fsm.Conflict, "the attributes are at version %d, not %d", i.Version, *q.Version)
+	}
+	change := session.SetAttributesRequest{Session: k, Version: i.Version}
+	if q.Version != nil {
+		change.Version = uint64(*q.Version)
+	}
+	before, after := &structpb.Struct{}, &structpb.Struct{}
+	if err := s.open(i.Attributes, k.User, attributesPart, before); err != nil {
+		return nil, err
+	}
+	after.Fields = maps.Clone(before.Fields)
+	if after.Fields == nil {
+		after.Fields = make(map[string]*structpb.Value)
+	}
+	maps.Copy(after.Fields, q.Set.GetFields())
+	for _, name := range q.Remove {
+		delete(after.Fields, name)
+	}
+	if err := checkAttributes(after); err != nil {
+		return nil, err
+	}
+	if change.Sealed, err = s.seal(after, k.User, attributesPart); err != nil {
+		return nil, err
+	}
+	out, err := c.propose(ctx, group, try, sessionCall(session.OpSetAttributes, &change))
 	if err != nil {
 		return nil, err
 	}
@@ -285,7 +278,25 @@ func (s *sessions) tryAttributes(ctx context.Context, k session.Key, q *pb.SetAt
 	if err := v.Decode(body); err != nil {
 		return nil, err
 	}
-	return &pb.SetAttributesResponse{Version: uint32(v.V), Attributes: all}, nil
+	m := &pb.SetAttributesResponse{Version: uint32(v.V), Attributes: after}
+	if out.Replayed {
+		if m.Attributes = before; i.Version != v.V {
+			m.Attributes = nil // somebody has changed them since, or the session is over
+		}
+	}
+	return m, nil
+}
+
+// attributesOf reads a session with its attributes. Of one that is not there it tells that it has ended.
+func (s *sessions) attributesOf(ctx context.Context, k session.Key) (i session.Info, err error) {
+	r, _, err := s.ask(ctx, k.User.Slot(), sessionCall(session.OpGet, &session.GetRequest{Session: k}))
+	if err != nil {
+		return i, err
+	}
+	if r.Code == fsm.NotFound {
+		return session.Info{Verdict: session.Ended}, nil
+	}
+	return i, errors.Join(r.Err(), i.Decode(r.Body))
 }
 
 // Stats implements the service.

@@ -1,7 +1,6 @@
 package rpc
 
 import (
-	"context"
 	"errors"
 	"net/netip"
 
@@ -281,38 +280,30 @@ func planErase(q *pb.EraseUserRequest) (*sessionStep, error) {
 	return revoking(user.Slot(), sessionCall(session.OpPurgeUser, &session.PurgeUserRequest{User: user})), nil
 }
 
-// planLogout ends the session of a token, if it counts; nil if there is nothing to end. Who holds a token may end its
-// session, whatever else stands against its use.
-func (s *sessions) planLogout(ctx context.Context, q *pb.LogoutRequest) (*sessionStep, error) {
+// planLogout ends the session of a token, if it counts. That it is over already is no error.
+func (s *sessions) planLogout(q *pb.LogoutRequest) (*sessionStep, error) {
 	token, err := sessiontoken.Parse(q.Token, sessiontoken.Access, s.cluster())
 	if err != nil {
 		return nil, refuse(tokenReason(err))
 	}
-	k := keyOf(token.Session)
-	c := session.ValidateRequest{Session: k, Token: token.Secret.Hash()}
-	r, _, err := s.ask(ctx, k.User.Slot(), sessionCall(session.OpValidate, &c))
-	if err == nil {
-		err = r.Err()
-	}
-	if err != nil {
-		return nil, err
-	}
-	var i session.Info
-	if err := i.Decode(r.Body); err != nil {
-		return nil, err
-	}
-	switch i.Verdict {
-	case session.Ended:
-		return nil, nil
-	case session.UnknownToken, session.RotatedAway:
-		return nil, refuse(verdictReasons[i.Verdict])
-	}
+	c := session.LogoutRequest{Session: keyOf(token.Session), Token: token.Secret.Hash()}
 	switch {
 	case q.Everywhere:
-		return revoking(k.User.Slot(), sessionCall(session.OpRevokeUser, &session.RevokeUserRequest{User: k.User, Reason: session.LoggedOut})), nil
-	case q.WholeLogin && i.Group != 0:
-		c := session.RevokeUserRequest{User: k.User, Reason: session.LoggedOut, Group: i.Group}
-		return revoking(k.User.Slot(), sessionCall(session.OpRevokeUser, &c)), nil
+		c.Scope = session.Everywhere
+	case q.WholeLogin:
+		c.Scope = session.WholeLogin
 	}
-	return revoking(k.User.Slot(), sessionCall(session.OpRevoke, &session.RevokeRequest{Reason: session.LoggedOut, Sessions: []session.Key{k}})), nil
+	return &sessionStep{slot: token.Session.Slot(), call: sessionCall(session.OpLogout, &c), finish: func(r fsm.Result, _ fsm.Time) (proto.Message, error) {
+		if err := r.Err(); err != nil {
+			return nil, err
+		}
+		var done session.LogoutResult
+		if err := done.Decode(r.Body); err != nil {
+			return nil, err
+		}
+		if done.Verdict == session.UnknownToken || done.Verdict == session.RotatedAway {
+			return nil, refuse(verdictReasons[done.Verdict])
+		}
+		return &pb.RevokedSessions{Revoked: done.Ended.N}, nil
+	}}, nil
 }

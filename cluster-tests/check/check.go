@@ -45,6 +45,7 @@ const (
 	KindAgreement = "agreement" // replicas have different logs or states
 	KindWatch     = "watch"     // a node missed a change of a policy, or saw another one
 	KindPolicy    = models.BrokenPolicy
+	KindSession   = models.BrokenSession
 	KindSum       = models.BrokenSum
 	KindRows      = "rows"            // a shard remembers what the model has forgotten, or the reverse
 	KindDurable   = "durability"      // what was synced is not there after a crash

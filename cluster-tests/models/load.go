@@ -130,6 +130,7 @@ const (
 	BrokenSum     = "sum"     // a counter does not have what was acknowledged
 	BrokenPromise = "promise" // more was allowed than the rules promise, by what callers were told alone
 	BrokenPolicy  = "policy"  // a change of a policy was acknowledged and is not there
+	BrokenSession = "session" // who was logged out is let in, or the reverse, by what callers were told alone
 )
 
 func violation(kind, format string, args ...any) Violation {

@@ -12,6 +12,7 @@ import (
 	"github.com/holdfastdb/holdfast/cluster-tests/history"
 	"github.com/holdfastdb/holdfast/fsm"
 	"github.com/holdfastdb/holdfast/fsm/counter"
+	"github.com/holdfastdb/holdfast/fsm/session"
 )
 
 // Type is a data type.
@@ -32,6 +33,7 @@ func Types() []Type {
 	return []Type{
 		{Name: limitsName, ID: counter.TypeID, Model: func() Model { return newLimits() }, Sim: newSimLimits, Chaos: newChaosLimits},
 		{Name: policiesName},
+		{Name: sessionsName, ID: session.TypeID, Model: func() Model { return newSessions() }, Sim: newSimSessions, Chaos: newChaosSessions},
 	}
 }
 

@@ -79,9 +79,17 @@ var bugs = []struct {
 	{plant.MissChange, "a node misses changes of policies", anything, []string{check.KindWatch}},
 	{plant.ForgetPolicy, "a policy's change acknowledged and not made", anything, []string{check.KindPolicy}},
 	{plant.RefuseDone, "refused after it was executed", anything, []string{check.KindEffect}},
+	{plant.KeepRevoked, "a session that is ended stays", retries, []string{check.KindResult}},
+	{plant.KeepRevoked, "a session that is ended stays, by what callers were told", retries, []string{check.KindSession}},
+	{plant.ForgiveReuse, "a refresh token is used again unnoticed", retries, []string{check.KindResult}},
+	{plant.ForgiveReuse, "a refresh token is used again unnoticed, by what callers were told", retries, []string{check.KindSession}},
+	{plant.NoTombstone, "a session that is dropped is saved again", retries, []string{check.KindSession}},
+	{plant.OneTooMany, "one session more than allowed", retries, []string{check.KindSession}},
+	{plant.MissEnds, "the SDK is not told that a session ended", retries, []string{check.KindLease, check.KindSession}},
 	// By nothing but what callers saw.
 	{plant.SkipDedup, "skip dedup, seen by callers", retries, []string{check.KindSequence}},
 	{plant.FollowerReads, "a follower serves a query, seen by callers", moved, []string{check.KindSequence}},
+	{plant.KeepRevoked, "a session that is ended stays, seen by callers", retries, []string{check.KindSequence}},
 }
 
 // tried are the seeds of a run: those of the trouble, or the one that PLANTED_SEED names.

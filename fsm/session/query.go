@@ -157,8 +157,11 @@ func validate(v *fsm.View, q *ValidateRequest) (*Info, error) {
 	return &i, nil
 }
 
+// reader is what commands and questions read plain values from.
+type reader interface{ Get([]byte) ([]byte, error) }
+
 // past tells who holds the last token of a session that ended why it did.
-func past(v *fsm.View, q *ValidateRequest) (*Info, error) {
+func past(v reader, q *ValidateRequest) (*Info, error) {
 	e, err := viewEnded(v, q.Session)
 	if err != nil || e == nil {
 		return &Info{Verdict: UnknownToken}, err
@@ -175,7 +178,7 @@ func past(v *fsm.View, q *ValidateRequest) (*Info, error) {
 	return &i, nil
 }
 
-func viewEnded(v *fsm.View, k Key) (*ended, error) {
+func viewEnded(v reader, k Key) (*ended, error) {
 	b, err := v.Get(k.under(prefixEnded))
 	if errors.Is(err, kv.ErrNotFound) {
 		return nil, nil

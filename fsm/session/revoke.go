@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/holdfastdb/holdfast/fsm"
+	"github.com/holdfastdb/holdfast/storage/plant"
 	"github.com/holdfastdb/holdfast/storage/wire"
 )
 
@@ -86,10 +87,13 @@ func revoke(tx *fsm.Tx, q *RevokeRequest) (*Count, error) {
 		if r == nil {
 			continue
 		}
+		c.N++
+		if plant.On(plant.KeepRevoked) {
+			continue
+		}
 		if err := end(tx, k, r, q.Reason); err != nil {
 			return nil, err
 		}
-		c.N++
 	}
 	return &c, nil
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/holdfastdb/holdfast/fsm"
+	"github.com/holdfastdb/holdfast/storage/plant"
 	"github.com/holdfastdb/holdfast/storage/wire"
 )
 
@@ -107,6 +108,10 @@ func drop(tx *fsm.Tx, q *DropRequest) (*Done, error) {
 	s, _ := stored.(*saved)
 	if s == nil || s.dead {
 		return &Done{}, nil
+	}
+	if plant.On(plant.NoTombstone) {
+		tx.DeleteRow(key)
+		return &Done{s.until > tx.Now()}, nil
 	}
 	tx.PutRow(key, &saved{dead: true, until: max(s.until, tx.Now()+keepDropped)})
 	return &Done{s.until > tx.Now()}, nil

@@ -8,7 +8,7 @@
 //
 // session.go has the table of operations, key.go the names of sessions, ring.go the tokens that a session accepts, row.go
 // a stored session, user.go the record of a user, ended.go what stays of a session that ended, counts.go the analytics.
-// create.go, refresh.go, revoke.go and change.go hold the commands, query.go the questions; saved.go keeps the sessions of
+// create.go, refresh.go, revoke.go, logout.go and change.go hold the commands, query.go the questions; saved.go keeps the sessions of
 // frameworks that choose their tokens themselves.
 //
 // # Invariants
@@ -38,6 +38,7 @@ const (
 	OpMark          = 10
 	OpSave          = 11
 	OpDrop          = 12
+	OpLogout        = 13
 
 	OpValidate  = 64
 	OpGet       = 65
@@ -67,6 +68,7 @@ func Type() fsm.Type {
 			fsm.Command(OpMark, "mark", mark),
 			fsm.Command(OpSave, "save", save),
 			fsm.Command(OpDrop, "drop", drop),
+			fsm.Command(OpLogout, "logout", logout),
 			fsm.PointOp(OpValidate, "validate", validate),
 			fsm.PointOp(OpGet, "get", get),
 			fsm.QueryOp(OpList, "list", list),

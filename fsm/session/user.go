@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/holdfastdb/holdfast/fsm"
+	"github.com/holdfastdb/holdfast/storage/plant"
 	"github.com/holdfastdb/holdfast/storage/wire"
 )
 
@@ -115,7 +116,7 @@ func (u *user) excess(device uint64, sessions, devices int) []uint64 {
 		}
 	}
 	for _, e := range u.live {
-		if sessions == 0 || left < sessions {
+		if sessions == 0 || left < sessions || plant.On(plant.OneTooMany) && left == sessions {
 			break
 		}
 		if !leaves[e.device] {

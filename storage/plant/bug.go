@@ -32,4 +32,9 @@ const (
 	MissChange          // a node is not told of every change of the catalog
 	ForgetPolicy        // a change of a policy is acknowledged and not made
 	RefuseDone          // now and then a frame that was executed is said to have come too late
+	KeepRevoked         // a session that is ended is acknowledged as such and stays
+	ForgiveReuse        // a refresh token that was exchanged long ago is taken again
+	NoTombstone         // a saved session that is dropped can be saved again
+	OneTooMany          // a user may have one session more than allowed
+	MissEnds            // who follows sessions is not told of their ends
 )

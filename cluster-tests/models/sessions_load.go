@@ -1,0 +1,325 @@
+package models
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/holdfastdb/holdfast/client"
+	"github.com/holdfastdb/holdfast/cluster-tests/history"
+	"github.com/holdfastdb/holdfast/fsm/session"
+	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
+)
+
+// The users are few, so that callers meet in their sessions.
+const (
+	evictUser  = "ann" // the oldest session ends for a new one
+	refuseUser = "bob" // so many sessions, and no more
+	briefUser  = "cid" // sessions end by themselves
+	stolenUser = "dot" // refresh tokens are stolen
+)
+
+const (
+	mostSessions = 3
+	mostKnown    = 5 // sessions of a user, and saved sessions, that callers try
+	// Those that last outlast a history, whatever clocks do.
+	lasting    = 30 * 24 * time.Hour
+	briefIdle  = 8 * time.Second
+	briefLife  = 20 * time.Second
+	attribute  = "value"
+	aloneUsers = 4
+)
+
+// sessionsLoad is the load of sessions: callers share the tokens that any of them was given, and go on using them after
+// the sessions ended.
+type sessionsLoad struct {
+	stale time.Duration // how old some answers may be
+
+	mu    sync.Mutex
+	known map[string][]*pass // by user, the newest last
+	saved []*savedPass
+	next  int
+}
+
+// pass is what callers have of a session.
+type pass struct {
+	user, id string
+	tokens   []string // access tokens, the newest last
+	refresh  []string
+	version  uint32 // of the attributes, as last heard
+}
+
+type savedPass struct{ token string }
+
+// An SDK that may answer from what it remembers asks the leader four times within that time: in virtual time that costs
+// more than all else.
+func newSimSessions() Load   { return newSessionsLoad(3 * time.Second) }
+func newChaosSessions() Load { return newSessionsLoad(500 * time.Millisecond) }
+
+func newSessionsLoad(stale time.Duration) Load {
+	return &sessionsLoad{stale: stale, known: make(map[string][]*pass)}
+}
+
+// Begin implements Load: users begin by logging in.
+func (l *sessionsLoad) Begin(context.Context, *Process) error { return nil }
+
+func userNames() []string { return append(aloneNames(), evictUser, refuseUser, briefUser, stolenUser) }
+
+func aloneNames() (names []string) {
+	for i := range aloneUsers {
+		names = append(names, fmt.Sprint(aloneUser, i))
+	}
+	return names
+}
+
+// Callers implements Load: one of four only reads.
+func (l *sessionsLoad) Callers() []Caller {
+	return []Caller{{Step: l.step}, {Reads: true, Step: l.read}, {Step: l.step}, {Step: l.step}}
+}
+
+// pick draws a session that a caller was given; nil if there is none.
+func (l *sessionsLoad) pick(by *Process, user string) *pass {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if list := l.known[user]; len(list) > 0 {
+		p := *list[by.Rand.IntN(len(list))]
+		return &p
+	}
+	return nil
+}
+
+// learn notes what an answer says of a session.
+func (l *sessionsLoad) learn(user string, out SessionAnswer) {
+	if out.Session == "" {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	list := l.known[user]
+	var p *pass
+	for _, other := range list {
+		if other.id == out.Session {
+			p = other
+		}
+	}
+	if p == nil {
+		if out.Token == "" {
+			return
+		}
+		p = &pass{user: user, id: out.Session}
+		l.known[user] = append(list, p)
+	}
+	p.version = max(p.version, out.Version)
+	if out.Token != "" {
+		p.tokens = append(p.tokens, out.Token)
+	}
+	if out.Refresh != "" {
+		p.refresh = append(p.refresh, out.Refresh)
+	}
+}
+
+// one draws a token: mostly the newest.
+func one(by *Process, tokens []string) string {
+	switch {
+	case len(tokens) == 0:
+		return ""
+	case by.Rand.IntN(4) > 0:
+		return tokens[len(tokens)-1]
+	}
+	return tokens[by.Rand.IntN(len(tokens))]
+}
+
+// unique makes a text that is used once.
+func (l *sessionsLoad) unique(what string, by *Process) string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.next++
+	return fmt.Sprintf("%s-%s-%d", what, by.Name, l.next)
+}
+
+// answered turns the refusal of a token into an answer.
+func answered(out SessionAnswer, err error) (SessionAnswer, error) {
+	for _, reason := range verdicts {
+		if reason != "" && err != nil && errors.Is(err, client.ErrToken) && strings.HasSuffix(err.Error(), reason) {
+			return SessionAnswer{Reason: reason}, nil
+		}
+	}
+	if errors.Is(err, client.ErrExhausted) && strings.Contains(err.Error(), "too many times at once") {
+		return SessionAnswer{Reason: verdicts[session.TooManyAtOnce]}, nil
+	}
+	return out, err
+}
+
+// do has a process do one operation, and learns from the answer.
+func (l *sessionsLoad) do(by *Process, in SessionOp, call func(ctx context.Context, s *client.Sessions) (SessionAnswer, error)) error {
+	_, err := l.ask(by, in, call)
+	return err
+}
+
+// ask does the same, and returns the answer.
+func (l *sessionsLoad) ask(by *Process, in SessionOp, call func(ctx context.Context, s *client.Sessions) (SessionAnswer, error)) (out SessionAnswer, err error) {
+	err = by.Do(in, func(ctx context.Context) (any, error) {
+		var err error
+		out, err = answered(call(ctx, by.Client.Sessions()))
+		return out, err
+	})
+	if err == nil {
+		l.learn(in.User, out)
+	}
+	return out, err
+}
+
+func given(t client.Tokens) SessionAnswer {
+	return SessionAnswer{Session: t.SessionID, Token: t.Token, Refresh: t.RefreshToken, Until: t.ExpiresAt.UnixMilli(), N: t.Evicted}
+}
+
+// login begins a session. What callers then forget ends, so that users do not come to have more and more.
+func (l *sessionsLoad) login(by *Process, user string) error {
+	if _, err := l.begin(by, user); err != nil {
+		return err
+	}
+	if old := l.forget(user); old != nil {
+		return l.revoke(by, old)
+	}
+	return nil
+}
+
+// forget takes the oldest session from those that callers know, if they know enough.
+func (l *sessionsLoad) forget(user string) *pass {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	list := l.known[user]
+	if len(list) <= mostKnown {
+		return nil
+	}
+	l.known[user] = list[1:]
+	return list[0]
+}
+
+func (l *sessionsLoad) begin(by *Process, user string) (SessionAnswer, error) {
+	in := SessionOp{Kind: KindLogin, User: user, Brief: user == briefUser}
+	q := client.Login{UserID: user, RememberMe: true, IdleTimeout: client.NoIdleTimeout, AbsoluteTimeout: lasting, RefreshTimeout: lasting}
+	switch user {
+	case evictUser:
+		in.Most, in.Evict = mostSessions, true
+		q.MaxSessions, q.OnLimit = mostSessions, client.EvictOldest
+	case refuseUser:
+		in.Most, q.MaxSessions, q.OnLimit = mostSessions, mostSessions, client.RefuseLogin
+	case briefUser:
+		q.IdleTimeout, q.AbsoluteTimeout, q.RefreshTimeout, q.RememberMe = briefIdle, briefLife, 2*briefLife, by.Rand.IntN(2) == 0
+		if !q.RememberMe {
+			q.RefreshTimeout = 0
+		}
+	case stolenUser:
+	default:
+		q.RememberMe, q.RefreshTimeout = false, 0
+	}
+	return l.ask(by, in, func(ctx context.Context, s *client.Sessions) (SessionAnswer, error) {
+		t, err := s.Create(ctx, q)
+		return given(t), err
+	})
+}
+
+func (l *sessionsLoad) validate(by *Process, p *pass, token string, forged bool) error {
+	in := SessionOp{Kind: KindValidate, User: p.user, Session: p.id, Token: token, Forged: forged}
+	var options []client.ValidateOption
+	if by.Rand.IntN(3) == 0 && !forged {
+		in.Stale = l.stale
+		options = append(options, client.MaxStale(l.stale))
+	}
+	return l.do(by, in, func(ctx context.Context, s *client.Sessions) (SessionAnswer, error) {
+		v, err := s.Validate(ctx, token, options...)
+		out := SessionAnswer{Valid: v.Valid, Reason: string(v.Reason), Age: v.Age}
+		if v.Valid {
+			out.Session, out.Until, out.Version = v.Session.ID, v.Session.ExpiresAt.UnixMilli(), v.Session.AttributesVersion
+			out.Value, _ = v.Session.Attributes[attribute].(string)
+		}
+		return out, err
+	})
+}
+
+func (l *sessionsLoad) list(by *Process, user string) error {
+	return l.do(by, SessionOp{Kind: KindList, User: user}, func(ctx context.Context, s *client.Sessions) (out SessionAnswer, err error) {
+		list, err := s.List(ctx, user)
+		for _, one := range list {
+			out.List = append(out.List, one.ID)
+		}
+		return out, err
+	})
+}
+
+// forge makes a token that nobody gave out, of a session that is there.
+func forge(token string) (string, bool) {
+	t, err := parseAccess(token)
+	if err != nil {
+		return "", false
+	}
+	t.Secret[7] ^= 1
+	return t.String(), true
+}
+
+func (l *sessionsLoad) find(by *Process, token string) error {
+	return l.do(by, SessionOp{Kind: KindFind, Token: token}, func(ctx context.Context, s *client.Sessions) (out SessionAnswer, err error) {
+		data, found, err := s.Saved().Find(ctx, token)
+		return SessionAnswer{Found: found, Value: string(data)}, err
+	})
+}
+
+// Press implements Load.
+func (l *sessionsLoad) Press(context.Context, *client.Client, uint32) {}
+
+// MayFail implements Load: there are sessions enough, somebody was faster, or it was dropped.
+func (l *sessionsLoad) MayFail(op *history.Op) bool {
+	in, ok := op.Input.(SessionOp)
+	return ok && (in.Kind == KindLogin && in.Most > 0 && !in.Evict || in.Kind == KindSet || in.Kind == KindSave)
+}
+
+// End implements Load: it compares what is listed and counted with what callers were told.
+func (l *sessionsLoad) End(ctx context.Context, by *Process) (j Judged) {
+	ops := by.History.Ops()
+	f := fatesOf(ops)
+	listed := make(map[string]bool)
+	for _, user := range userNames() {
+		list, err := by.Client.Sessions().List(ctx, user)
+		if err != nil {
+			j.Violations = append(j.Violations, violation(BrokenSum, "list the sessions of %s: %v", user, err))
+		}
+		for _, one := range list {
+			listed[one.ID] = true
+		}
+	}
+	stats, err := pb.NewSessionsClient(by.Client.Conn()).Stats(ctx, &pb.SessionStatsRequest{})
+	if err != nil {
+		j.Violations = append(j.Violations, violation(BrokenSum, "count the sessions: %v", err))
+		return j
+	}
+	j.Add(f.sums(listed, sumOf(stats.Active), sumOf(stats.Created), sumOf(stats.Ended)))
+	j.Add(judgeCreated(ops, sumOf(stats.Created)))
+	return j
+}
+
+func sumOf(counts map[string]float64) (n int) {
+	for _, part := range counts {
+		n += int(part)
+	}
+	return n
+}
+
+// Judge implements Load.
+func (l *sessionsLoad) Judge(ops []history.Op, _ ShardTimes) Judged { return judgeSessions(ops) }
+
+// Unclear implements Load: a model of sessions understands all questions.
+func (l *sessionsLoad) Unclear(_ []history.Op, unclear []*history.Op) (n int) {
+	for _, op := range unclear {
+		if _, ok := op.Input.(SessionOp); ok {
+			n++
+		}
+	}
+	return n
+}
+
+// Sequences implements Load.
+func (l *sessionsLoad) Sequences() Sequences { return sessionSequences() }
