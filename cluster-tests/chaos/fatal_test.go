@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/holdfastdb/holdfast/cluster-tests/models"
 )
 
 // A history that cannot begin is one with a violation, and not one that nobody hears of.
@@ -23,7 +25,7 @@ func TestAHistoryThatDoesNotBeginHasAResult(t *testing.T) {
 
 // One that cannot go on is judged by what there is, too.
 func TestAHistoryThatBreaksOffIsJudged(t *testing.T) {
-	r := &run{t: t, plan: Plan{Name: "broken off", Nodes: 3, Heartbeat: lanTiming, Length: time.Second}, rng: rand.New(rand.NewPCG(1, 0))}
+	r := &run{t: t, plan: Plan{Name: "broken off", Nodes: 3, Heartbeat: lanTiming, Length: time.Second}, rng: rand.New(rand.NewPCG(1, 0)), types: models.Types()}
 	if err := r.begin(); err != nil {
 		t.Fatal(err)
 	}
