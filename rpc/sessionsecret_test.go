@@ -70,12 +70,12 @@ func TestTokensAreToldToNobody(t *testing.T) {
 			if err := s.machine.Flush(); err != nil {
 				t.Fatal(err)
 			}
-			it, err := s.store.View().Iter(nil, nil)
-			if err != nil {
-				t.Fatal(err)
-			}
 			for _, text := range []string{m.Token, next.Token} {
 				token, err := sessiontoken.Parse(text, sessiontoken.Access, c.cluster())
+				if err != nil {
+					t.Fatal(err)
+				}
+				it, err := s.store.View().Iter(nil, nil)
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -207,6 +207,8 @@ func (r smallReplica) Query(ctx context.Context, calls []fsm.Call) ([]fsm.Result
 	r.s.mu.Unlock()
 	if silent {
 		<-ctx.Done()
+	}
+	if ctx.Err() != nil {
 		return nil, fsm.Applied{}, ctx.Err()
 	}
 	return r.s.query(calls)
