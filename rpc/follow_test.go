@@ -128,6 +128,8 @@ func TestAFollowerLearnsOfAllInOrder(t *testing.T) {
 func TestAStreamThatCannotTellAllEnds(t *testing.T) {
 	for name, what := range map[string]func(c *small, s *smallShard, w *watcher){
 		"a gap": func(_ *small, s *smallShard, _ *watcher) {
+			s.mu.Lock()
+			defer s.mu.Unlock()
 			for f := range s.watchers {
 				(*f)(7, 0, nil)
 			}

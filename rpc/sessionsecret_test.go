@@ -49,10 +49,10 @@ func TestTokensAreToldToNobody(t *testing.T) {
 		if len(errors) < 3*len(secrets) {
 			t.Errorf("only %d errors", len(errors))
 		}
-		c.of("alice").silent = true // what is lost is logged
+		c.of("alice").silent.Store(true) // what is lost is logged
 		c.uses.mark(session.MarkRequest{Session: keyOfText(t, m.SessionId), Sign: session.Burst, Act: session.Flag})
 		time.Sleep(time.Minute)
-		c.of("alice").silent = false
+		c.of("alice").silent.Store(false)
 		w := httptest.NewRecorder()
 		c.server.HTTP.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
 		figures := w.Body.String()
@@ -113,7 +113,7 @@ func sessionsAreCounted(t *testing.T) {
 			t.Errorf("no %s", line)
 		}
 	}
-	c.shards[1].silent = true
+	c.shards[1].silent.Store(true)
 	w = httptest.NewRecorder()
 	c.server.HTTP.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
 	for _, shard := range []string{"1", "2", "3"} {

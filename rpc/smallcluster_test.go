@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -53,7 +54,8 @@ type smallShard struct {
 	// fault says what happens to the next command.
 	fault fault
 	// follower: the node does not lead it. silent: nobody does, and a command waits until its caller gives up.
-	follower, silent bool
+	follower bool
+	silent   atomic.Bool
 	// did counts commands by operation of sessions, and the entries that they came in.
 	did     map[uint8]int
 	entries int
@@ -147,10 +149,7 @@ func (c *small) Do(ctx context.Context, group uint32, calls []fsm.Call) (fsm.Fra
 
 func (c *small) Propose(ctx context.Context, group uint32, f *fsm.Frame) (fsm.FrameOutcome, error) {
 	s := c.shards[group]
-	c.mu.Lock()
-	silent := s.silent
-	c.mu.Unlock()
-	if silent {
+	if s.silent.Load() {
 		<-ctx.Done()
 		return fsm.FrameOutcome{}, fmt.Errorf("shard %d: %w", group, fsm.ErrNotLeader)
 	}
@@ -202,10 +201,7 @@ func (r smallReplica) Query(ctx context.Context, calls []fsm.Call) ([]fsm.Result
 	if !r.IsLeader() {
 		return nil, fsm.Applied{}, fsm.ErrNotLeader
 	}
-	r.s.mu.Lock()
-	silent := r.s.silent
-	r.s.mu.Unlock()
-	if silent {
+	if r.s.silent.Load() {
 		<-ctx.Done()
 	}
 	if ctx.Err() != nil {

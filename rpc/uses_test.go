@@ -93,7 +93,7 @@ func TestAShardWithoutALeaderHoldsUpNoOther(t *testing.T) {
 		for _, user := range users(30) {
 			tokens = append(tokens, c.login(user, idle(time.Minute)).Token)
 		}
-		c.shards[1].silent = true
+		c.shards[1].silent.Store(true)
 		time.Sleep(10 * time.Second)
 		for _, token := range tokens {
 			c.reason(token)
@@ -104,9 +104,7 @@ func TestAShardWithoutALeaderHoldsUpNoOther(t *testing.T) {
 				t.Errorf("shard %d was told %d times", id, n)
 			}
 		}
-		c.mu.Lock()
-		c.shards[1].silent = false
-		c.mu.Unlock()
+		c.shards[1].silent.Store(false)
 		time.Sleep(requestTimeout)
 		for _, token := range tokens { // what was lost is noted again
 			c.reason(token)
@@ -183,7 +181,7 @@ func TestClosingEndsTheSenders(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newSmall(t, nil)
 		token := c.login("alice", idle(time.Minute)).Token
-		c.of("alice").silent = true
+		c.of("alice").silent.Store(true)
 		time.Sleep(10 * time.Second)
 		c.reason(token)
 		time.Sleep(time.Second) // its sender waits for the shard
