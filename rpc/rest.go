@@ -30,7 +30,7 @@ var openAPI []byte
 // newREST builds the HTTP interface: REST generated from the protobuf services, health, metrics.
 func newREST(s *services, envoy *envoyrls.Service, n Node, m *Metrics, mux *http.ServeMux) (http.Handler, error) {
 	gateway := runtime.NewServeMux(
-		runtime.WithUnescapingMode(runtime.UnescapingModeAllCharacters), // a / in an id is a part of it
+		runtime.WithUnescapingMode(runtime.UnescapingModeAllCharacters),
 		runtime.WithMarshalerOption(runtime.MIMEWildcard, jsonBody{&runtime.JSONPb{
 			MarshalOptions: protojson.MarshalOptions{UseProtoNames: true, EmitUnpopulated: true},
 		}}),
@@ -58,7 +58,7 @@ func newREST(s *services, envoy *envoyrls.Service, n Node, m *Metrics, mux *http
 		}
 	}
 	large := &bodies{}
-	mux.Handle("/", boundedHTTP(large.bounded(gateway)))
+	mux.Handle("/", boundedHTTP(large.bounded(slashes(gateway))))
 	mux.Handle("POST /json", boundedHTTP(large.bounded(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { envoyJSON(envoy, w, r) }))))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ok\n")) })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
 	"google.golang.org/genproto/googleapis/api/annotations"
@@ -72,12 +73,35 @@ func (t routeTable) add(m protoreflect.MethodDescriptor) {
 	t[method+" "+strings.ReplaceAll(path, "}", "=*}")] = r
 }
 
+// slashMark stands for a / in an id, which the gateway would take for one of the path. No text has this byte.
+const slashMark = "\xfe"
+
+var slashEscapes = strings.NewReplacer("%2F", "%FE", "%2f", "%FE")
+
+// slashes makes an escaped / in a path a part of the id where it is.
+func slashes(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !utf8.ValidString(r.URL.Path) {
+			writeProblem(r.Context(), nil, nil, w, r, statusOf(invalidf("the path of the URL is not UTF-8")))
+			return
+		}
+		marked := *r
+		at := *r.URL
+		at.RawPath = slashEscapes.Replace(at.RawPath)
+		marked.URL = &at
+		next.ServeHTTP(w, &marked)
+	})
+}
+
 type httpStatusKey struct{}
 
 // exact refuses what a request says and nothing would listen to: a parameter of its query that the call does not have, a
 // body that contradicts the path, a key that goes no further. Who misspells the policy to ask about must not be told about all of them.
 func (t routeTable) exact(next runtime.HandlerFunc) runtime.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request, path map[string]string) {
+		for name, value := range path {
+			path[name] = strings.ReplaceAll(value, slashMark, "/")
+		}
 		if b, ok := r.Body.(*body); ok {
 			b.path = path
 		}

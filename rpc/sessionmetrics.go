@@ -3,6 +3,7 @@ package rpc
 import (
 	"context"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -45,23 +46,29 @@ func (c *sessionCollector) Collect(ch chan<- prometheus.Metric) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), countTimeout)
 	defer cancel()
+	var asked sync.WaitGroup // all at once: one that does not answer takes no time from the others
 	for i := range t.Shards {
-		replica, here := c.node.Replica(t.Shards[i].ID)
-		if !here || !replica.IsLeader() {
-			continue
-		}
-		r, _, err := replica.Query(ctx, []fsm.Call{sessionCall(session.OpCounts, &session.CountsRequest{})})
-		var n session.Counts
-		if err != nil || r[0].Err() != nil || n.Decode(r[0].Body) != nil {
-			continue
-		}
-		shard := strconv.Itoa(int(t.Shards[i].ID))
-		for k := session.Web; int(k) < len(sessionKinds); k++ {
-			ch <- prometheus.MustNewConstMetric(c.active, prometheus.GaugeValue, float64(n.Active[k]), shard, sessionKinds[k].name)
-			ch <- prometheus.MustNewConstMetric(c.created, prometheus.CounterValue, float64(n.Created[k]), shard, sessionKinds[k].name)
-		}
-		for reason, ended := range n.Ended {
-			ch <- prometheus.MustNewConstMetric(c.ended, prometheus.CounterValue, float64(ended), shard, reason.String())
-		}
+		asked.Go(func() { c.collect(ctx, ch, t.Shards[i].ID) })
+	}
+	asked.Wait()
+}
+
+func (c *sessionCollector) collect(ctx context.Context, ch chan<- prometheus.Metric, id uint32) {
+	replica, here := c.node.Replica(id)
+	if !here || !replica.IsLeader() {
+		return
+	}
+	r, _, err := replica.Query(ctx, []fsm.Call{sessionCall(session.OpCounts, &session.CountsRequest{})})
+	var n session.Counts
+	if err != nil || r[0].Err() != nil || n.Decode(r[0].Body) != nil {
+		return
+	}
+	shard := strconv.Itoa(int(id))
+	for k := session.Web; int(k) < len(sessionKinds); k++ {
+		ch <- prometheus.MustNewConstMetric(c.active, prometheus.GaugeValue, float64(n.Active[k]), shard, sessionKinds[k].name)
+		ch <- prometheus.MustNewConstMetric(c.created, prometheus.CounterValue, float64(n.Created[k]), shard, sessionKinds[k].name)
+	}
+	for reason, ended := range n.Ended {
+		ch <- prometheus.MustNewConstMetric(c.ended, prometheus.CounterValue, float64(ended), shard, reason.String())
 	}
 }

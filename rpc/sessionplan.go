@@ -212,10 +212,15 @@ func profileOf(q *pb.CreateSessionRequest, policy *sessionPolicy) (*pb.SessionPr
 		return nil, invalidf("ip_binding %s needs the ip", p.IpBinding)
 	case q.DeviceBinding && deviceHash(q.Device) == 0:
 		return nil, invalidf("device_binding needs the device")
-	case proto.Size(q.Device) > maxDeviceBytes:
-		return nil, invalidf("device has %d bytes, at most %d are allowed", proto.Size(q.Device), maxDeviceBytes)
 	}
-	return p, checkStruct("device", q.Device)
+	return p, checkDevice(q.Device)
+}
+
+func checkDevice(d *structpb.Struct) error {
+	if size := proto.Size(d); size > maxDeviceBytes {
+		return invalidf("device has %d bytes, at most %d are allowed", size, maxDeviceBytes)
+	}
+	return checkStruct("device", d)
 }
 
 func parseIP(text string) (netip.Addr, error) {

@@ -130,16 +130,32 @@ func (s *sessions) ListPolicies(context.Context, *pb.ListSessionPoliciesRequest)
 
 // PutPolicy implements the service.
 func (s *sessions) PutPolicy(ctx context.Context, q *pb.PutSessionPolicyRequest) (*pb.SessionPolicy, error) {
-	p, err := s.changedPolicy(q)
-	if err != nil {
-		return nil, statusOf(err)
+	for {
+		m, from, err := s.putPolicy(ctx, q)
+		if codeOf(err) != fsm.Conflict || q.ExpectedRevision != 0 {
+			return m, statusOf(err)
+		}
+		if refreshErr := s.policies.refresh(); refreshErr != nil || s.policies.of(kindNamed(q.Type)).Revision == from {
+			return nil, statusOf(err) // this node has not heard of the change yet
+		}
 	}
-	p.Actor, p.Revision = actor(ctx), q.ExpectedRevision
+}
+
+// putPolicy changes a policy from what this node knows of it, and tells from which revision.
+func (s *sessions) putPolicy(ctx context.Context, q *pb.PutSessionPolicyRequest) (m *pb.SessionPolicy, from uint32, err error) {
+	p, err := s.changedPolicy(q)
+	if err == nil && q.ExpectedRevision != 0 && q.ExpectedRevision != p.Revision {
+		err = fsm.Errorf(fsm.Conflict, "the policy of %s sessions has revision %d here, not %d", q.Type, p.Revision, q.ExpectedRevision)
+	}
+	if err != nil {
+		return nil, 0, err
+	}
+	p.Actor = actor(ctx) // its revision is the one that it was made from: nobody's work is undone
 	made, err := change[catalog.SessionPolicy](ctx, s.node, catalog.Call(catalog.OpPutSessionPolicy, p))
 	if err != nil {
-		return nil, statusOf(err)
+		return nil, p.Revision, err
 	}
-	return sessionPolicyMessage(&made), nil
+	return sessionPolicyMessage(&made), p.Revision, nil
 }
 
 // changedPolicy is the policy of a type with what a request changes in it.
@@ -194,27 +210,27 @@ func (s *sessions) changedPolicy(q *pb.PutSessionPolicyRequest) (p catalog.Sessi
 	return p, nil
 }
 
-func errKindName(name string) error { return invalidf("type %q: use web, mobile or api", name) }
+func errKindName(name string) error { return invalidf("type %.64q: use web, mobile or api", name) }
 
 var errMaxSessions = invalidf("max_sessions must be at most %d", session.MaxSessions)
 
 func checkOnLimit(value string) error {
 	if value != onLimitRefuse && value != onLimitEvict {
-		return invalidf("%q: use refuse or evict_oldest", value)
+		return invalidf("%.64q: use refuse or evict_oldest", value)
 	}
 	return nil
 }
 
 func checkBinding(value string) error {
 	if value != bindingOff && value != bindingSubnet && value != bindingExact {
-		return invalidf("%q: use off, subnet or exact", value)
+		return invalidf("%.64q: use off, subnet or exact", value)
 	}
 	return nil
 }
 
 func checkAct(value string) error {
 	if _, known := acts[value]; !known {
-		return invalidf("%q: use ignore, flag, step_up or revoke", value)
+		return invalidf("%.64q: use ignore, flag, step_up or revoke", value)
 	}
 	return nil
 }

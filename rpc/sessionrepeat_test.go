@@ -2,181 +2,187 @@ package rpc
 
 import (
 	"context"
-	"errors"
-	"log/slog"
 	"testing"
+	"testing/synctest"
+	"time"
 
-	"google.golang.org/protobuf/types/known/structpb"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/proto"
 
-	"github.com/holdfastdb/holdfast/fsm"
-	"github.com/holdfastdb/holdfast/fsm/catalog"
-	"github.com/holdfastdb/holdfast/fsm/fsmtest"
 	"github.com/holdfastdb/holdfast/fsm/session"
 	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
-	"github.com/holdfastdb/holdfast/rpc/seal"
-	"github.com/holdfastdb/holdfast/storage/kv"
+	"github.com/holdfastdb/holdfast/rpc/sessiontoken"
 )
 
-// sessionGroups is one shard with all slots, which answers questions too.
-type sessionGroups struct{ *groups }
-
-func (g *sessionGroups) Topology() *catalog.Topology {
-	return &catalog.Topology{Shards: []catalog.Shard{{ID: 1, Last: 1<<16 - 1}}}
-}
-
-func (g *sessionGroups) CatalogView() kv.View { return fsmtest.NewMemory().View() }
-
-func (g *sessionGroups) WatchCatalog(func()) (stop func()) { return func() {} }
-
-func (g *sessionGroups) Query(_ context.Context, group uint32, calls []fsm.Call) ([]fsm.Result, fsm.Applied, error) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if err := g.machines[group].Flush(); err != nil {
-		return nil, fsm.Applied{}, err
-	}
-	reg, err := fsm.New(Types()...)
-	if err != nil {
-		return nil, fsm.Applied{}, err
-	}
-	return reg.Query(g.stores[group].View(), calls)
-}
-
-// once has the next call fail in a way, and those after it succeed.
-func (g *sessionGroups) once(what fault) {
-	next := g.calls
-	g.fault = func(n int, _ uint32) fault {
-		if n == next {
-			return what
-		}
-		return fine
-	}
-}
-
-func newSessionGroups(t *testing.T) (*sessionGroups, *sessions) {
+func familyIn(t *testing.T, c *small, token string) sessiontoken.Secret {
 	t.Helper()
-	g := &sessionGroups{newGroups(t, 1)}
-	s := &sessions{node: g, limits: &limits{node: g}, sealer: seal.New(nil)}
-	var err error
-	if s.policies, err = newSessionPolicies(g); err != nil {
+	p, err := sessiontoken.Parse(token, sessiontoken.Refresh, c.cluster())
+	if err != nil {
 		t.Fatal(err)
 	}
-	s.uses = newUses(g, s.group, s.policies, slog.New(slog.DiscardHandler))
-	t.Cleanup(s.uses.close)
-	return g, s
+	return p.Family
 }
 
-// A frame whose answer was lost is sent again: attributes are changed once, and the answer is that of the first time.
-func TestAttributesAreChangedOnceHoweverOftenAFrameComes(t *testing.T) {
-	g, s := newSessionGroups(t)
-	made, err := s.Create(t.Context(), &pb.CreateSessionRequest{UserId: "ada"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	change := func(seq uint64, value string, version *uint32) (*pb.SetAttributesResponse, error) {
-		frame := &pb.FrameRequest{Client: make([]byte, 16), Shard: 1, Seq: seq, DeadlineMs: int64(g.now) + 1000}
-		set, err := structpb.NewStruct(map[string]any{"theme": value})
-		if err != nil {
-			t.Fatal(err)
+// A frame whose answer was lost is sent again, and answered with tokens that count, of the same session: those of the first
+// answer count on, for they may have arrived.
+func TestALoginWhoseAnswerWasLostIsAnsweredAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newSmall(t, nil)
+		defer c.close()
+		s := c.of("alice")
+		login := &pb.CreateSessionRequest{UserId: "alice", RememberMe: true}
+		var made [3]pb.SessionTokens
+		for i := range made {
+			if r := c.frame(s.id, 1, methodCreateSession, login, &made[i]); r.Code != 0 {
+				t.Fatal(r)
+			}
+			if made[i].SessionId != made[0].SessionId || c.reason(made[i].Token) != "" || familyIn(t, c, *made[i].RefreshToken) != familyIn(t, c, *made[0].RefreshToken) {
+				t.Errorf("answer %d: %q", i, c.reason(made[i].Token))
+			}
+			if !proto.Equal(made[i].ExpiresAt, made[0].ExpiresAt) || !proto.Equal(made[i].RefreshExpiresAt, made[0].RefreshExpiresAt) {
+				t.Errorf("answer %d ends at %v, %v", i, made[i].ExpiresAt, made[i].RefreshExpiresAt)
+			}
 		}
-		return s.SetAttributes(withFrame(t.Context(), frame, 0), &pb.SetAttributesRequest{SessionId: made.SessionId, Set: set, Version: version})
+		if made[0].Token == made[1].Token || c.reason(made[0].Token) != "" {
+			t.Error("a repeated answer has the secret of the first one")
+		}
+		if list, err := c.List(t.Context(), &pb.ListSessionsRequest{UserId: "alice"}); err != nil || len(list.Sessions) != 1 {
+			t.Errorf("%d sessions, %v", len(list.GetSessions()), err)
+		}
+		var other pb.SessionTokens
+		if r := c.frame(s.id, 2, methodCreateSession, login, &other); r.Code != 0 || familyIn(t, c, *other.RefreshToken) == familyIn(t, c, *made[0].RefreshToken) {
+			t.Errorf("another login has the same family: %v", r)
+		}
+		time.Sleep(time.Millisecond)
+		refreshed(t, c, *made[2].RefreshToken)
+		if r := c.frame(s.id, 1, methodCreateSession, login, &other); codes.Code(r.Code) != codes.Aborted {
+			t.Errorf("tokens are given out again after an exchange: %v", r)
+		}
+	})
+}
+
+// The same for the exchanges of tokens.
+func TestAnExchangeWhoseAnswerWasLostIsAnsweredAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newSmall(t, nil)
+		defer c.close()
+		s := c.of("alice")
+		login := c.login("alice", func(q *pb.CreateSessionRequest) { q.RememberMe = true })
+		var first, again, last pb.SessionTokens
+		for _, m := range []*pb.SessionTokens{&first, &again} {
+			if r := c.frame(s.id, 1, methodRefreshSession, &pb.RefreshSessionRequest{RefreshToken: *login.RefreshToken}, m); r.Code != 0 {
+				t.Fatal(r)
+			}
+		}
+		time.Sleep(time.Minute) // the grace of requests that raced is over
+		if c.reason(first.Token) != "" || c.reason(again.Token) != "" || familyIn(t, c, *again.RefreshToken) != familyIn(t, c, *login.RefreshToken) {
+			t.Errorf("%q, %q", c.reason(first.Token), c.reason(again.Token))
+		}
+		refreshed(t, c, *again.RefreshToken)
+		token := refreshed(t, c, *first.RefreshToken).GetToken() // within the grace again
+		if token == "" {
+			return
+		}
+		for _, m := range []*pb.SessionTokens{&first, &last} {
+			if r := c.frame(s.id, 2, methodRotateSession, &pb.RotateSessionRequest{Token: token}, m); r.Code != 0 {
+				t.Fatal(r)
+			}
+		}
+		if c.reason(first.Token) != "" || c.reason(last.Token) != "" || c.reason(token) != "unknown" {
+			t.Errorf("%q, %q, the old one %q", c.reason(first.Token), c.reason(last.Token), c.reason(token))
+		}
+		if r := c.frame(s.id, 1, methodRefreshSession, &pb.RefreshSessionRequest{RefreshToken: *login.RefreshToken}, &last); codes.Code(r.Code) != codes.Aborted {
+			t.Errorf("tokens are given out again after an exchange: %v", r)
+		}
+	})
+}
+
+// What asks first what there is does its work once all the same.
+func TestARepeatedFrameChangesNothingMore(t *testing.T) {
+	c := newSmall(t, nil)
+	defer c.close()
+	s := c.of("alice")
+	m := c.login("alice")
+	set := func(name string) *pb.SetAttributesRequest {
+		return &pb.SetAttributesRequest{SessionId: m.SessionId, Set: fields("by", name)}
 	}
-	expect := func(what string, m *pb.SetAttributesResponse, err error, version uint32, value any) {
-		t.Helper()
-		if err != nil || m.Version != version || m.Attributes.AsMap()["theme"] != value {
-			t.Errorf("%s: %v, %v; want version %d, %v", what, m, err, version, value)
+	var first, other, again pb.SetAttributesResponse
+	for _, step := range []struct {
+		seq  uint64
+		name string
+		to   *pb.SetAttributesResponse
+	}{{1, "first", &first}, {2, "other", &other}, {1, "first", &again}} {
+		if r := c.frame(s.id, step.seq, methodSetAttributes, set(step.name), step.to); r.Code != 0 {
+			t.Fatal(r)
 		}
 	}
-	g.once(answered)
-	if _, err := change(1, "dark", nil); !errors.Is(err, fsm.ErrOutcomeUnknown) {
-		t.Fatalf("the answer was lost, and the error is %v", err)
+	if by := c.get(m.SessionId).Attributes.Fields["by"].GetStringValue(); by != "other" || first.Version != 1 || other.Version != 2 || again.Version != 1 {
+		t.Errorf("by %s, versions %d, %d, %d", by, first.Version, other.Version, again.Version)
 	}
-	m, err := change(1, "dark", nil)
-	expect("again", m, err, 1, "dark")
-	g.once(answered)
-	if _, err := change(2, "light", new(uint32(1))); !errors.Is(err, fsm.ErrOutcomeUnknown) {
-		t.Fatalf("the answer was lost, and the error is %v", err)
+	logout := &pb.LogoutRequest{Token: m.Token, Everywhere: true}
+	var gone pb.RevokedSessions
+	if r := c.frame(s.id, 3, methodLogout, logout, &gone); r.Code != 0 || gone.Revoked != 1 {
+		t.Errorf("%v, %v", r, &gone)
 	}
-	m, err = change(2, "light", new(uint32(1)))
-	expect("again, from a version", m, err, 2, "light")
-	m, err = change(3, "blue", nil)
-	expect("somebody else", m, err, 3, "blue")
-	m, err = change(2, "light", new(uint32(1)))
-	if err != nil || m.Version != 2 || m.Attributes != nil {
-		t.Errorf("again, after somebody else: %v, %v", m, err)
-	}
-	if _, err := s.Revoke(t.Context(), &pb.RevokeSessionRequest{SessionId: made.SessionId}); err != nil {
-		t.Fatal(err)
-	}
-	m, err = change(2, "light", new(uint32(1)))
-	if err != nil || m.Version != 2 {
-		t.Errorf("again, after the session ended: %v, %v", m, err)
-	}
-	if _, err := change(4, "red", nil); codeOf(err) != fsm.NotFound {
-		t.Errorf("of a session that ended: %v", err)
+	next := c.login("alice")
+	if r := c.frame(s.id, 3, methodLogout, logout, &gone); r.Code != 0 || c.reason(next.Token) != "" {
+		t.Errorf("a repeated logout ended a later session: %v, %q", r, c.reason(next.Token))
 	}
 }
 
-// A logout that is sent again tells the same, though the token counts no longer.
-func TestALogoutIsAnsweredAsTheFirstTime(t *testing.T) {
-	g, s := newSessionGroups(t)
-	made, err := s.Create(t.Context(), &pb.CreateSessionRequest{UserId: "ada"})
+// A plain call with an idempotency key is carried out once, and answered each time.
+func TestACallWithAKeyIsCarriedOutOnce(t *testing.T) {
+	c := newSmall(t, nil)
+	defer c.close()
+	s := c.of("alice")
+	key := func(name string) context.Context {
+		return metadata.NewIncomingContext(t.Context(), metadata.Pairs(headerIdempotency, name))
+	}
+	login := &pb.CreateSessionRequest{UserId: "alice", RememberMe: true}
+	s.fault = fine
+	first, err := c.Create(key("one"), login)
 	if err != nil {
 		t.Fatal(err)
 	}
-	rotated, err := s.Rotate(t.Context(), &pb.RotateSessionRequest{Token: made.Token})
-	if err != nil {
-		t.Fatal(err)
+	again, err := c.Create(key("one"), login)
+	if err != nil || again.SessionId != first.SessionId || c.reason(again.Token) != "" || c.reason(first.Token) != "" ||
+		familyIn(t, c, *first.RefreshToken) != familyIn(t, c, *again.RefreshToken) {
+		t.Errorf("%v", err)
 	}
-	step, err := s.planLogout(&pb.LogoutRequest{Token: rotated.Token})
-	if err != nil {
-		t.Fatal(err)
+	if other, err := c.Create(key("two"), login); err != nil || other.SessionId == first.SessionId {
+		t.Errorf("another key: %v", err)
 	}
-	for try := range 3 {
-		out, err := g.Propose(t.Context(), 1, &fsm.Frame{Client: [16]byte{1}, Seq: 1, Deadline: g.now + 1000, Calls: []fsm.Call{step.call}})
-		if err != nil || out.Replayed != (try > 0) {
-			t.Fatalf("try %d: %+v, %v", try, out, err)
+	if _, err := c.Create(key("one"), &pb.CreateSessionRequest{UserId: "bob"}); kindOf(err) != conflict {
+		t.Errorf("the key of another request: %v", err)
+	}
+	pair := &pb.RefreshSessionRequest{RefreshToken: *again.RefreshToken}
+	for range 2 {
+		if m, err := c.Refresh(key("three"), pair); err != nil || c.reason(m.Token) != "" {
+			t.Errorf("refresh: %v", err)
 		}
-		m, err := step.finish(out.Results[0], out.Time)
-		if err != nil || m.(*pb.RevokedSessions).Revoked != 1 {
-			t.Errorf("try %d: %v, %v", try, m, err)
+	}
+	for i, want := range []uint32{2, 2} {
+		if m, err := c.RevokeUser(key("four"), &pb.RevokeUserRequest{UserId: "alice"}); err != nil || m.Revoked != want {
+			t.Errorf("time %d: %v, %v", i, m, err)
 		}
 	}
-	if m, err := s.Logout(t.Context(), &pb.LogoutRequest{Token: rotated.Token}); err != nil || m.Revoked != 0 {
-		t.Errorf("a session that is over: %v, %v", m, err)
+	if n := s.done(session.OpRefresh); n != 2 { // proposed twice, and executed once: both pairs count
+		t.Errorf("%d", n)
 	}
-	if _, err := s.Logout(t.Context(), &pb.LogoutRequest{Token: made.Token}); !errors.As(err, new(*tokenRefused)) {
-		t.Errorf("a token that was replaced: %v", err)
+	if _, err := c.Create(key("one"), login); err == nil {
+		t.Error("tokens of a session that has ended were given out")
 	}
 }
 
-// A login whose answer was lost was executed: that its tokens cannot be issued again does not say that it was not.
-func TestTokensThatCannotBeIssuedAgain(t *testing.T) {
-	g, s := newSessionGroups(t)
-	step, err := s.planCreate(&pb.CreateSessionRequest{UserId: "ada"}, secret())
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := g.Propose(t.Context(), 1, &fsm.Frame{Calls: []fsm.Call{step.call}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	g.once(refused)
-	if _, err := step.again(t.Context(), out.Results[0], out.Time); !errors.Is(err, fsm.ErrOutcomeUnknown) {
-		t.Errorf("the shard is overloaded: %v", err)
-	}
-	var made session.CreateResult
-	if err := made.Decode(out.Results[0].Body); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := s.Revoke(t.Context(), &pb.RevokeSessionRequest{SessionId: idOf(made.Session).String()}); err != nil {
-		t.Fatal(err)
-	}
-	m, err := step.again(t.Context(), out.Results[0], out.Time)
-	if err != nil {
-		t.Fatalf("the session has ended since: %v", err)
-	}
-	v, err := s.Validate(t.Context(), &pb.ValidateSessionRequest{Token: m.(*pb.SessionTokens).Token})
-	if err != nil || v.Valid {
-		t.Errorf("its token: %v, %v", v, err)
+// A lost answer of a plain call is an unknown outcome.
+func TestALostAnswerIsAnUnknownOutcome(t *testing.T) {
+	c := newSmall(t, nil)
+	defer c.close()
+	for what, want := range map[fault]kind{refused: overloaded, lost: outcomeUnknown, answered: outcomeUnknown} {
+		c.of("alice").fault = what
+		if _, err := c.Create(t.Context(), &pb.CreateSessionRequest{UserId: "alice"}); kindOf(err) != want {
+			t.Errorf("fault %d: %v", what, err)
+		}
 	}
 }

@@ -64,16 +64,19 @@ func parseFilter(q *pb.RevokeMatchingRequest) (*filter, error) {
 		if err := q.CreatedBefore.CheckValid(); err != nil {
 			return nil, invalidf("created_before: %v", err)
 		}
-		f.before = fsm.Time(q.CreatedBefore.AsTime().UnixMilli())
+		f.before = fsm.Time(max(q.CreatedBefore.AsTime().UnixMilli(), 1)) // no session is as old
 	}
 	if q.IpRange != "" {
 		prefix, err := netip.ParsePrefix(q.IpRange)
 		if err != nil {
 			one, oneErr := parseIP(q.IpRange)
 			if oneErr != nil {
-				return nil, invalidf("ip_range %q is neither an address nor a prefix such as 192.0.2.0/24", q.IpRange)
+				return nil, invalidf("ip_range %.64q is neither an address nor a prefix such as 192.0.2.0/24", q.IpRange)
 			}
 			prefix = netip.PrefixFrom(one, one.BitLen())
+		}
+		if at := prefix.Addr(); at.Is4In6() && prefix.Bits() >= 96 { // addresses are compared as IPv4
+			prefix = netip.PrefixFrom(at.Unmap(), prefix.Bits()-96)
 		}
 		f.from = prefix.Masked()
 	}

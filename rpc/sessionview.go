@@ -25,6 +25,9 @@ func (s *sessions) planValidate(q *pb.ValidateSessionRequest) (*sessionStep, *pb
 			return nil, nil, err
 		}
 	}
+	if err := checkDevice(q.Device); err != nil { // it may become what the session says of its device
+		return nil, nil, err
+	}
 	token, err := sessiontoken.Parse(q.Token, sessiontoken.Access, s.cluster())
 	if err != nil {
 		return nil, &pb.ValidateSessionResponse{Reason: tokenReason(err)}, nil
@@ -125,7 +128,7 @@ func (s *sessions) acts(i *session.Info, act session.Act, now fsm.Time) bool {
 // suspect acts on a sign and tells why the token does not count for that; "" if it does.
 func (s *sessions) suspect(i *session.Info, sign session.Sign, act session.Act, profile *pb.SessionProfile, p *presentation) string {
 	q := session.MarkRequest{Session: i.Session, Sign: sign, Act: act}
-	if act == session.Flag { // the next one from there is no news
+	if act != session.EndSession { // the next one from there is no news, at the latest when the user has proved who they are
 		next := proto.Clone(profile).(*pb.SessionProfile)
 		if sign == session.NetworkChanged {
 			next.Ip = p.ip.String()

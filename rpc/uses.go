@@ -152,8 +152,8 @@ func (u *uses) send(group uint32, w *shardUses) {
 	}
 }
 
-// maxUseCalls bounds the calls of one step.
-const maxUseCalls = 4
+// maxUseCalls bounds the calls of one step, so that they are no more than a frame may have.
+const maxUseCalls = 2
 
 // useCalls makes the commands, marks first.
 func useCalls(noted map[session.Key]fsm.Time, marks map[session.Key]session.MarkRequest) []fsm.Call {
