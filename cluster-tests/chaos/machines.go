@@ -228,15 +228,15 @@ const shortLog = 64
 
 // leaveBehind stops a node until all shards' logs begin behind what it has, so that it needs the whole state.
 func (r *run) leaveBehind(n *Node) (func() error, error) {
-	cuts := func() int { return r.said("raft: compacting logs", r.others(r.number(n))...) }
-	before, received := cuts(), r.said("raft: Installed remote snapshot", r.number(n))
+	before, received := r.cuts(r.others(r.number(n))), r.said("raft: Installed remote snapshot", r.number(n))
 	r.describe("kill -9 "+n.Name+" until the logs are cut", n)
 	n.Kill()
 	return func() error {
-		leaders := r.c.opts.Shards * (len(r.c.Nodes) - 1) // of the shards, and followers: all cut
 		if err := r.c.wait(90*time.Second, "cut of all logs", func() error {
-			if cut := cuts() - before; cut < leaders {
-				return fmt.Errorf("%d of %d are cut", cut, leaders)
+			for log, count := range r.cuts(r.others(r.number(n))) {
+				if count == before[log] {
+					return fmt.Errorf("%s's log of shard %d is not", r.c.Nodes[log.node].Name, log.shard)
+				}
 			}
 			return nil
 		}); err != nil {
@@ -254,6 +254,21 @@ func (r *run) leaveBehind(n *Node) (func() error, error) {
 			return nil
 		})
 	}, nil
+}
+
+// raftLog is one node's log of one shard.
+type raftLog struct{ node, shard int }
+
+// cuts counts how often each log of some nodes was cut. A busy one is cut twice before another one is for the first time.
+func (r *run) cuts(nodes []int) map[raftLog]int {
+	all := make(map[raftLog]int)
+	for _, i := range nodes {
+		for shard := 1; shard <= r.c.opts.Shards; shard++ {
+			text := fmt.Sprintf(`"raft: compacting logs","node":%q,"group":%d,`, r.c.Nodes[i].Name, shard)
+			all[raftLog{i, shard}] = r.said(text, i)
+		}
+	}
+	return all
 }
 
 // said counts the lines of nodes' logs that have a text.
