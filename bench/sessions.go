@@ -2,10 +2,7 @@ package main
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/binary"
 	"fmt"
-	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
@@ -14,9 +11,6 @@ import (
 
 	"github.com/holdfastdb/holdfast/client"
 	"github.com/holdfastdb/holdfast/client/load"
-	"github.com/holdfastdb/holdfast/fsm"
-	"github.com/holdfastdb/holdfast/fsm/session"
-	"github.com/holdfastdb/holdfast/storage"
 )
 
 // store is a system as a store of sessions.
@@ -202,50 +196,6 @@ func (p *holdfastPeer) touchShare(ctx context.Context, l load.Load) (float64, er
 		return err
 	})
 	return float64(written.Load()) / float64(r.Ops), err
-}
-
-// bytesPerSession applies a million logins to a state machine on disk and measures what they take after compaction.
-func bytesPerSession(ctx context.Context, dir string) (float64, error) {
-	const sessions, batch = 1_000_000, 500
-	engine, err := storage.Open(storage.Options{Dir: filepath.Join(dir, "sessions")})
-	if err != nil {
-		return 0, err
-	}
-	defer engine.Close()
-	registry, err := fsm.New(session.Type())
-	if err != nil {
-		return 0, err
-	}
-	shard := engine.Shard(1)
-	machine, err := fsm.Open(registry, shard)
-	if err != nil {
-		return 0, err
-	}
-	const start, hour = 1_700_000_000_000, 3600 * 1000
-	for i := 0; i < sessions; i += batch {
-		f := fsm.Frame{Calls: make([]fsm.Call, batch)}
-		for j := range f.Calls {
-			sum := sha256.Sum256(binary.BigEndian.AppendUint64(nil, uint64(i+j)))
-			q := session.CreateRequest{
-				User: session.NewUserKey(binary.BigEndian.Uint16(sum[:]), strconv.Itoa(i+j)), Kind: session.Web, Idle: hour / 2, Life: 12 * hour,
-				Access: sum, Device: binary.BigEndian.Uint64(sum[8:]),
-				Profile: append(sum[:], strings.Repeat("p", 40)...), // a name, a device and an address, of which half cannot be compressed
-			}
-			f.Calls[j] = fsm.Call{Type: session.TypeID, Op: session.OpCreate, Body: q.Append(nil)}
-		}
-		e := fsm.Entry{Kind: fsm.Commands, Time: fsm.Time(start + i/100), Frames: []fsm.Frame{f}}
-		if _, err := machine.Apply([]fsm.LogEntry{{Index: uint64(i/batch + 1), Term: 1, Data: e.Append(nil)}}); err != nil {
-			return 0, err
-		}
-	}
-	if err := machine.Flush(); err != nil {
-		return 0, err
-	}
-	if err := shard.Compact(ctx); err != nil {
-		return 0, err
-	}
-	size, err := shard.Size()
-	return float64(size) / sessions, err
 }
 
 // inParallel calls f for 0 to n-1 from 256 goroutines, and returns one of the errors.
