@@ -3,6 +3,7 @@ package rpc
 import (
 	"bytes"
 	"context"
+	"fmt"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
@@ -61,7 +62,12 @@ func (x *stream) prepare(o *op, in *pb.Op, q *pb.FrameRequest) {
 // fail makes the operation answer with an error.
 func (o *op) fail(err error) {
 	o.call = fsm.Noop()
-	o.finish = func(fsm.Result, fsm.Time) (proto.Message, error) { return nil, err }
+	o.finish = func(r fsm.Result, _ fsm.Time) (proto.Message, error) {
+		if r.Code != fsm.Skipped { // it made sense under the rules of then, and was executed
+			return nil, fmt.Errorf("%w: it came before, and now is refused: %s", fsm.ErrOutcomeUnknown, err.Error())
+		}
+		return nil, err
+	}
 }
 
 // finish builds the answer of an operation from the shard's result, in room if it is a check.

@@ -62,6 +62,29 @@ func TestALoginWhoseAnswerWasLostIsAnsweredAgain(t *testing.T) {
 	})
 }
 
+// A login that the rules of now refuse may have been carried out under those of then: a frame that is sent again must not
+// be told that it had no effect.
+func TestALoginThatIsRefusedTodayMayHaveBeenCarriedOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newSmall(t, nil)
+		defer c.close()
+		s := c.of("alice")
+		login, one := &pb.CreateSessionRequest{UserId: "alice"}, uint32(1)
+		if r := c.frame(s.id, 1, methodCreateSession, login, &pb.SessionTokens{}); r.Code != 0 {
+			t.Fatal(r)
+		}
+		if _, err := c.PutPolicy(t.Context(), &pb.PutSessionPolicyRequest{Type: "web", MaxDevices: &one}); err != nil {
+			t.Fatal(err)
+		}
+		if r := c.frame(s.id, 1, methodCreateSession, login, &pb.SessionTokens{}); codes.Code(r.Code) != outcomeUnknown.code {
+			t.Errorf("sent again: %v", r)
+		}
+		if r := c.frame(s.id, 2, methodCreateSession, login, &pb.SessionTokens{}); codes.Code(r.Code) != codes.InvalidArgument {
+			t.Errorf("a new one: %v", r)
+		}
+	})
+}
+
 // The same for the exchanges of tokens.
 func TestAnExchangeWhoseAnswerWasLostIsAnsweredAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
