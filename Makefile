@@ -97,7 +97,7 @@ proto: ## generate rpc/holdfastpb again (needs protoc, the Debian package protob
 	PATH=$(CURDIR)/bin:$$PATH protoc -I rpc/proto --descriptor_set_in=bin/googleapi.binpb \
 		--go-vtproto_out=. --go-vtproto_opt=module=github.com/holdfastdb/holdfast \
 		--go-vtproto_opt=features=marshal+size+unmarshal+unmarshal_unsafe \
-		holdfast/v1/data.proto holdfast/v1/limit.proto
+		holdfast/v1/data.proto holdfast/v1/limit.proto holdfast/v1/sessionframe.proto
 	# Not unmarshal: what others send has values in values, and the library alone bounds their depth.
 	PATH=$(CURDIR)/bin:$$PATH protoc -I rpc/proto --descriptor_set_in=bin/googleapi.binpb \
 		--go-vtproto_out=. --go-vtproto_opt=module=github.com/holdfastdb/holdfast \

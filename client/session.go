@@ -2,11 +2,13 @@ package client
 
 import (
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
-	"google.golang.org/protobuf/types/known/structpb"
-
+	"github.com/holdfastdb/holdfast/rpc/codec"
 	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
+	"github.com/holdfastdb/holdfast/rpc/sessiontoken"
 )
 
 // SessionType is what a session is for. Its timeouts follow from it, unless the login has its own.
@@ -180,36 +182,48 @@ type Session struct {
 	EndedAt time.Time
 }
 
-func session(m *pb.Session) *Session {
-	if m == nil {
-		return nil
-	}
-	return &Session{
-		ID: m.SessionId, UserID: m.UserId, Type: SessionType(m.Type), CreatedAt: moment(m.CreatedAt),
-		LastSeenAt: moment(m.LastSeenAt), ExpiresAt: moment(m.ExpiresAt), RefreshExpiresAt: moment(m.RefreshExpiresAt),
-		IdleTimeout: duration(m.IdleTimeout), Device: values(m.Device), IP: m.Ip, IPBinding: IPBinding(m.IpBinding),
-		DeviceBinding: m.DeviceBinding, Login: m.Login, Service: m.Service, Impersonator: m.Impersonator, Flagged: m.Flagged,
-		StepUpRequired: m.StepUpRequired, Attributes: values(m.Attributes), AttributesVersion: m.AttributesVersion,
-		Ended: EndReason(m.Ended), EndedAt: moment(m.EndedAt),
-	}
-}
-
-// object makes a message of values as in JSON.
-func object(what string, m map[string]any) (*structpb.Struct, error) {
+// session keeps nothing of the frame in which m came.
+func session(m *pb.HeldSession) (*Session, error) {
 	if m == nil {
 		return nil, nil
 	}
-	o, err := structpb.NewStruct(m)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %s: %w", ErrInvalid, what, err)
+	var id sessiontoken.ID
+	if copy(id[:], m.SessionId) != len(id) || len(m.SessionId) != len(id) {
+		return nil, fmt.Errorf("holdfast: unreadable answer: a session id of %d bytes", len(m.SessionId))
 	}
-	return o, nil
+	var p pb.SessionProfile
+	if err := codec.Unmarshal(slices.Clone(m.Profile), &p); err != nil {
+		return nil, fmt.Errorf("holdfast: unreadable answer: %w", err)
+	}
+	s := &Session{
+		ID: id.String(), UserID: p.UserId, Type: typeNamed(m.Type), CreatedAt: shardTime(m.CreatedAtMs),
+		LastSeenAt: shardTime(m.LastSeenAtMs), ExpiresAt: shardTime(m.ExpiresAtMs), RefreshExpiresAt: shardTime(m.RefreshExpiresAtMs),
+		IdleTimeout: time.Duration(m.IdleTimeoutMs) * time.Millisecond, IP: p.Ip, IPBinding: IPBinding(p.IpBinding),
+		DeviceBinding: p.DeviceBinding, Login: p.Login, Service: p.Service, Impersonator: p.Impersonator, Flagged: m.Flagged,
+		StepUpRequired: m.StepUpRequired, AttributesVersion: m.AttributesVersion, Ended: EndReason(strings.Clone(m.Ended)),
+		EndedAt: shardTime(m.EndedAtMs),
+	}
+	var err error
+	if s.Device, err = decodeObject(p.Device); err == nil {
+		s.Attributes, err = decodeObject(slices.Clone(m.Attributes))
+	}
+	return s, err
 }
 
-// values is the other way round.
-func values(o *structpb.Struct) map[string]any {
-	if o == nil {
-		return nil
+// typeNamed is a type of session by its name, which is not kept if it is known.
+func typeNamed(name string) SessionType {
+	for _, t := range [...]SessionType{WebSession, MobileSession, APISession} {
+		if name == string(t) {
+			return t
+		}
 	}
-	return o.AsMap()
+	return SessionType(strings.Clone(name))
+}
+
+// shardTime is a time as shards have it, in milliseconds, 0 for none.
+func shardTime(ms int64) time.Time {
+	if ms == 0 {
+		return time.Time{}
+	}
+	return time.UnixMilli(ms).UTC()
 }

@@ -162,8 +162,9 @@ func (k *sessionCache) fill(e *cached, v *validated) bool {
 		life = min(life, max(min(minUnused, idle/4), min(idle/16, maxUnused)-noted))
 	}
 	e.until = e.begun + int64(life)
-	e.session, e.device = v.Session, values(v.device)
-	e.bytes = 768 + 6*v.size // what the maps and texts of an answer take, roughly
+	e.session = v.Session
+	e.device, _ = decodeObject(v.device) // it was just encoded
+	e.bytes = 768 + 6*v.size             // what the maps and texts of an answer take, roughly
 	if e.bytes > k.room/4 {
 		return false
 	}

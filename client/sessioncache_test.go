@@ -86,7 +86,7 @@ func TestAShortIdleTimeoutIsNotSpentInMemory(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFake(t, "n1")
 		r := newRegister(f)
-		token, _ := r.login("alice", func(s *pb.Session) { s.IdleTimeout = 1 })
+		token, _ := r.login("alice", func(s *pb.HeldSession) { s.IdleTimeoutMs = 1000 })
 		c := f.client(0)
 		for range 100 {
 			validate(t, c, token, client.MaxStale(time.Minute))
@@ -282,7 +282,7 @@ func TestASessionThatIsServedFromMemoryIsStillUsed(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				f := newFake(t, "n1")
 				r := newRegister(f)
-				token, _ := r.login("alice", func(s *pb.Session) { s.IdleTimeout = tc.idle.Seconds() })
+				token, _ := r.login("alice", func(s *pb.HeldSession) { s.IdleTimeoutMs = tc.idle.Milliseconds() })
 				c := f.client(0)
 				for n := 1; n <= 3; n++ {
 					validate(t, c, token, client.MaxStale(10*time.Hour))
@@ -301,16 +301,15 @@ func TestASessionThatIsServedFromMemoryIsStillUsed(t *testing.T) {
 
 // seen notes a use. Called with mu held.
 func (r *register) seen(token string) {
-	s := r.answers[token].Session
-	s.LastSeenAt.Seconds, s.LastSeenAt.Nanos = time.Now().Unix(), int32(time.Now().Nanosecond())
+	r.answers[token].Session.LastSeenAtMs = time.Now().UnixMilli()
 }
 
 func TestMemoryAnswersNothingAfterTheSessionExpires(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFake(t, "n1")
 		r := newRegister(f)
-		token, _ := r.login("alice", func(s *pb.Session) {
-			s.ExpiresAt.Seconds = time.Now().Unix() + 90
+		token, _ := r.login("alice", func(s *pb.HeldSession) {
+			s.ExpiresAtMs = time.Now().Add(90 * time.Second).UnixMilli()
 		})
 		c := f.client(0)
 		validate(t, c, token, client.MaxStale(time.Hour))

@@ -13,7 +13,6 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/holdfastdb/holdfast/client"
 	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
@@ -26,9 +25,9 @@ type register struct {
 	f *fake
 
 	mu       sync.Mutex
-	answers  map[string]*pb.ValidateSessionResponse // by token
-	asked    int                                    // validations that were answered
-	followed int                                    // streams that were opened
+	answers  map[string]*pb.HeldValidation // by token
+	asked    int                           // validations that were answered
+	followed int                           // streams that were opened
 	streams  map[chan carried]struct{}
 	latency  time.Duration // of everything that streams carry
 	hangs    bool          // streams carry nothing, and do not end
@@ -48,7 +47,7 @@ func leaves(m *pb.FollowResponse) carried { return carried{m, time.Now()} }
 // newRegister makes all nodes of a fake cluster serve sessions.
 func newRegister(f *fake) *register {
 	r := &register{
-		f: f, answers: make(map[string]*pb.ValidateSessionResponse), streams: make(map[chan carried]struct{}),
+		f: f, answers: make(map[string]*pb.HeldValidation), streams: make(map[chan carried]struct{}),
 		cut: make(chan struct{}),
 	}
 	for _, n := range f.all() {
@@ -60,7 +59,7 @@ func newRegister(f *fake) *register {
 }
 
 // login begins a session and returns its token and its id.
-func (r *register) login(user string, change func(*pb.Session)) (token, id string) {
+func (r *register) login(user string, change func(*pb.HeldSession)) (token, id string) {
 	var name sessiontoken.ID
 	slot, sum := xxh3.HashString(user)>>48, sha256.Sum256([]byte(user))
 	name[0], name[1] = byte(slot>>8), byte(slot)
@@ -69,14 +68,18 @@ func (r *register) login(user string, change func(*pb.Session)) (token, id strin
 	defer r.mu.Unlock()
 	binary.BigEndian.PutUint64(name[16:], uint64(len(r.answers)+1))
 	t := sessiontoken.Token{Kind: sessiontoken.Access, Cluster: sessiontoken.ClusterOf("fake"), Session: name}
-	s := &pb.Session{
-		SessionId: name.String(), UserId: user, Type: "web", ExpiresAt: timestamppb.New(time.Now().Add(1000 * time.Hour)),
-		LastSeenAt: timestamppb.Now(),
+	profile, err := proto.Marshal(&pb.SessionProfile{UserId: user})
+	if err != nil {
+		r.f.t.Fatal(err)
+	}
+	s := &pb.HeldSession{
+		SessionId: name[:], Type: "web", Profile: profile, ExpiresAtMs: time.Now().Add(1000 * time.Hour).UnixMilli(),
+		LastSeenAtMs: time.Now().UnixMilli(),
 	}
 	if change != nil {
 		change(s)
 	}
-	r.answers[t.String()] = &pb.ValidateSessionResponse{Valid: true, Session: s}
+	r.answers[t.String()] = &pb.HeldValidation{Valid: true, Session: s}
 	return t.String(), name.String()
 }
 
@@ -85,9 +88,9 @@ func (r *register) revoke(token string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	id := r.answers[token].Session.SessionId
-	r.answers[token] = &pb.ValidateSessionResponse{Reason: "ended", Session: &pb.Session{SessionId: id, Ended: "revoked"}}
+	r.answers[token] = &pb.HeldValidation{Reason: "ended", Session: &pb.HeldSession{SessionId: id, Ended: "revoked"}}
 	for out := range r.streams {
-		out <- leaves(&pb.FollowResponse{Events: []*pb.SessionEvent{{SessionId: id, Event: "ended", Reason: "revoked"}}})
+		out <- leaves(&pb.FollowResponse{Events: []*pb.SessionEvent{{SessionId: sessiontoken.ID(id).String(), Event: "ended", Reason: "revoked"}}})
 	}
 }
 
@@ -118,7 +121,7 @@ func (r *register) serve(q *pb.FrameRequest) reaction {
 	for _, op := range q.Ops {
 		var m proto.Message = &pb.RevokedSessions{} // as all fields of other answers may be absent too
 		if op.Method == 64 {
-			var v pb.ValidateSessionRequest
+			var v pb.PresentedToken
 			if err := proto.Unmarshal(op.Request, &v); err != nil {
 				r.f.t.Error(err)
 			}
@@ -136,14 +139,14 @@ func (r *register) serve(q *pb.FrameRequest) reaction {
 	return reaction{answers: []*pb.FrameResponse{a}}
 }
 
-func (r *register) validate(token string) (*pb.ValidateSessionResponse, chan struct{}) {
+func (r *register) validate(token string) (*pb.HeldValidation, chan struct{}) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.asked++
 	if v := r.answers[token]; v != nil {
 		return v, r.hold
 	}
-	return &pb.ValidateSessionResponse{Reason: "unknown"}, r.hold
+	return &pb.HeldValidation{Reason: "unknown"}, r.hold
 }
 
 // follow serves one stream: what it carries keeps its order.

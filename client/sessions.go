@@ -217,11 +217,11 @@ func (s *Sessions) Get(ctx context.Context, id string) (*Session, error) {
 	if err != nil {
 		return nil, err
 	}
-	var r pb.Session
+	var r pb.HeldSession
 	if err := s.call(ctx, name.Slot(), methodGetSession, &pb.GetSessionRequest{SessionId: id}, &r); err != nil {
 		return nil, err
 	}
-	return session(&r), nil
+	return session(&r)
 }
 
 // List tells of the sessions that a user has, the oldest first.
@@ -235,13 +235,16 @@ func (s *Sessions) History(ctx context.Context, userID string) ([]*Session, erro
 }
 
 func (s *Sessions) list(ctx context.Context, userID string, method uint32) ([]*Session, error) {
-	var r pb.ListSessionsResponse
+	var r pb.HeldSessions
 	if err := s.c.call(ctx, userID, typeSessions, method, true, &pb.ListSessionsRequest{UserId: userID}, &r); err != nil {
 		return nil, err
 	}
 	list := make([]*Session, len(r.Sessions))
 	for i, m := range r.Sessions {
-		list[i] = session(m)
+		var err error
+		if list[i], err = session(m); err != nil {
+			return nil, err
+		}
 	}
 	return list, nil
 }

@@ -3,10 +3,8 @@ package client
 import (
 	"context"
 	"crypto/sha256"
-	"slices"
+	"strings"
 	"time"
-
-	"google.golang.org/protobuf/types/known/structpb"
 
 	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
 	"github.com/holdfastdb/holdfast/rpc/sessiontoken"
@@ -107,29 +105,29 @@ func (s *Sessions) learn(ctx context.Context, token string, o ValidateOption, ke
 // validated is an answer of the cluster.
 type validated struct {
 	Validation
-	device *structpb.Struct // that was presented
-	size   int              // of the answer in bytes
-	at     time.Time        // by the shard's clock
+	device []byte    // that was presented, encoded
+	size   int       // of the answer in bytes
+	at     time.Time // by the shard's clock
 }
 
 // ask has the cluster validate.
 func (s *Sessions) ask(ctx context.Context, shard uint32, token string, o *ValidateOption) (v validated, err error) {
-	if v.device, err = object("device", o.device); err != nil {
+	if v.device, err = encodedObject("device", o.device); err != nil {
 		return validated{}, err
 	}
-	q := &pb.ValidateSessionRequest{Token: token, Ip: o.ip, Device: v.device, WithoutAttributes: o.bare}
+	q := &pb.PresentedToken{Token: token, Ip: o.ip, Device: v.device, WithoutAttributes: o.bare}
 	a, err := s.c.exchange(ctx, shard, typeSessions, methodValidate, true, q)
 	if err != nil {
 		return validated{}, err
 	}
-	if o.stale > 0 {
-		a.response = slices.Clone(a.response) // a session that is kept must not keep the frame that it came in
-	}
-	var r pb.ValidateSessionResponse
+	var r pb.HeldValidation
 	if err := a.decode(&r); err != nil {
 		return validated{}, err
 	}
-	v.Validation = Validation{Valid: r.Valid, Reason: Reason(r.Reason), Session: session(r.Session)}
+	v.Validation = Validation{Valid: r.Valid, Reason: Reason(strings.Clone(r.Reason))}
+	if v.Session, err = session(r.Session); err != nil {
+		return validated{}, err
+	}
 	v.size, v.at = len(a.response), time.UnixMilli(a.at)
 	return v, nil
 }

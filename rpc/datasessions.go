@@ -99,7 +99,7 @@ func (s *sessions) planFrame(in *pb.Op, q *pb.FrameRequest, place int) (*session
 	case methodDrop:
 		return planned(in, &pb.SavedSession{}, planDrop)
 	case methodValidate:
-		var m pb.ValidateSessionRequest
+		var m pb.PresentedToken
 		if err := unmarshal(in, &m); err != nil {
 			return nil, err
 		}

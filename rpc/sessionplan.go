@@ -10,6 +10,7 @@ import (
 	"math"
 	"net/netip"
 
+	vtstruct "github.com/planetscale/vtprotobuf/types/known/structpb"
 	"github.com/zeebo/xxh3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
@@ -185,8 +186,15 @@ func span(name string, seconds *float64, or fsm.Millis, never bool) (fsm.Millis,
 
 // profileOf is what a session says of its user.
 func profileOf(q *pb.CreateSessionRequest, policy *sessionPolicy) (*pb.SessionProfile, error) {
+	if err := checkDevice(q.Device); err != nil {
+		return nil, err
+	}
+	device, err := encoded(q.Device)
+	if err != nil {
+		return nil, err
+	}
 	p := &pb.SessionProfile{
-		UserId: q.UserId, Device: q.Device, Ip: q.Ip, IpBinding: q.IpBinding, DeviceBinding: q.DeviceBinding,
+		UserId: q.UserId, Device: device, DeviceHash: deviceHash(q.Device), Ip: q.Ip, IpBinding: q.IpBinding, DeviceBinding: q.DeviceBinding,
 		Login: q.Login, Service: q.Service, Impersonator: q.Impersonator,
 	}
 	for _, f := range [...]struct{ name, value string }{
@@ -210,10 +218,22 @@ func profileOf(q *pb.CreateSessionRequest, policy *sessionPolicy) (*pb.SessionPr
 	switch {
 	case p.IpBinding != bindingOff && q.Ip == "":
 		return nil, invalidf("ip_binding %s needs the ip", p.IpBinding)
-	case q.DeviceBinding && deviceHash(q.Device) == 0:
+	case q.DeviceBinding && p.DeviceHash == 0:
 		return nil, invalidf("device_binding needs the device")
 	}
-	return p, checkDevice(q.Device)
+	return p, nil
+}
+
+// encoded encodes what is said of a device, to nothing if that is nothing.
+func encoded(d *structpb.Struct) ([]byte, error) {
+	if len(d.GetFields()) == 0 {
+		return nil, nil
+	}
+	b, err := (*vtstruct.Struct)(d).MarshalVT()
+	if err != nil {
+		return nil, invalidf("device: %v", err)
+	}
+	return b, nil
 }
 
 func checkDevice(d *structpb.Struct) error {
@@ -476,13 +496,19 @@ func (s *sessions) seal(m proto.Message, user session.UserKey, part string) ([]b
 	return s.sealer.Seal(text, append(user[:], part...))
 }
 
-func (s *sessions) open(sealed []byte, user session.UserKey, part string, m proto.Message) error {
+// open is the inverse of seal, but for the message's encoding. What is returned may point into sealed.
+func (s *sessions) open(sealed []byte, user session.UserKey, part string) ([]byte, error) {
 	if len(sealed) == 0 {
-		return nil
+		return nil, nil
 	}
-	text, err := s.sealer.Open(sealed, append(user[:], part...))
+	return s.sealer.Open(sealed, append(user[:], part...))
+}
+
+// openAs also decodes the message.
+func (s *sessions) openAs(sealed []byte, user session.UserKey, part string, m proto.Message) error {
+	text, err := s.open(sealed, user, part)
 	if err != nil {
 		return err
 	}
-	return proto.Unmarshal(text, m)
+	return codec.Unmarshal(text, m)
 }

@@ -149,29 +149,49 @@ func (s *sessions) Rotate(ctx context.Context, q *pb.RotateSessionRequest) (*pb.
 
 // Validate implements the service.
 func (s *sessions) Validate(ctx context.Context, q *pb.ValidateSessionRequest) (*pb.ValidateSessionResponse, error) {
-	step, refusal, err := s.planValidate(q)
-	if refusal != nil {
-		return refusal, nil
+	device, err := encoded(q.Device)
+	if err != nil {
+		return nil, statusOf(err)
 	}
-	return typed[*pb.ValidateSessionResponse](s.run(ctx, q, step, err))
+	step, held, err := s.planValidate(&pb.PresentedToken{Token: q.Token, Ip: q.Ip, Device: device, WithoutAttributes: q.WithoutAttributes})
+	if held == nil {
+		if held, err = typed[*pb.HeldValidation](s.run(ctx, q, step, err)); err != nil {
+			return nil, err
+		}
+	}
+	about, err := shown(held.Session)
+	return &pb.ValidateSessionResponse{Valid: held.Valid, Reason: held.Reason, Session: about}, statusOf(err)
 }
 
 // Get implements the service.
 func (s *sessions) Get(ctx context.Context, q *pb.GetSessionRequest) (*pb.Session, error) {
 	step, err := s.planGet(q)
-	return typed[*pb.Session](s.run(ctx, q, step, err))
+	held, err := typed[*pb.HeldSession](s.run(ctx, q, step, err))
+	if err != nil {
+		return nil, err
+	}
+	m, err := shown(held)
+	return m, statusOf(err)
 }
 
 // List implements the service.
 func (s *sessions) List(ctx context.Context, q *pb.ListSessionsRequest) (*pb.ListSessionsResponse, error) {
-	step, err := s.planList(q, session.OpList)
-	return typed[*pb.ListSessionsResponse](s.run(ctx, q, step, err))
+	return s.list(ctx, q, session.OpList)
 }
 
 // History implements the service.
 func (s *sessions) History(ctx context.Context, q *pb.ListSessionsRequest) (*pb.ListSessionsResponse, error) {
-	step, err := s.planList(q, session.OpHistory)
-	return typed[*pb.ListSessionsResponse](s.run(ctx, q, step, err))
+	return s.list(ctx, q, session.OpHistory)
+}
+
+func (s *sessions) list(ctx context.Context, q *pb.ListSessionsRequest, op uint8) (*pb.ListSessionsResponse, error) {
+	step, err := s.planList(q, op)
+	held, err := typed[*pb.HeldSessions](s.run(ctx, q, step, err))
+	if err != nil {
+		return nil, err
+	}
+	m, err := shownAll(held)
+	return m, statusOf(err)
 }
 
 // Revoke implements the service.
@@ -249,7 +269,7 @@ func (s *sessions) tryAttributes(ctx context.Context, k session.Key, q *pb.SetAt
 		change.Version = uint64(*q.Version)
 	}
 	before, after := &structpb.Struct{}, &structpb.Struct{}
-	if err := s.open(i.Attributes, k.User, attributesPart, before); err != nil {
+	if err := s.openAs(i.Attributes, k.User, attributesPart, before); err != nil {
 		return nil, err
 	}
 	after.Fields = maps.Clone(before.Fields)

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/holdfastdb/holdfast/fsm"
@@ -93,7 +94,11 @@ func (f *filter) matches(i *session.Info, p *pb.SessionProfile) bool {
 			return false
 		}
 	}
-	return f.device == "" || says(structpb.NewStructValue(p.Device), f.device)
+	if f.device == "" {
+		return true
+	}
+	device := &structpb.Struct{}
+	return proto.Unmarshal(p.Device, device) == nil && says(structpb.NewStructValue(device), f.device)
 }
 
 // says tells whether a text occurs in any value.
@@ -178,7 +183,7 @@ func (s *sessions) sweepPage(ctx context.Context, f *filter, at *cursor, dry boo
 		m.Scanned++
 		profile := &pb.SessionProfile{}
 		if f.device != "" || f.from.IsValid() {
-			if err := s.open(page.List[i].Profile, page.List[i].Session.User, profilePart, profile); err != nil {
+			if err := s.openAs(page.List[i].Profile, page.List[i].Session.User, profilePart, profile); err != nil {
 				m.Unreadable++
 				continue
 			}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/holdfastdb/holdfast/fsm"
 	"github.com/holdfastdb/holdfast/fsm/session"
+	"github.com/holdfastdb/holdfast/rpc/codec"
 	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
 	"github.com/holdfastdb/holdfast/rpc/seal"
 	"github.com/holdfastdb/holdfast/rpc/sessiontoken"
@@ -17,25 +18,30 @@ import (
 var errSessionID = invalidf("the session_id is not one that a login gave")
 
 // planValidate makes the query behind a validation; or it refuses the token at once.
-func (s *sessions) planValidate(q *pb.ValidateSessionRequest) (*sessionStep, *pb.ValidateSessionResponse, error) {
-	var ip netip.Addr
+func (s *sessions) planValidate(q *pb.PresentedToken) (*sessionStep, *pb.HeldValidation, error) {
+	var p presentation
+	var err error
 	if q.Ip != "" {
-		var err error
-		if ip, err = parseIP(q.Ip); err != nil {
+		if p.ip, err = parseIP(q.Ip); err != nil {
 			return nil, nil, err
 		}
 	}
-	if err := checkDevice(q.Device); err != nil { // it may become what the session says of its device
-		return nil, nil, err
+	if len(q.Device) > 0 { // it may become what the session says of its device
+		device := &structpb.Struct{}
+		if err := proto.Unmarshal(q.Device, device); err != nil {
+			return nil, nil, invalidf("device: %v", err)
+		}
+		if err := checkDevice(device); err != nil {
+			return nil, nil, err
+		}
+		p.device, p.hash = q.Device, deviceHash(device)
 	}
 	token, err := sessiontoken.Parse(q.Token, sessiontoken.Access, s.cluster())
 	if err != nil {
-		return nil, &pb.ValidateSessionResponse{Reason: tokenReason(err)}, nil
+		return nil, &pb.HeldValidation{Reason: tokenReason(err)}, nil
 	}
 	k := keyOf(token.Session)
 	c := session.ValidateRequest{Session: k, Token: token.Secret.Hash(), Attributes: !q.WithoutAttributes}
-	device := deviceHash(q.Device)
-	presented := presentation{ip: ip, device: device, request: q}
 	return &sessionStep{
 		slot: k.User.Slot(), call: sessionCall(session.OpValidate, &c),
 		finish: func(r fsm.Result, now fsm.Time) (proto.Message, error) {
@@ -46,66 +52,72 @@ func (s *sessions) planValidate(q *pb.ValidateSessionRequest) (*sessionStep, *pb
 			if err := i.Decode(r.Body); err != nil {
 				return nil, err
 			}
-			return s.judged(&i, &presented, now)
+			return s.judged(&i, &p, now)
 		},
 	}, nil, nil
 }
 
 // presentation is from where, and on what, a token was presented.
 type presentation struct {
-	ip      netip.Addr
-	device  uint64
-	request *pb.ValidateSessionRequest
+	ip     netip.Addr
+	device []byte // encoded
+	hash   uint64 // of the device, 0 for none
 }
 
 // judged answers a validation from what the shard says of the token and what the session says of its user.
-func (s *sessions) judged(i *session.Info, p *presentation, now fsm.Time) (*pb.ValidateSessionResponse, error) {
-	m := &pb.ValidateSessionResponse{}
-	if i.Verdict != session.Valid {
+func (s *sessions) judged(i *session.Info, p *presentation, now fsm.Time) (*pb.HeldValidation, error) {
+	m := &pb.HeldValidation{}
+	if i.Verdict == session.UnknownToken || i.Verdict == session.RotatedAway {
 		m.Reason = verdictReasons[i.Verdict]
-		if i.Verdict == session.UnknownToken || i.Verdict == session.RotatedAway {
-			return m, nil // nothing is told to who does not hold a token of now
-		}
-		var err error
-		m.Session, _, err = s.message(i)
-		return m, err
+		return m, nil // nothing is told to who does not hold a token of now
 	}
-	about, profile, err := s.message(i)
-	if err != nil {
+	var err error
+	if m.Session, err = s.held(i); err != nil {
 		return nil, err
 	}
-	m.Session = about
-	policy := s.policies.of(i.Kind)
-	sameDevice := p.device == 0 || deviceHash(profile.Device) == 0 || p.device == deviceHash(profile.Device)
-	sameNetwork := true
-	if p.ip.IsValid() && profile.Ip != "" {
-		from, err := parseIP(profile.Ip)
-		if err != nil {
-			return nil, err
-		}
-		sameNetwork = network(from) == network(p.ip)
-		if profile.IpBinding == bindingExact && from != p.ip || profile.IpBinding == bindingSubnet && !sameNetwork {
-			m.Reason = "ip_mismatch"
-			return m, nil
-		}
-	} else if profile.IpBinding != bindingOff && profile.IpBinding != "" {
-		m.Reason = "ip_mismatch" // where it is presented must be told
+	if i.Verdict != session.Valid {
+		m.Reason = verdictReasons[i.Verdict]
 		return m, nil
 	}
-	if profile.DeviceBinding && (p.device == 0 || !sameDevice) {
-		m.Reason = "device_mismatch"
-		return m, nil
+	var profile pb.SessionProfile
+	if err := codec.Unmarshal(m.Session.Profile, &profile); err != nil {
+		return nil, err
 	}
-	switch {
-	case !sameDevice && s.acts(i, policy.onDevice, now):
-		m.Reason = s.suspect(i, session.DeviceChanged, policy.onDevice, profile, p)
-	case !sameNetwork && s.acts(i, policy.onNetwork, now):
-		m.Reason = s.suspect(i, session.NetworkChanged, policy.onNetwork, profile, p)
+	if m.Reason, err = s.suspicion(i, &profile, p, now); err != nil {
+		return nil, err
 	}
 	if m.Valid = m.Reason == ""; m.Valid {
 		s.uses.note(i, now)
 	}
 	return m, nil
+}
+
+// suspicion tells why a token does not count where it was presented, "" if it does, and acts on what is unusual about it.
+func (s *sessions) suspicion(i *session.Info, profile *pb.SessionProfile, p *presentation, now fsm.Time) (string, error) {
+	policy := s.policies.of(i.Kind)
+	sameDevice := p.hash == 0 || profile.DeviceHash == 0 || p.hash == profile.DeviceHash
+	sameNetwork := true
+	if p.ip.IsValid() && profile.Ip != "" {
+		from, err := parseIP(profile.Ip)
+		if err != nil {
+			return "", err
+		}
+		sameNetwork = network(from) == network(p.ip)
+		if profile.IpBinding == bindingExact && from != p.ip || profile.IpBinding == bindingSubnet && !sameNetwork {
+			return "ip_mismatch", nil
+		}
+	} else if profile.IpBinding != bindingOff && profile.IpBinding != "" {
+		return "ip_mismatch", nil // where it is presented must be told
+	}
+	switch {
+	case profile.DeviceBinding && (p.hash == 0 || !sameDevice):
+		return "device_mismatch", nil
+	case !sameDevice && s.acts(i, policy.onDevice, now):
+		return s.suspect(i, session.DeviceChanged, policy.onDevice, profile, p), nil
+	case !sameNetwork && s.acts(i, policy.onNetwork, now):
+		return s.suspect(i, session.NetworkChanged, policy.onNetwork, profile, p), nil
+	}
+	return "", nil
 }
 
 // network is the part of an address that all of one household share.
@@ -133,7 +145,7 @@ func (s *sessions) suspect(i *session.Info, sign session.Sign, act session.Act, 
 		if sign == session.NetworkChanged {
 			next.Ip = p.ip.String()
 		} else {
-			next.Device = p.request.Device
+			next.Device, next.DeviceHash = p.device, p.hash
 		}
 		sealed, err := s.seal(next, i.Session.User, profilePart)
 		if err == nil && len(sealed) <= session.MaxProfile {
@@ -150,32 +162,67 @@ func (s *sessions) suspect(i *session.Info, sign session.Sign, act session.Act, 
 	return ""
 }
 
-// message tells of a session as users see it.
-func (s *sessions) message(i *session.Info) (*pb.Session, *pb.SessionProfile, error) {
-	profile := &pb.SessionProfile{}
-	if err := s.open(i.Profile, i.Session.User, profilePart, profile); err != nil {
-		return nil, nil, err
-	}
-	m := &pb.Session{
-		SessionId: idOf(i.Session).String(), UserId: profile.UserId, Type: sessionKinds[i.Kind].name,
-		CreatedAt: timestamp(i.Created), LastSeenAt: timestamp(i.Seen), ExpiresAt: timestamp(i.Until),
-		Device: profile.Device, Ip: profile.Ip, IpBinding: profile.IpBinding, DeviceBinding: profile.DeviceBinding,
-		Login: profile.Login, Service: profile.Service, Impersonator: profile.Impersonator,
-		Flagged: i.Flagged, StepUpRequired: i.StepUp, AttributesVersion: uint32(i.Version), IdleTimeout: float64(i.Idle) / 1000,
-	}
-	if i.RefreshUntil != 0 {
-		m.RefreshExpiresAt = timestamp(i.RefreshUntil)
-	}
-	if len(i.Attributes) > 0 {
-		m.Attributes = &structpb.Struct{}
-		if err := s.open(i.Attributes, i.Session.User, attributesPart, m.Attributes); err != nil {
-			return nil, nil, err
-		}
+// held tells of a session as frames carry it.
+func (s *sessions) held(i *session.Info) (*pb.HeldSession, error) {
+	id := idOf(i.Session)
+	m := &pb.HeldSession{
+		SessionId: id[:], Type: sessionKinds[i.Kind].name, CreatedAtMs: int64(i.Created), LastSeenAtMs: int64(i.Seen),
+		ExpiresAtMs: int64(i.Until), RefreshExpiresAtMs: int64(i.RefreshUntil), IdleTimeoutMs: int64(i.Idle),
+		Flagged: i.Flagged, StepUpRequired: i.StepUp, AttributesVersion: uint32(i.Version),
 	}
 	if i.Verdict == session.Ended {
-		m.Ended, m.EndedAt, m.ExpiresAt = i.Reason.String(), timestamp(i.Until), nil
+		m.Ended, m.EndedAtMs, m.ExpiresAtMs = i.Reason.String(), int64(i.Until), 0
 	}
-	return m, profile, nil
+	var err error
+	if m.Profile, err = s.open(i.Profile, i.Session.User, profilePart); err != nil {
+		return nil, err
+	}
+	m.Attributes, err = s.open(i.Attributes, i.Session.User, attributesPart)
+	return m, err
+}
+
+// shown is a session as users see it.
+func shown(h *pb.HeldSession) (*pb.Session, error) {
+	if h == nil {
+		return nil, nil
+	}
+	var p pb.SessionProfile
+	if err := codec.Unmarshal(h.Profile, &p); err != nil {
+		return nil, err
+	}
+	id := sessiontoken.ID(h.SessionId)
+	m := &pb.Session{
+		SessionId: id.String(), UserId: p.UserId, Type: h.Type, CreatedAt: timestamp(fsm.Time(h.CreatedAtMs)),
+		LastSeenAt: timestamp(fsm.Time(h.LastSeenAtMs)), ExpiresAt: timestamp(fsm.Time(h.ExpiresAtMs)),
+		RefreshExpiresAt: timestamp(fsm.Time(h.RefreshExpiresAtMs)), Ip: p.Ip, IpBinding: p.IpBinding,
+		DeviceBinding: p.DeviceBinding, Login: p.Login, Service: p.Service, Impersonator: p.Impersonator, Flagged: h.Flagged,
+		StepUpRequired: h.StepUpRequired, AttributesVersion: h.AttributesVersion, IdleTimeout: float64(h.IdleTimeoutMs) / 1000,
+		Ended: h.Ended, EndedAt: timestamp(fsm.Time(h.EndedAtMs)),
+	}
+	for _, part := range [...]struct {
+		encoded []byte
+		to      **structpb.Struct
+	}{{p.Device, &m.Device}, {h.Attributes, &m.Attributes}} {
+		if len(part.encoded) == 0 {
+			continue
+		}
+		*part.to = &structpb.Struct{}
+		if err := proto.Unmarshal(part.encoded, *part.to); err != nil {
+			return nil, err
+		}
+	}
+	return m, nil
+}
+
+func shownAll(h *pb.HeldSessions) (*pb.ListSessionsResponse, error) {
+	m := &pb.ListSessionsResponse{Sessions: make([]*pb.Session, len(h.Sessions))}
+	for i, one := range h.Sessions {
+		var err error
+		if m.Sessions[i], err = shown(one); err != nil {
+			return nil, err
+		}
+	}
+	return m, nil
 }
 
 // planGet asks for one session.
@@ -194,8 +241,7 @@ func (s *sessions) planGet(q *pb.GetSessionRequest) (*sessionStep, error) {
 			if err := i.Decode(r.Body); err != nil {
 				return nil, err
 			}
-			m, _, err := s.message(&i)
-			return m, err
+			return s.held(&i)
 		},
 	}, nil
 }
@@ -216,13 +262,13 @@ func (s *sessions) planList(q *pb.ListSessionsRequest, op uint8) (*sessionStep, 
 			if err := list.Decode(r.Body); err != nil {
 				return nil, err
 			}
-			m := &pb.ListSessionsResponse{Sessions: make([]*pb.Session, len(list.List))}
+			m := &pb.HeldSessions{Sessions: make([]*pb.HeldSession, len(list.List))}
 			for i := range list.List {
 				var err error
-				m.Sessions[i], _, err = s.message(&list.List[i])
+				m.Sessions[i], err = s.held(&list.List[i])
 				if errors.Is(err, seal.ErrUnreadable) { // it can be seen and revoked all the same
 					list.List[i].Profile, list.List[i].Attributes = nil, nil
-					m.Sessions[i], _, err = s.message(&list.List[i])
+					m.Sessions[i], err = s.held(&list.List[i])
 				}
 				if err != nil {
 					return nil, err

@@ -46,7 +46,10 @@ func each(ctx context.Context, n int, do func(ctx context.Context, i int) error)
 
 // benchLogin is what a session of the workloads begins with.
 func benchLogin(user string) client.Login {
-	return client.Login{UserID: user, IP: "192.0.2.1", OnLimit: client.EvictOldest}
+	return client.Login{
+		UserID: user, IP: "192.0.2.1", OnLimit: client.EvictOldest,
+		Device: map[string]any{"fingerprint": "d-" + user, "name": "Firefox on Linux"},
+	}
 }
 
 // eraser undoes what was made for users.

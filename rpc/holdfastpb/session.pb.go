@@ -2071,282 +2071,6 @@ func (x *SessionEvent) GetAt() *timestamppb.Timestamp {
 	return nil
 }
 
-// SessionProfile is what a session says of its user, in the log and on disk: sealed, for the services alone.
-type SessionProfile struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	UserId        string                 `protobuf:"bytes,1,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
-	Device        *structpb.Struct       `protobuf:"bytes,2,opt,name=device,proto3" json:"device,omitempty"`
-	Ip            string                 `protobuf:"bytes,3,opt,name=ip,proto3" json:"ip,omitempty"`
-	IpBinding     string                 `protobuf:"bytes,4,opt,name=ip_binding,json=ipBinding,proto3" json:"ip_binding,omitempty"`
-	DeviceBinding bool                   `protobuf:"varint,5,opt,name=device_binding,json=deviceBinding,proto3" json:"device_binding,omitempty"`
-	Login         string                 `protobuf:"bytes,6,opt,name=login,proto3" json:"login,omitempty"`
-	Service       string                 `protobuf:"bytes,7,opt,name=service,proto3" json:"service,omitempty"`
-	Impersonator  string                 `protobuf:"bytes,8,opt,name=impersonator,proto3" json:"impersonator,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *SessionProfile) Reset() {
-	*x = SessionProfile{}
-	mi := &file_holdfast_v1_session_proto_msgTypes[28]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *SessionProfile) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*SessionProfile) ProtoMessage() {}
-
-func (x *SessionProfile) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_session_proto_msgTypes[28]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use SessionProfile.ProtoReflect.Descriptor instead.
-func (*SessionProfile) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_session_proto_rawDescGZIP(), []int{28}
-}
-
-func (x *SessionProfile) GetUserId() string {
-	if x != nil {
-		return x.UserId
-	}
-	return ""
-}
-
-func (x *SessionProfile) GetDevice() *structpb.Struct {
-	if x != nil {
-		return x.Device
-	}
-	return nil
-}
-
-func (x *SessionProfile) GetIp() string {
-	if x != nil {
-		return x.Ip
-	}
-	return ""
-}
-
-func (x *SessionProfile) GetIpBinding() string {
-	if x != nil {
-		return x.IpBinding
-	}
-	return ""
-}
-
-func (x *SessionProfile) GetDeviceBinding() bool {
-	if x != nil {
-		return x.DeviceBinding
-	}
-	return false
-}
-
-func (x *SessionProfile) GetLogin() string {
-	if x != nil {
-		return x.Login
-	}
-	return ""
-}
-
-func (x *SessionProfile) GetService() string {
-	if x != nil {
-		return x.Service
-	}
-	return ""
-}
-
-func (x *SessionProfile) GetImpersonator() string {
-	if x != nil {
-		return x.Impersonator
-	}
-	return ""
-}
-
-// SavedSession is the session of a framework that makes its tokens itself, as the SDK's adapters keep it: frames alone
-// carry these messages.
-type SavedSession struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// The SHA-256 of its token.
-	TokenHash     []byte `protobuf:"bytes,1,opt,name=token_hash,json=tokenHash,proto3" json:"token_hash,omitempty"`
-	ExpiresAtMs   int64  `protobuf:"varint,2,opt,name=expires_at_ms,json=expiresAtMs,proto3" json:"expires_at_ms,omitempty"`
-	Data          []byte `protobuf:"bytes,3,opt,name=data,proto3" json:"data,omitempty"`
-	Found         bool   `protobuf:"varint,4,opt,name=found,proto3" json:"found,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *SavedSession) Reset() {
-	*x = SavedSession{}
-	mi := &file_holdfast_v1_session_proto_msgTypes[29]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *SavedSession) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*SavedSession) ProtoMessage() {}
-
-func (x *SavedSession) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_session_proto_msgTypes[29]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use SavedSession.ProtoReflect.Descriptor instead.
-func (*SavedSession) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_session_proto_rawDescGZIP(), []int{29}
-}
-
-func (x *SavedSession) GetTokenHash() []byte {
-	if x != nil {
-		return x.TokenHash
-	}
-	return nil
-}
-
-func (x *SavedSession) GetExpiresAtMs() int64 {
-	if x != nil {
-		return x.ExpiresAtMs
-	}
-	return 0
-}
-
-func (x *SavedSession) GetData() []byte {
-	if x != nil {
-		return x.Data
-	}
-	return nil
-}
-
-func (x *SavedSession) GetFound() bool {
-	if x != nil {
-		return x.Found
-	}
-	return false
-}
-
-type ScanSavedRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Shard         uint32                 `protobuf:"varint,1,opt,name=shard,proto3" json:"shard,omitempty"`
-	After         []byte                 `protobuf:"bytes,2,opt,name=after,proto3" json:"after,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ScanSavedRequest) Reset() {
-	*x = ScanSavedRequest{}
-	mi := &file_holdfast_v1_session_proto_msgTypes[30]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ScanSavedRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ScanSavedRequest) ProtoMessage() {}
-
-func (x *ScanSavedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_session_proto_msgTypes[30]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ScanSavedRequest.ProtoReflect.Descriptor instead.
-func (*ScanSavedRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_session_proto_rawDescGZIP(), []int{30}
-}
-
-func (x *ScanSavedRequest) GetShard() uint32 {
-	if x != nil {
-		return x.Shard
-	}
-	return 0
-}
-
-func (x *ScanSavedRequest) GetAfter() []byte {
-	if x != nil {
-		return x.After
-	}
-	return nil
-}
-
-type ScanSavedResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Sessions      []*SavedSession        `protobuf:"bytes,1,rep,name=sessions,proto3" json:"sessions,omitempty"`
-	Next          []byte                 `protobuf:"bytes,2,opt,name=next,proto3" json:"next,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ScanSavedResponse) Reset() {
-	*x = ScanSavedResponse{}
-	mi := &file_holdfast_v1_session_proto_msgTypes[31]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ScanSavedResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ScanSavedResponse) ProtoMessage() {}
-
-func (x *ScanSavedResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_session_proto_msgTypes[31]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ScanSavedResponse.ProtoReflect.Descriptor instead.
-func (*ScanSavedResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_session_proto_rawDescGZIP(), []int{31}
-}
-
-func (x *ScanSavedResponse) GetSessions() []*SavedSession {
-	if x != nil {
-		return x.Sessions
-	}
-	return nil
-}
-
-func (x *ScanSavedResponse) GetNext() []byte {
-	if x != nil {
-		return x.Next
-	}
-	return nil
-}
-
 var File_holdfast_v1_session_proto protoreflect.FileDescriptor
 
 const file_holdfast_v1_session_proto_rawDesc = "" +
@@ -2561,29 +2285,7 @@ const file_holdfast_v1_session_proto_rawDesc = "" +
 	"\x05event\x18\x02 \x01(\tR\x05event\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x14\n" +
 	"\x05index\x18\x04 \x01(\x04R\x05index\x12*\n" +
-	"\x02at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\"\x84\x02\n" +
-	"\x0eSessionProfile\x12\x17\n" +
-	"\auser_id\x18\x01 \x01(\tR\x06userId\x12/\n" +
-	"\x06device\x18\x02 \x01(\v2\x17.google.protobuf.StructR\x06device\x12\x0e\n" +
-	"\x02ip\x18\x03 \x01(\tR\x02ip\x12\x1d\n" +
-	"\n" +
-	"ip_binding\x18\x04 \x01(\tR\tipBinding\x12%\n" +
-	"\x0edevice_binding\x18\x05 \x01(\bR\rdeviceBinding\x12\x14\n" +
-	"\x05login\x18\x06 \x01(\tR\x05login\x12\x18\n" +
-	"\aservice\x18\a \x01(\tR\aservice\x12\"\n" +
-	"\fimpersonator\x18\b \x01(\tR\fimpersonator\"{\n" +
-	"\fSavedSession\x12\x1d\n" +
-	"\n" +
-	"token_hash\x18\x01 \x01(\fR\ttokenHash\x12\"\n" +
-	"\rexpires_at_ms\x18\x02 \x01(\x03R\vexpiresAtMs\x12\x12\n" +
-	"\x04data\x18\x03 \x01(\fR\x04data\x12\x14\n" +
-	"\x05found\x18\x04 \x01(\bR\x05found\">\n" +
-	"\x10ScanSavedRequest\x12\x14\n" +
-	"\x05shard\x18\x01 \x01(\rR\x05shard\x12\x14\n" +
-	"\x05after\x18\x02 \x01(\fR\x05after\"^\n" +
-	"\x11ScanSavedResponse\x125\n" +
-	"\bsessions\x18\x01 \x03(\v2\x19.holdfast.v1.SavedSessionR\bsessions\x12\x12\n" +
-	"\x04next\x18\x02 \x01(\fR\x04next2\x9d\x0f\n" +
+	"\x02at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x02at2\x9d\x0f\n" +
 	"\bSessions\x12d\n" +
 	"\x06Create\x12!.holdfast.v1.CreateSessionRequest\x1a\x1a.holdfast.v1.SessionTokens\"\x1b\x82\xd3\xe4\x93\x02\x15:\x01*\"\x10/api/v1/sessions\x12{\n" +
 	"\bValidate\x12#.holdfast.v1.ValidateSessionRequest\x1a$.holdfast.v1.ValidateSessionResponse\"$\x82\xd3\xe4\x93\x02\x1e:\x01*\"\x19/api/v1/sessions/validate\x12n\n" +
@@ -2616,7 +2318,7 @@ func file_holdfast_v1_session_proto_rawDescGZIP() []byte {
 	return file_holdfast_v1_session_proto_rawDescData
 }
 
-var file_holdfast_v1_session_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
+var file_holdfast_v1_session_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_holdfast_v1_session_proto_goTypes = []any{
 	(*CreateSessionRequest)(nil),        // 0: holdfast.v1.CreateSessionRequest
 	(*SessionTokens)(nil),               // 1: holdfast.v1.SessionTokens
@@ -2646,82 +2348,76 @@ var file_holdfast_v1_session_proto_goTypes = []any{
 	(*FollowRequest)(nil),               // 25: holdfast.v1.FollowRequest
 	(*FollowResponse)(nil),              // 26: holdfast.v1.FollowResponse
 	(*SessionEvent)(nil),                // 27: holdfast.v1.SessionEvent
-	(*SessionProfile)(nil),              // 28: holdfast.v1.SessionProfile
-	(*SavedSession)(nil),                // 29: holdfast.v1.SavedSession
-	(*ScanSavedRequest)(nil),            // 30: holdfast.v1.ScanSavedRequest
-	(*ScanSavedResponse)(nil),           // 31: holdfast.v1.ScanSavedResponse
-	nil,                                 // 32: holdfast.v1.SessionStats.ActiveEntry
-	nil,                                 // 33: holdfast.v1.SessionStats.CreatedEntry
-	nil,                                 // 34: holdfast.v1.SessionStats.EndedEntry
-	(*structpb.Struct)(nil),             // 35: google.protobuf.Struct
-	(*timestamppb.Timestamp)(nil),       // 36: google.protobuf.Timestamp
+	nil,                                 // 28: holdfast.v1.SessionStats.ActiveEntry
+	nil,                                 // 29: holdfast.v1.SessionStats.CreatedEntry
+	nil,                                 // 30: holdfast.v1.SessionStats.EndedEntry
+	(*structpb.Struct)(nil),             // 31: google.protobuf.Struct
+	(*timestamppb.Timestamp)(nil),       // 32: google.protobuf.Timestamp
 }
 var file_holdfast_v1_session_proto_depIdxs = []int32{
-	35, // 0: holdfast.v1.CreateSessionRequest.device:type_name -> google.protobuf.Struct
-	35, // 1: holdfast.v1.CreateSessionRequest.attributes:type_name -> google.protobuf.Struct
-	36, // 2: holdfast.v1.SessionTokens.expires_at:type_name -> google.protobuf.Timestamp
-	36, // 3: holdfast.v1.SessionTokens.refresh_expires_at:type_name -> google.protobuf.Timestamp
-	35, // 4: holdfast.v1.ValidateSessionRequest.device:type_name -> google.protobuf.Struct
+	31, // 0: holdfast.v1.CreateSessionRequest.device:type_name -> google.protobuf.Struct
+	31, // 1: holdfast.v1.CreateSessionRequest.attributes:type_name -> google.protobuf.Struct
+	32, // 2: holdfast.v1.SessionTokens.expires_at:type_name -> google.protobuf.Timestamp
+	32, // 3: holdfast.v1.SessionTokens.refresh_expires_at:type_name -> google.protobuf.Timestamp
+	31, // 4: holdfast.v1.ValidateSessionRequest.device:type_name -> google.protobuf.Struct
 	10, // 5: holdfast.v1.ValidateSessionResponse.session:type_name -> holdfast.v1.Session
-	36, // 6: holdfast.v1.Session.created_at:type_name -> google.protobuf.Timestamp
-	36, // 7: holdfast.v1.Session.last_seen_at:type_name -> google.protobuf.Timestamp
-	36, // 8: holdfast.v1.Session.expires_at:type_name -> google.protobuf.Timestamp
-	36, // 9: holdfast.v1.Session.refresh_expires_at:type_name -> google.protobuf.Timestamp
-	35, // 10: holdfast.v1.Session.device:type_name -> google.protobuf.Struct
-	35, // 11: holdfast.v1.Session.attributes:type_name -> google.protobuf.Struct
-	36, // 12: holdfast.v1.Session.ended_at:type_name -> google.protobuf.Timestamp
-	35, // 13: holdfast.v1.SetAttributesRequest.set:type_name -> google.protobuf.Struct
-	35, // 14: holdfast.v1.SetAttributesResponse.attributes:type_name -> google.protobuf.Struct
+	32, // 6: holdfast.v1.Session.created_at:type_name -> google.protobuf.Timestamp
+	32, // 7: holdfast.v1.Session.last_seen_at:type_name -> google.protobuf.Timestamp
+	32, // 8: holdfast.v1.Session.expires_at:type_name -> google.protobuf.Timestamp
+	32, // 9: holdfast.v1.Session.refresh_expires_at:type_name -> google.protobuf.Timestamp
+	31, // 10: holdfast.v1.Session.device:type_name -> google.protobuf.Struct
+	31, // 11: holdfast.v1.Session.attributes:type_name -> google.protobuf.Struct
+	32, // 12: holdfast.v1.Session.ended_at:type_name -> google.protobuf.Timestamp
+	31, // 13: holdfast.v1.SetAttributesRequest.set:type_name -> google.protobuf.Struct
+	31, // 14: holdfast.v1.SetAttributesResponse.attributes:type_name -> google.protobuf.Struct
 	10, // 15: holdfast.v1.ListSessionsResponse.sessions:type_name -> holdfast.v1.Session
-	36, // 16: holdfast.v1.RevokeMatchingRequest.created_before:type_name -> google.protobuf.Timestamp
-	32, // 17: holdfast.v1.SessionStats.active:type_name -> holdfast.v1.SessionStats.ActiveEntry
-	33, // 18: holdfast.v1.SessionStats.created:type_name -> holdfast.v1.SessionStats.CreatedEntry
-	34, // 19: holdfast.v1.SessionStats.ended:type_name -> holdfast.v1.SessionStats.EndedEntry
+	32, // 16: holdfast.v1.RevokeMatchingRequest.created_before:type_name -> google.protobuf.Timestamp
+	28, // 17: holdfast.v1.SessionStats.active:type_name -> holdfast.v1.SessionStats.ActiveEntry
+	29, // 18: holdfast.v1.SessionStats.created:type_name -> holdfast.v1.SessionStats.CreatedEntry
+	30, // 19: holdfast.v1.SessionStats.ended:type_name -> holdfast.v1.SessionStats.EndedEntry
 	23, // 20: holdfast.v1.ListSessionPoliciesResponse.policies:type_name -> holdfast.v1.SessionPolicy
-	36, // 21: holdfast.v1.SessionPolicy.updated_at:type_name -> google.protobuf.Timestamp
+	32, // 21: holdfast.v1.SessionPolicy.updated_at:type_name -> google.protobuf.Timestamp
 	27, // 22: holdfast.v1.FollowResponse.events:type_name -> holdfast.v1.SessionEvent
-	36, // 23: holdfast.v1.SessionEvent.at:type_name -> google.protobuf.Timestamp
-	35, // 24: holdfast.v1.SessionProfile.device:type_name -> google.protobuf.Struct
-	29, // 25: holdfast.v1.ScanSavedResponse.sessions:type_name -> holdfast.v1.SavedSession
-	0,  // 26: holdfast.v1.Sessions.Create:input_type -> holdfast.v1.CreateSessionRequest
-	2,  // 27: holdfast.v1.Sessions.Validate:input_type -> holdfast.v1.ValidateSessionRequest
-	4,  // 28: holdfast.v1.Sessions.Refresh:input_type -> holdfast.v1.RefreshSessionRequest
-	5,  // 29: holdfast.v1.Sessions.Rotate:input_type -> holdfast.v1.RotateSessionRequest
-	6,  // 30: holdfast.v1.Sessions.Logout:input_type -> holdfast.v1.LogoutRequest
-	7,  // 31: holdfast.v1.Sessions.Get:input_type -> holdfast.v1.GetSessionRequest
-	8,  // 32: holdfast.v1.Sessions.Revoke:input_type -> holdfast.v1.RevokeSessionRequest
-	11, // 33: holdfast.v1.Sessions.SetAttributes:input_type -> holdfast.v1.SetAttributesRequest
-	13, // 34: holdfast.v1.Sessions.List:input_type -> holdfast.v1.ListSessionsRequest
-	13, // 35: holdfast.v1.Sessions.History:input_type -> holdfast.v1.ListSessionsRequest
-	15, // 36: holdfast.v1.Sessions.RevokeUser:input_type -> holdfast.v1.RevokeUserRequest
-	16, // 37: holdfast.v1.Sessions.EraseUser:input_type -> holdfast.v1.EraseUserRequest
-	17, // 38: holdfast.v1.Sessions.RevokeMatching:input_type -> holdfast.v1.RevokeMatchingRequest
-	19, // 39: holdfast.v1.Sessions.Stats:input_type -> holdfast.v1.SessionStatsRequest
-	21, // 40: holdfast.v1.Sessions.ListPolicies:input_type -> holdfast.v1.ListSessionPoliciesRequest
-	24, // 41: holdfast.v1.Sessions.PutPolicy:input_type -> holdfast.v1.PutSessionPolicyRequest
-	25, // 42: holdfast.v1.Sessions.Follow:input_type -> holdfast.v1.FollowRequest
-	1,  // 43: holdfast.v1.Sessions.Create:output_type -> holdfast.v1.SessionTokens
-	3,  // 44: holdfast.v1.Sessions.Validate:output_type -> holdfast.v1.ValidateSessionResponse
-	1,  // 45: holdfast.v1.Sessions.Refresh:output_type -> holdfast.v1.SessionTokens
-	1,  // 46: holdfast.v1.Sessions.Rotate:output_type -> holdfast.v1.SessionTokens
-	9,  // 47: holdfast.v1.Sessions.Logout:output_type -> holdfast.v1.RevokedSessions
-	10, // 48: holdfast.v1.Sessions.Get:output_type -> holdfast.v1.Session
-	9,  // 49: holdfast.v1.Sessions.Revoke:output_type -> holdfast.v1.RevokedSessions
-	12, // 50: holdfast.v1.Sessions.SetAttributes:output_type -> holdfast.v1.SetAttributesResponse
-	14, // 51: holdfast.v1.Sessions.List:output_type -> holdfast.v1.ListSessionsResponse
-	14, // 52: holdfast.v1.Sessions.History:output_type -> holdfast.v1.ListSessionsResponse
-	9,  // 53: holdfast.v1.Sessions.RevokeUser:output_type -> holdfast.v1.RevokedSessions
-	9,  // 54: holdfast.v1.Sessions.EraseUser:output_type -> holdfast.v1.RevokedSessions
-	18, // 55: holdfast.v1.Sessions.RevokeMatching:output_type -> holdfast.v1.RevokeMatchingResponse
-	20, // 56: holdfast.v1.Sessions.Stats:output_type -> holdfast.v1.SessionStats
-	22, // 57: holdfast.v1.Sessions.ListPolicies:output_type -> holdfast.v1.ListSessionPoliciesResponse
-	23, // 58: holdfast.v1.Sessions.PutPolicy:output_type -> holdfast.v1.SessionPolicy
-	26, // 59: holdfast.v1.Sessions.Follow:output_type -> holdfast.v1.FollowResponse
-	43, // [43:60] is the sub-list for method output_type
-	26, // [26:43] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	32, // 23: holdfast.v1.SessionEvent.at:type_name -> google.protobuf.Timestamp
+	0,  // 24: holdfast.v1.Sessions.Create:input_type -> holdfast.v1.CreateSessionRequest
+	2,  // 25: holdfast.v1.Sessions.Validate:input_type -> holdfast.v1.ValidateSessionRequest
+	4,  // 26: holdfast.v1.Sessions.Refresh:input_type -> holdfast.v1.RefreshSessionRequest
+	5,  // 27: holdfast.v1.Sessions.Rotate:input_type -> holdfast.v1.RotateSessionRequest
+	6,  // 28: holdfast.v1.Sessions.Logout:input_type -> holdfast.v1.LogoutRequest
+	7,  // 29: holdfast.v1.Sessions.Get:input_type -> holdfast.v1.GetSessionRequest
+	8,  // 30: holdfast.v1.Sessions.Revoke:input_type -> holdfast.v1.RevokeSessionRequest
+	11, // 31: holdfast.v1.Sessions.SetAttributes:input_type -> holdfast.v1.SetAttributesRequest
+	13, // 32: holdfast.v1.Sessions.List:input_type -> holdfast.v1.ListSessionsRequest
+	13, // 33: holdfast.v1.Sessions.History:input_type -> holdfast.v1.ListSessionsRequest
+	15, // 34: holdfast.v1.Sessions.RevokeUser:input_type -> holdfast.v1.RevokeUserRequest
+	16, // 35: holdfast.v1.Sessions.EraseUser:input_type -> holdfast.v1.EraseUserRequest
+	17, // 36: holdfast.v1.Sessions.RevokeMatching:input_type -> holdfast.v1.RevokeMatchingRequest
+	19, // 37: holdfast.v1.Sessions.Stats:input_type -> holdfast.v1.SessionStatsRequest
+	21, // 38: holdfast.v1.Sessions.ListPolicies:input_type -> holdfast.v1.ListSessionPoliciesRequest
+	24, // 39: holdfast.v1.Sessions.PutPolicy:input_type -> holdfast.v1.PutSessionPolicyRequest
+	25, // 40: holdfast.v1.Sessions.Follow:input_type -> holdfast.v1.FollowRequest
+	1,  // 41: holdfast.v1.Sessions.Create:output_type -> holdfast.v1.SessionTokens
+	3,  // 42: holdfast.v1.Sessions.Validate:output_type -> holdfast.v1.ValidateSessionResponse
+	1,  // 43: holdfast.v1.Sessions.Refresh:output_type -> holdfast.v1.SessionTokens
+	1,  // 44: holdfast.v1.Sessions.Rotate:output_type -> holdfast.v1.SessionTokens
+	9,  // 45: holdfast.v1.Sessions.Logout:output_type -> holdfast.v1.RevokedSessions
+	10, // 46: holdfast.v1.Sessions.Get:output_type -> holdfast.v1.Session
+	9,  // 47: holdfast.v1.Sessions.Revoke:output_type -> holdfast.v1.RevokedSessions
+	12, // 48: holdfast.v1.Sessions.SetAttributes:output_type -> holdfast.v1.SetAttributesResponse
+	14, // 49: holdfast.v1.Sessions.List:output_type -> holdfast.v1.ListSessionsResponse
+	14, // 50: holdfast.v1.Sessions.History:output_type -> holdfast.v1.ListSessionsResponse
+	9,  // 51: holdfast.v1.Sessions.RevokeUser:output_type -> holdfast.v1.RevokedSessions
+	9,  // 52: holdfast.v1.Sessions.EraseUser:output_type -> holdfast.v1.RevokedSessions
+	18, // 53: holdfast.v1.Sessions.RevokeMatching:output_type -> holdfast.v1.RevokeMatchingResponse
+	20, // 54: holdfast.v1.Sessions.Stats:output_type -> holdfast.v1.SessionStats
+	22, // 55: holdfast.v1.Sessions.ListPolicies:output_type -> holdfast.v1.ListSessionPoliciesResponse
+	23, // 56: holdfast.v1.Sessions.PutPolicy:output_type -> holdfast.v1.SessionPolicy
+	26, // 57: holdfast.v1.Sessions.Follow:output_type -> holdfast.v1.FollowResponse
+	41, // [41:58] is the sub-list for method output_type
+	24, // [24:41] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_v1_session_proto_init() }
@@ -2739,7 +2435,7 @@ func file_holdfast_v1_session_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_v1_session_proto_rawDesc), len(file_holdfast_v1_session_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   35,
+			NumMessages:   31,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
