@@ -36,6 +36,10 @@ type Config struct {
 	Addrs []string
 	// Timeout bounds how long an operation is tried; a context may end it earlier. Default 10 s, at most 60 s.
 	Timeout time.Duration
+	// DialTimeout bounds how long Dial waits for a node that answers; its context may end it earlier. If it is 0, the
+	// context's deadline counts, and 10 s if it has none. Less than 0 is to wait for ever, or with the context: for programs
+	// that may start before their cluster does.
+	DialTimeout time.Duration
 	// Creds secures the connections; nil means plain text.
 	Creds credentials.TransportCredentials
 	// SessionCache bounds the bytes that remembered sessions take, see MaxStale. Default 64 MiB.
@@ -94,11 +98,13 @@ var (
 )
 
 const (
-	defaultTimeout = 10 * time.Second
-	maxTimeout     = 60 * time.Second
+	defaultTimeout     = 10 * time.Second
+	maxTimeout         = 60 * time.Second
+	defaultDialTimeout = 10 * time.Second
 )
 
-// Dial connects to a cluster. It returns when a node has answered, or with ctx.
+// Dial connects to a cluster. It returns when a node has answered. When none does in time, see
+// Config.DialTimeout, the error is an ErrUnavailable that tells who was asked and what came of it.
 func Dial(ctx context.Context, cfg Config) (*Client, error) {
 	if len(cfg.Addrs) == 0 {
 		return nil, fmt.Errorf("%w: no addresses", ErrInvalid)
@@ -115,14 +121,37 @@ func Dial(ctx context.Context, cfg Config) (*Client, error) {
 	_, _ = rand.Read(c.id[:]) // never fails: crypto/rand stops the process instead
 	c.ctx, c.stop = context.WithCancel(context.Background())
 	c.limits, c.sessions = newLimits(c), newSessions(c)
-	var err error
+	if err := c.reach(ctx); err != nil {
+		_ = c.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+// reach asks for the cluster map until a node answers.
+func (c *Client) reach(ctx context.Context) error {
+	limit := c.cfg.DialTimeout
+	if _, bounded := ctx.Deadline(); limit == 0 && !bounded {
+		limit = defaultDialTimeout
+	}
+	if limit > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, limit)
+		defer cancel()
+	}
+	begun := time.Now()
+	var reason error // of the last round that went to its end: the one that ctx cuts off knows less
 	for pause := 10 * time.Millisecond; ; pause = min(2*pause, time.Second) {
-		if err = c.refresh(ctx); err == nil {
-			return c, nil
+		err := c.refresh(ctx)
+		if err == nil {
+			return nil
 		}
-		if stop := sleep(ctx, pause); stop != nil {
-			_ = c.Close()
-			return nil, fmt.Errorf("%w: %v do not answer: %w", ErrUnavailable, cfg.Addrs, err)
+		if reason == nil || ctx.Err() == nil {
+			reason = err
+		}
+		if sleep(ctx, pause) != nil {
+			return fmt.Errorf("%w: no node answered within %v: %w (check that a cluster runs and that these are its gRPC addresses; "+
+				"`holdfast dev` starts one at 127.0.0.1:7400)", ErrUnavailable, time.Since(begun).Round(time.Millisecond), reason)
 		}
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -76,6 +77,57 @@ func TestDialEndsWithItsContextAndLeavesNothingBehind(t *testing.T) {
 		t.Errorf("got %v, want one that names who was asked", err)
 	}
 	settled()
+}
+
+// Who runs a program without a cluster is to see why nothing happens.
+func TestDialGivesUpAndTellsWhoWasAskedAndWhatToDo(t *testing.T) {
+	deaf := func(ctx context.Context, _ string) (net.Conn, error) {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	refused := func(context.Context, string) (net.Conn, error) { return nil, errors.New("connection refused") }
+	within := func(d time.Duration) func(*testing.T) context.Context {
+		return func(t *testing.T) context.Context {
+			ctx, cancel := context.WithTimeout(t.Context(), d)
+			t.Cleanup(cancel)
+			return ctx
+		}
+	}
+	for name, tt := range map[string]struct {
+		dial  func(context.Context, string) (net.Conn, error)
+		limit time.Duration
+		ctx   func(*testing.T) context.Context
+		want  time.Duration
+	}{
+		"by default":                      {refused, 0, (*testing.T).Context, 10 * time.Second},
+		"nobody says no":                  {deaf, 0, (*testing.T).Context, 10 * time.Second},
+		"as configured":                   {refused, 3 * time.Second, (*testing.T).Context, 3 * time.Second},
+		"the context ends earlier":        {refused, 3 * time.Second, within(time.Second), time.Second},
+		"the context is more patient":     {refused, 0, within(time.Minute), time.Minute},
+		"though the configuration is not": {refused, 3 * time.Second, within(time.Minute), 3 * time.Second},
+		"the context alone":               {refused, -1, within(time.Hour), time.Hour},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				begun := time.Now()
+				_, err := client.Dial(tt.ctx(t), client.Config{Addrs: []string{"192.0.2.1:7400", "192.0.2.2:7400"}, DialTimeout: tt.limit, Dial: tt.dial})
+				if took := time.Since(begun); took != tt.want {
+					t.Errorf("gave up after %v, want %v", took, tt.want)
+				}
+				if !errors.Is(err, client.ErrUnavailable) {
+					t.Fatalf("got %v", err)
+				}
+				for _, part := range []string{"192.0.2.1:7400", "192.0.2.2:7400", tt.want.String(), "holdfast dev"} {
+					if !strings.Contains(err.Error(), part) {
+						t.Errorf("%q does not tell %q", err, part)
+					}
+				}
+				if name != "nobody says no" && !strings.Contains(err.Error(), "connection refused") {
+					t.Errorf("%q does not tell the reason", err)
+				}
+			})
+		})
+	}
 }
 
 // goroutines counts those of the SDK and of its connections. The returned function waits until there are no more than

@@ -58,6 +58,8 @@ type fakeNode struct {
 	serve  func(q *pb.FrameRequest) reaction
 	noMap  bool
 	create func(*pb.CreatePolicyRequest) (*pb.Policy, error)
+	sweep  func(*pb.RevokeMatchingRequest) (*pb.RevokeMatchingResponse, error)
+	put    func(*pb.PutSessionPolicyRequest) (*pb.SessionPolicy, error)
 	follow func(grpc.BidiStreamingServer[pb.FollowRequest, pb.FollowResponse]) error
 }
 
@@ -218,7 +220,7 @@ func (n *fakeNode) CreatePolicy(_ context.Context, q *pb.CreatePolicyRequest) (*
 	return create(q)
 }
 
-// fakeSessions is the service of a node that streams events: all else goes in frames.
+// fakeSessions is what of the service a node is asked for outside of frames.
 type fakeSessions struct {
 	pb.UnimplementedSessionsServer
 	n *fakeNode
@@ -233,6 +235,16 @@ func (s fakeSessions) Follow(st grpc.BidiStreamingServer[pb.FollowRequest, pb.Fo
 		return status.Error(codes.Unavailable, "nobody can be followed here")
 	}
 	return follow(st)
+}
+
+// RevokeMatching implements the service.
+func (s fakeSessions) RevokeMatching(_ context.Context, q *pb.RevokeMatchingRequest) (*pb.RevokeMatchingResponse, error) {
+	return s.n.sweep(q)
+}
+
+// PutPolicy implements the service.
+func (s fakeSessions) PutPolicy(_ context.Context, q *pb.PutSessionPolicyRequest) (*pb.SessionPolicy, error) {
+	return s.n.put(q)
 }
 
 // got notes a frame and asks what to do with it.

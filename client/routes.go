@@ -64,11 +64,11 @@ func (c *Client) refresh(ctx context.Context) error {
 			return err
 		}
 	}
-	var errs []error
+	failed := errors.New("asked for the cluster map")
 	for _, addr := range c.known() {
 		conn, err := c.conn(addr)
 		if err != nil {
-			errs = append(errs, err)
+			failed = fmt.Errorf("%w; %w", failed, err)
 			continue
 		}
 		try, cancel := context.WithTimeout(ctx, 2*time.Second)
@@ -78,9 +78,12 @@ func (c *Client) refresh(ctx context.Context) error {
 			c.learn(m)
 			return nil
 		}
-		errs = append(errs, fmt.Errorf("%s: %w", addr, err))
+		if err == nil {
+			err = errors.New("knows of no shards")
+		}
+		failed = fmt.Errorf("%w; %s: %w", failed, addr, err)
 	}
-	return errors.Join(errs...)
+	return failed
 }
 
 // known lists addresses to try, the configured ones after those of the map, and at the end one that has been silent.

@@ -2,7 +2,9 @@ package client
 
 import (
 	"crypto/sha256"
+	"maps"
 	"reflect"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -267,5 +269,20 @@ func (k *sessionCache) forgetUser(user userKey) {
 	k.mu.Unlock()
 	if f != nil {
 		f.end(user, nil)
+	}
+}
+
+// forgetUsers takes out everything, for an end of sessions that names no user.
+func (k *sessionCache) forgetUsers() {
+	k.mu.Lock()
+	feeds := slices.Collect(maps.Values(k.feeds))
+	k.mu.Unlock()
+	for _, f := range feeds {
+		f.mu.Lock()
+		users := slices.Collect(maps.Keys(f.byUser))
+		f.mu.Unlock()
+		for _, user := range users {
+			f.end(user, nil)
+		}
 	}
 }

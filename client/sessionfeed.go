@@ -150,24 +150,33 @@ func (f *feed) look() bool {
 	return now-f.last < int64(feedIdle)
 }
 
-// listen follows one stream until it ends.
-func (f *feed) listen() error {
-	c := f.k.c
-	addr := c.routes.Load().leaders[f.shard]
+// events is a stream of what happens to the sessions of a shard.
+type events = grpc.BidiStreamingClient[pb.FollowRequest, pb.FollowResponse]
+
+// follow opens one at the shard's leader. It lasts as long as ctx, which cancel ends.
+func (c *Client) follow(ctx context.Context, cancel context.CancelCauseFunc, shard uint32) (events, error) {
+	addr := c.routes.Load().leaders[shard]
 	if addr == "" {
-		return errors.New("the shard has no leader")
+		return nil, errors.New("the shard has no leader")
 	}
 	conn, err := c.conn(addr)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	ctx, cancel := context.WithCancelCause(c.ctx)
-	defer cancel(nil)
 	late := time.AfterFunc(connectTimeout, func() { cancel(context.DeadlineExceeded) })
 	st, err := pb.NewSessionsClient(conn).Follow(ctx)
 	if !late.Stop() && err == nil {
 		err = context.DeadlineExceeded
 	}
+	return st, err
+}
+
+// listen follows one stream until it ends.
+func (f *feed) listen() error {
+	c := f.k.c
+	ctx, cancel := context.WithCancelCause(c.ctx)
+	defer cancel(nil)
+	st, err := c.follow(ctx, cancel, f.shard)
 	if err != nil {
 		return err
 	}
@@ -203,7 +212,7 @@ func (f *feed) happened(e *pb.SessionEvent) {
 }
 
 // ping asks the leader again and again, and tells why it stopped.
-func (f *feed) ping(ctx context.Context, st grpc.BidiStreamingClient[pb.FollowRequest, pb.FollowResponse], s *followed) error {
+func (f *feed) ping(ctx context.Context, st events, s *followed) error {
 	t := time.NewTimer(0)
 	defer t.Stop()
 	for {

@@ -337,7 +337,7 @@ func (n *Node) Transfer(ctx context.Context, group uint32, nodeID string) error 
 		return fmt.Errorf("transfer: %w", err)
 	}
 	if _, err = n.net.Call(ctx, leader, callTransfer, request); errors.Is(err, raftnet.ErrUnreachable) || errors.Is(err, raftnet.ErrNoAddress) {
-		return fmt.Errorf("transfer: %w: %v", errNoAnswer, err)
+		return fmt.Errorf("transfer: %w: %v", errNoAnswer, err) //nolint:errorlint // what the network said is for people
 	}
 	return err
 }

@@ -100,7 +100,7 @@ var damageWords = []string{"on-disk corruption", "malformed manifest", "object s
 func checkLog(group uint32, log raftlog.Log, state *storage.Shard) error {
 	view := state.View()
 	applied, err := fsm.ReadApplied(view)
-	view.Close()
+	_ = view.Close()
 	if err != nil {
 		return fmt.Errorf("group %d: %w", group, err)
 	}

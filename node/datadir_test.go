@@ -139,7 +139,7 @@ func TestDamageThatIsFoundLaterIsToldWithAdvice(t *testing.T) {
 		t.Errorf("damage: %s", why)
 	}
 	full := errors.New("no space left on device")
-	if why := n.explained(full); why != full {
+	if why := n.explained(full); why != full { //nolint:errorlint // the very same
 		t.Errorf("a full disk: %v", why)
 	}
 }

@@ -44,7 +44,7 @@ func OpenStoredLog(dir string, group uint32) (_ *StoredLog, err error) {
 	s.close = append(s.close, state.Close)
 	view := state.Shard(group).View()
 	s.Applied, err = fsm.ReadApplied(view)
-	view.Close()
+	_ = view.Close()
 	if err != nil {
 		return nil, err
 	}

@@ -83,7 +83,7 @@ func (r *router) propose(ctx context.Context, group uint32, f *fsm.Frame) (fsm.F
 			}
 		}
 		if unknown { // what the last attempt said is no more true of the frame
-			return fsm.FrameOutcome{}, fmt.Errorf("shard %d: %w: %v", group, fsm.ErrOutcomeUnknown, errors.Join(err, stop))
+			return fsm.FrameOutcome{}, fmt.Errorf("shard %d: %w: %v", group, fsm.ErrOutcomeUnknown, errors.Join(err, stop)) //nolint:errorlint // it must not count as what it says
 		}
 		return fsm.FrameOutcome{}, fmt.Errorf("shard %d: %w", group, errors.Join(err, stop))
 	}
@@ -100,7 +100,7 @@ func (r *router) proposeOnce(ctx context.Context, group uint32, f *fsm.Frame, re
 	}
 	answer, err := r.ask(ctx, group, leader, callPropose, request)
 	if err != nil {
-		return fsm.FrameOutcome{}, fmt.Errorf("%w: node %s: %v", fsm.ErrOutcomeUnknown, leader, err)
+		return fsm.FrameOutcome{}, fmt.Errorf("%w: node %s: %v", fsm.ErrOutcomeUnknown, leader, err) //nolint:errorlint // the same
 	}
 	body, err := readAnswer(answer)
 	if err != nil {
@@ -154,7 +154,7 @@ func (r *router) queryOnce(ctx context.Context, group uint32, calls []fsm.Call) 
 	f := fsm.Frame{Calls: calls}
 	answer, err := r.ask(ctx, group, leader, callQuery, f.Append(binary.AppendUvarint(nil, uint64(group))))
 	if err != nil {
-		return nil, fsm.Applied{}, fmt.Errorf("%w: node %s: %v", errNoAnswer, leader, err)
+		return nil, fsm.Applied{}, fmt.Errorf("%w: node %s: %v", errNoAnswer, leader, err) //nolint:errorlint // it had no effect, whatever it says
 	}
 	body, err := readAnswer(answer)
 	if err != nil {

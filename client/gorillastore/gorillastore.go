@@ -78,7 +78,7 @@ func (s *Store) New(r *http.Request, name string) (*sessions.Session, error) {
 	session.Options, session.IsNew = &options, true
 	cookie, err := r.Cookie(name)
 	if err != nil {
-		return session, nil
+		return session, nil //nolint:nilerr // there is no cookie
 	}
 	var id string
 	if err := securecookie.DecodeMulti(name, cookie.Value, &id, s.Codecs...); err != nil {

@@ -93,7 +93,7 @@ func (s *settings) plan(kind string) *Plan {
 func (p *Plan) missing() error {
 	list, err := nemesesOf(p.Kinds)
 	if err != nil {
-		return nil // which the history will tell
+		return nil //nolint:nilerr // the history will tell
 	}
 	if slices.ContainsFunc(list, func(n nemesis) bool { return n.disks }) {
 		return missingForDisks()

@@ -25,7 +25,7 @@ func missingForDisks() error {
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }()
 	d, err := newDisk(dir) // the kernel may have no loop devices
 	if err != nil {
 		return err

@@ -1,27 +1,16 @@
 package counter
 
 import (
-	"bytes"
-	"encoding/hex"
 	"errors"
-	"flag"
-	"os"
-	"path/filepath"
 	"reflect"
-	"strings"
 	"testing"
 
 	"github.com/holdfastdb/holdfast/fsm"
+	"github.com/holdfastdb/holdfast/fsm/fsmtest"
 	"github.com/holdfastdb/holdfast/storage/wire"
 )
 
-var update = flag.Bool("update", false, "write the golden files again")
-
-// codec is an encoding: what the state machine reads from the log, answers or stores.
-type codec struct {
-	decode  func([]byte) (encoder, error)
-	samples map[string]encoder
-}
+type codec = fsmtest.Codec[encoder]
 
 // requestCodec is for requests, which decode themselves.
 func requestCodec[Q any, P interface {
@@ -29,21 +18,21 @@ func requestCodec[Q any, P interface {
 	encoder
 	Decode([]byte) error
 }](samples map[string]encoder) codec {
-	return codec{func(b []byte) (encoder, error) {
+	return codec{Decode: func(b []byte) (encoder, error) {
 		q := P(new(Q))
 		err := q.Decode(b)
 		return q, err
-	}, samples}
+	}, Samples: samples}
 }
 
 func resultCodec[R any, P interface {
 	*R
 	encoder
 }](decode func([]byte) (R, error), samples map[string]encoder) codec {
-	return codec{func(b []byte) (encoder, error) {
+	return codec{Decode: func(b []byte) (encoder, error) {
 		r, err := decode(b)
 		return P(&r), err
-	}, samples}
+	}, Samples: samples}
 }
 
 var sampleLimits = []Limit{
@@ -90,7 +79,7 @@ func codecs() map[string]codec {
 			"granted": &LeaseResult{Leasable: true, ID: 1 << 50, Granted: 128, TTL: MaxLease, State: sampleState},
 		}),
 		"reset_result": resultCodec(DecodeResetResult, map[string]encoder{"two": &ResetResult{2}}),
-		"row":          {decodeAnyRow, sampleRows()},
+		"row":          {Decode: decodeAnyRow, Samples: sampleRows()},
 	}
 }
 
@@ -123,58 +112,9 @@ func sampleRows() map[string]encoder {
 	return rows
 }
 
-// The files hold what this version writes. A log or a store has to be readable for ever: when a golden file changes,
-// the format has.
-func TestGolden(t *testing.T) {
-	for kind, c := range codecs() {
-		for name, sample := range c.samples {
-			path := filepath.Join("testdata", kind+"_"+name+".hex")
-			got := sample.Append(nil)
-			if *update {
-				if err := os.MkdirAll("testdata", 0o755); err != nil {
-					t.Fatal(err)
-				}
-				if err := os.WriteFile(path, []byte(hex.EncodeToString(got)+"\n"), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			text, err := os.ReadFile(path)
-			if err != nil {
-				t.Fatal(err)
-			}
-			want, err := hex.DecodeString(strings.TrimSpace(string(text)))
-			if err != nil {
-				t.Fatalf("%s: %v", path, err)
-			}
-			if !bytes.Equal(got, want) {
-				t.Errorf("%s_%s is written as %x, the file has %x", kind, name, got, want)
-			}
-			back, err := c.decode(want)
-			if err != nil {
-				t.Errorf("%s_%s: %v", kind, name, err)
-			} else if !reflect.DeepEqual(back, sample) {
-				t.Errorf("%s_%s is read as %+v, want %+v", kind, name, back, sample)
-			}
-		}
-	}
-}
+func TestGolden(t *testing.T) { fsmtest.Golden(t, codecs()) }
 
-// Every beginning of an encoding, and anything after its end, is refused as corrupt.
-func TestTruncatedAndTrailing(t *testing.T) {
-	for kind, c := range codecs() {
-		for name, sample := range c.samples {
-			whole := sample.Append(nil)
-			for n := range whole {
-				if _, err := c.decode(whole[:n]); !errors.Is(err, wire.ErrCorrupt) {
-					t.Errorf("%s_%s cut to %d of %d bytes: %v", kind, name, n, len(whole), err)
-				}
-			}
-			if _, err := c.decode(append(whole, 0)); !errors.Is(err, wire.ErrCorrupt) {
-				t.Errorf("%s_%s and a byte more: %v", kind, name, err)
-			}
-		}
-	}
-}
+func TestTruncatedAndTrailing(t *testing.T) { fsmtest.Truncated(t, codecs()) }
 
 func TestRequestsOutOfBounds(t *testing.T) {
 	many := make([]Limit, MaxLimits+1)
@@ -249,29 +189,9 @@ func TestAlgorithmNames(t *testing.T) {
 	}
 }
 
-// fuzz feeds any bytes. What can be decoded is written and read again: both times the same must come out.
 func fuzz(f *testing.F, kind string) {
-	c := codecs()[kind]
-	for _, sample := range c.samples {
-		f.Add(sample.Append(nil))
-	}
-	f.Fuzz(func(t *testing.T, b []byte) {
-		first, err := c.decode(b)
-		if err != nil {
-			if !errors.Is(err, wire.ErrCorrupt) {
-				t.Fatalf("not marked as corrupt: %v", err)
-			}
-			return
-		}
-		once := first.Append(nil)
-		second, err := c.decode(once)
-		if err != nil {
-			t.Fatalf("%x was read, and written as %x: %v", b, once, err)
-		}
-		if twice := second.Append(nil); !bytes.Equal(once, twice) {
-			t.Fatalf("%x, then %x", once, twice)
-		}
-		if r, ok := first.(*row); ok {
+	fsmtest.Fuzz(f, codecs()[kind], func(e encoder) {
+		if r, ok := e.(*row); ok {
 			exercise(r)
 		}
 	})

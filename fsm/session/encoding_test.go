@@ -1,27 +1,17 @@
 package session
 
 import (
-	"bytes"
 	"encoding/hex"
 	"errors"
-	"flag"
-	"os"
-	"path/filepath"
-	"reflect"
 	"strings"
 	"testing"
 
 	"github.com/holdfastdb/holdfast/fsm"
+	"github.com/holdfastdb/holdfast/fsm/fsmtest"
 	"github.com/holdfastdb/holdfast/storage/wire"
 )
 
-var update = flag.Bool("update", false, "write the golden files again")
-
-// codec is an encoding: what the state machine reads from the log, answers, tells or stores.
-type codec struct {
-	decode  func([]byte) (encoder, error)
-	samples map[string]encoder
-}
+type codec = fsmtest.Codec[encoder]
 
 // message is what decodes itself: requests and answers.
 func message[Q any, P interface {
@@ -29,18 +19,18 @@ func message[Q any, P interface {
 	encoder
 	decoder
 }](samples map[string]encoder) codec {
-	return codec{func(b []byte) (encoder, error) {
+	return codec{Decode: func(b []byte) (encoder, error) {
 		q := P(new(Q))
 		err := q.Decode(b)
 		return q, err
-	}, samples}
+	}, Samples: samples}
 }
 
 func stored(decode func([]byte) (fsm.Row, error), samples map[string]encoder) codec {
-	return codec{func(b []byte) (encoder, error) {
+	return codec{Decode: func(b []byte) (encoder, error) {
 		r, err := decode(b)
 		return r, err
-	}, samples}
+	}, Samples: samples}
 }
 
 type endedCodec struct{ ended }
@@ -65,10 +55,10 @@ var (
 
 func codecs() map[string]codec {
 	codecs := map[string]codec{
-		"event": {func(b []byte) (encoder, error) {
+		"event": {Decode: func(b []byte) (encoder, error) {
 			e, err := DecodeEvent(b)
 			return &eventCodec{e}, err
-		}, map[string]encoder{
+		}, Samples: map[string]encoder{
 			"ended":  &eventCodec{Event{Kind: EventEnded, Session: sampleKey, Reason: Reused}},
 			"marked": &eventCodec{Event{Kind: EventMarked, Session: sampleKey, Mark: Burst}},
 		}},
@@ -87,10 +77,10 @@ func codecs() map[string]codec {
 		"row_counts": stored(decodeCounts, map[string]encoder{
 			"some": &counts{active: [4]uint64{0, 1, 2, 300}, created: [4]uint64{0, 4, 5, 1 << 40}, ended: [9]uint64{0, 7, 8, 9, 10, 11, 12, 13, 14}},
 		}),
-		"row_ended": {func(b []byte) (encoder, error) {
+		"row_ended": {Decode: func(b []byte) (encoder, error) {
 			e, err := decodeEnded(b)
 			return &endedCodec{e}, err
-		}, map[string]encoder{
+		}, Samples: map[string]encoder{
 			"some": &endedCodec{ended{Mobile, Evicted, epoch, epoch + 300, epoch + 70_000, [8]byte{1, 7: 8}, []byte("sealed")}},
 		}},
 		"row_saved": stored(decodeSaved, map[string]encoder{
@@ -127,6 +117,9 @@ func requests() map[string]codec {
 		"rotate_request": message[RotateRequest](map[string]encoder{
 			"plain": &RotateRequest{sampleKey, sampleHash, otherHash, false}, "proved": &RotateRequest{sampleKey, sampleHash, otherHash, true},
 		}),
+		"logout_request": message[LogoutRequest](map[string]encoder{
+			"session": &LogoutRequest{sampleKey, sampleHash, ThisSession}, "all": &LogoutRequest{sampleKey, sampleHash, Everywhere},
+		}),
 		"revoke_request": message[RevokeRequest](map[string]encoder{"two": &RevokeRequest{Revoked, []Key{sampleKey, {}}}}),
 		"revoke_user_request": message[RevokeUserRequest](map[string]encoder{
 			"all": &RevokeUserRequest{User: sampleKey.User, Reason: LoggedOut}, "some": &RevokeUserRequest{sampleKey.User, Erased, 1 << 40, 1 << 63},
@@ -156,6 +149,9 @@ func answers() map[string]codec {
 		"done":          message[Done](map[string]encoder{"found": &Done{true}, "missing": &Done{}}),
 		"count":         message[Count](map[string]encoder{"many": &Count{1<<32 - 1}}),
 		"version":       message[Version](map[string]encoder{"one": &Version{1<<64 - 1}}),
+		"logout_result": message[LogoutResult](map[string]encoder{
+			"ended": &LogoutResult{Valid, Count{300}}, "unknown": &LogoutResult{Verdict: UnknownToken},
+		}),
 		"refresh_result": message[RefreshResult](map[string]encoder{
 			"valid":  &RefreshResult{Verdict: Valid, Until: epoch, RefreshUntil: epoch + 5},
 			"reused": &RefreshResult{Verdict: ReusedToken},
@@ -172,41 +168,7 @@ func answers() map[string]codec {
 	}
 }
 
-// The files hold what this version writes. A log or a store has to be readable for ever: when a golden file changes,
-// the format has.
-func TestGolden(t *testing.T) {
-	for kind, c := range codecs() {
-		for name, sample := range c.samples {
-			path := filepath.Join("testdata", kind+"_"+name+".hex")
-			got := sample.Append(nil)
-			if *update {
-				if err := os.MkdirAll("testdata", 0o755); err != nil {
-					t.Fatal(err)
-				}
-				if err := os.WriteFile(path, []byte(hex.EncodeToString(got)+"\n"), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			text, err := os.ReadFile(path)
-			if err != nil {
-				t.Fatal(err)
-			}
-			want, err := hex.DecodeString(strings.TrimSpace(string(text)))
-			if err != nil {
-				t.Fatalf("%s: %v", path, err)
-			}
-			if !bytes.Equal(got, want) {
-				t.Errorf("%s_%s is written as %x, the file has %x", kind, name, got, want)
-			}
-			back, err := c.decode(want)
-			if err != nil {
-				t.Errorf("%s_%s: %v", kind, name, err)
-			} else if !reflect.DeepEqual(back, sample) {
-				t.Errorf("%s_%s is read as %+v, want %+v", kind, name, back, sample)
-			}
-		}
-	}
-}
+func TestGolden(t *testing.T) { fsmtest.Golden(t, codecs()) }
 
 // Every key that is stored, by its own golden file: the names of keys are a format, too.
 func TestGoldenKeys(t *testing.T) {
@@ -217,17 +179,7 @@ func TestGoldenKeys(t *testing.T) {
 	} {
 		got = append(got, hex.EncodeToString(key))
 	}
-	text := strings.Join(got, "\n") + "\n"
-	path := filepath.Join("testdata", "keys.hex")
-	if *update {
-		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil || string(want) != text {
-		t.Errorf("keys are\n%sand the file has\n%s%v", text, want, err)
-	}
+	fsmtest.GoldenFile(t, "keys.hex", strings.Join(got, "\n")+"\n")
 	if k := DecodeKey(sampleKey.Append(nil)); k != sampleKey {
 		t.Errorf("%+v is read as %+v", sampleKey, k)
 	}
@@ -240,22 +192,7 @@ func TestAttributesAreWrittenAsEver(t *testing.T) {
 	}
 }
 
-// Every beginning of an encoding, and anything after its end, is refused as corrupt.
-func TestTruncatedAndTrailing(t *testing.T) {
-	for kind, c := range codecs() {
-		for name, sample := range c.samples {
-			whole := sample.Append(nil)
-			for n := range whole {
-				if _, err := c.decode(whole[:n]); !errors.Is(err, wire.ErrCorrupt) {
-					t.Errorf("%s_%s cut to %d of %d bytes: %v", kind, name, n, len(whole), err)
-				}
-			}
-			if _, err := c.decode(append(whole, 0)); !errors.Is(err, wire.ErrCorrupt) {
-				t.Errorf("%s_%s and a byte more: %v", kind, name, err)
-			}
-		}
-	}
-}
+func TestTruncatedAndTrailing(t *testing.T) { fsmtest.Truncated(t, codecs()) }
 
 func TestRequestsOutOfBounds(t *testing.T) {
 	tests := map[string]struct {
@@ -270,6 +207,7 @@ func TestRequestsOutOfBounds(t *testing.T) {
 		"many attributes":     {&SetAttributesRequest{Sealed: make([]byte, MaxAttributes+1)}, &SetAttributesRequest{}},
 		"no sign":             {&MarkRequest{Act: Flag}, &MarkRequest{}},
 		"unknown sign":        {&MarkRequest{Sign: Burst + 1, Act: Flag}, &MarkRequest{}},
+		"unknown scope":       {&LogoutRequest{Scope: Everywhere + 1}, &LogoutRequest{}},
 		"no act":              {&MarkRequest{Sign: Burst}, &MarkRequest{}},
 		"unknown act":         {&MarkRequest{Sign: Burst, Act: EndSession + 1}, &MarkRequest{}},
 		"much profile":        {&MarkRequest{Sign: Burst, Act: Flag, Profile: make([]byte, MaxProfile+1)}, &MarkRequest{}},
@@ -282,29 +220,9 @@ func TestRequestsOutOfBounds(t *testing.T) {
 	}
 }
 
-// fuzz feeds any bytes. What can be decoded is written and read again: both times the same must come out.
 func fuzz(f *testing.F, kind string) {
-	c := codecs()[kind]
-	for _, sample := range c.samples {
-		f.Add(sample.Append(nil))
-	}
-	f.Fuzz(func(t *testing.T, b []byte) {
-		first, err := c.decode(b)
-		if err != nil {
-			if !errors.Is(err, wire.ErrCorrupt) {
-				t.Fatalf("not marked as corrupt: %v", err)
-			}
-			return
-		}
-		once := first.Append(nil)
-		second, err := c.decode(once)
-		if err != nil {
-			t.Fatalf("%x was read, and written as %x: %v", b, once, err)
-		}
-		if twice := second.Append(nil); !bytes.Equal(once, twice) {
-			t.Fatalf("%x, then %x", once, twice)
-		}
-		switch r := first.(type) {
+	fsmtest.Fuzz(f, codecs()[kind], func(e encoder) {
+		switch r := e.(type) {
 		case *row:
 			exercise(r)
 		case *user:
@@ -331,6 +249,7 @@ func FuzzReissueRequest(f *testing.F)       { fuzz(f, "reissue_request") }
 func FuzzTouchRequest(f *testing.F)         { fuzz(f, "touch_request") }
 func FuzzRefreshRequest(f *testing.F)       { fuzz(f, "refresh_request") }
 func FuzzRotateRequest(f *testing.F)        { fuzz(f, "rotate_request") }
+func FuzzLogoutRequest(f *testing.F)        { fuzz(f, "logout_request") }
 func FuzzRevokeRequest(f *testing.F)        { fuzz(f, "revoke_request") }
 func FuzzRevokeUserRequest(f *testing.F)    { fuzz(f, "revoke_user_request") }
 func FuzzPurgeUserRequest(f *testing.F)     { fuzz(f, "purge_user_request") }
@@ -348,6 +267,7 @@ func FuzzCreateResult(f *testing.F)         { fuzz(f, "create_result") }
 func FuzzDone(f *testing.F)                 { fuzz(f, "done") }
 func FuzzCount(f *testing.F)                { fuzz(f, "count") }
 func FuzzVersion(f *testing.F)              { fuzz(f, "version") }
+func FuzzLogoutResult(f *testing.F)         { fuzz(f, "logout_result") }
 func FuzzRefreshResult(f *testing.F)        { fuzz(f, "refresh_result") }
 func FuzzInfo(f *testing.F)                 { fuzz(f, "info") }
 func FuzzInfos(f *testing.F)                { fuzz(f, "infos") }

@@ -226,11 +226,11 @@ func (n *Net) Call(ctx context.Context, nodeID, method string, request []byte) (
 		// Not wrapped: it is this connection's status, and not that of a request which is carried out.
 		switch s := status.Convert(err); s.Code() {
 		case codes.Unimplemented:
-			return nil, fmt.Errorf("%w: %q of node %s: %v", ErrNoMethod, method, nodeID, err)
+			return nil, fmt.Errorf("%w: %q of node %s: %v", ErrNoMethod, method, nodeID, err) //nolint:errorlint // see above
 		case codes.Unknown:
 			return nil, fmt.Errorf("call %s of node %s: %s", method, nodeID, s.Message())
 		}
-		return nil, fmt.Errorf("%w: call %s of node %s: %v", ErrUnreachable, method, nodeID, err)
+		return nil, fmt.Errorf("%w: call %s of node %s: %v", ErrUnreachable, method, nodeID, err) //nolint:errorlint // see above
 	}
 	return out, nil
 }

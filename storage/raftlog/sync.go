@@ -210,7 +210,7 @@ func (s *syncer) sync() error {
 func (s *syncer) close() error {
 	close(s.stop)
 	<-s.ended
-	if s.written == 0 || s.err != errClosed {
+	if s.written == 0 || !errors.Is(s.err, errClosed) {
 		return nil
 	}
 	return errors.Join(s.sync(), s.sync())

@@ -50,7 +50,7 @@ func readMark(b []byte) uint64 {
 func verify(fs vfs.FS, dir string) error {
 	names, err := fs.List(dir)
 	if err != nil {
-		return nil // there is none
+		return nil //nolint:nilerr // there is none
 	}
 	newest := uint64(0)
 	for _, name := range names {

@@ -67,7 +67,7 @@ func TestBytesNeedTimeAndArriveInOrder(t *testing.T) {
 		if err := dialed.Close(); err != nil {
 			t.Error(err)
 		}
-		if _, err := read(t, accepted); err != io.EOF {
+		if _, err := read(t, accepted); !errors.Is(err, io.EOF) {
 			t.Errorf("after the other end was closed: %v", err)
 		}
 	})
