@@ -73,8 +73,11 @@ pgo: build ## profile three nodes under load, for the compiler: cmd/holdfast/def
 	until curl -sf http://127.0.0.1:17480/readyz; do sleep 1; done; \
 	bin/holdfast policy create --name all --rate 1000000000 --window 1 --addr 127.0.0.1:17400; \
 	bin/holdfast policy assign all '*' --addr 127.0.0.1:17400; \
-	bin/holdfast bench limit-check --clients 256 --duration 30s --addr 127.0.0.1:17400 & \
-	curl -sf -o cmd/holdfast/default.pgo 'http://127.0.0.1:17480/debug/pprof/profile?seconds=25'; wait %2
+	for work in limit-check session-validate session-create; do \
+		bin/holdfast bench $$work --clients 256 --duration 25s --addr 127.0.0.1:17400 & \
+		sleep 4; curl -sf -o $$data/$$work.pb 'http://127.0.0.1:17480/debug/pprof/profile?seconds=20'; wait $$!; \
+	done; \
+	go tool pprof -proto $$data/*.pb > cmd/holdfast/default.pgo
 
 .PHONY: bench-log
 bench-log: ## the Raft log on Pebble beside BoltDB, by number of shards
