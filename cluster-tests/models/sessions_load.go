@@ -72,7 +72,7 @@ type savedPass struct{ token string }
 // An SDK that may answer from what it remembers asks the leader four times within that time: in virtual time that costs
 // more than all else.
 func newSimSessions() Load   { return newSessionsLoad(1, 3*time.Second, 1) }
-func newChaosSessions() Load { return newSessionsLoad(4, 500*time.Millisecond, 12) }
+func newChaosSessions() Load { return newSessionsLoad(4, 500*time.Millisecond, 20) }
 
 func newSessionsLoad(crowds int, stale time.Duration, burst int) Load {
 	var l sessionsLoad

@@ -90,7 +90,7 @@ var bugs = []struct {
 	{plant.LoginApart, "a logout of a whole login ends one session", retries, []string{check.KindSession}},
 	{plant.DeviceMore, "one device more than allowed", retries, []string{check.KindSession}},
 	{plant.SpareNone, "a session that is spared ends", retries, []string{check.KindSession}},
-	{plant.WrongReason, "a session is said to have ended for another reason", retries, []string{check.KindResult}},
+	{plant.WrongReason, "a session is said to have ended for another reason", retries, []string{check.KindSession}},
 	// By nothing but what callers saw.
 	{plant.SkipDedup, "skip dedup, seen by callers", retries, []string{check.KindSequence}},
 	{plant.FollowerReads, "a follower serves a query, seen by callers", moved, []string{check.KindSequence}},
