@@ -234,6 +234,11 @@ func (c *crowd) forget(user string) *pass {
 }
 
 func (c *crowd) begin(by *Process, user string) (SessionAnswer, error) {
+	return c.beginAt(by, user, fmt.Sprint("login-", by.Rand.IntN(logins)))
+}
+
+// beginAt begins a session of a login, if its user has logins at several services.
+func (c *crowd) beginAt(by *Process, user, login string) (SessionAnswer, error) {
 	role := c.role(user)
 	in := SessionOp{Kind: KindLogin, User: user, Brief: role == briefUser}
 	q := client.Login{UserID: user, RememberMe: true, IdleTimeout: client.NoIdleTimeout, AbsoluteTimeout: lasting, RefreshTimeout: lasting}
@@ -250,7 +255,7 @@ func (c *crowd) begin(by *Process, user string) (SessionAnswer, error) {
 		}
 	case stolenUser, erasedUser:
 	case groupUser:
-		in.Login = fmt.Sprint("login-", by.Rand.IntN(logins))
+		in.Login = login
 		q.Login, q.Service = in.Login, fmt.Sprint("service-", by.Rand.IntN(2))
 	case movingUser, settled:
 		in.Device, in.MostDevices, in.Evict = fmt.Sprint("device-", by.Rand.IntN(devices)), mostDevices, role == movingUser

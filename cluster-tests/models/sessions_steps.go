@@ -2,6 +2,8 @@ package models
 
 import (
 	"context"
+	"fmt"
+	"slices"
 	"time"
 
 	"github.com/holdfastdb/holdfast/client"
@@ -54,6 +56,9 @@ func (c *crowd) step(by *Process) error {
 		}
 		return c.shared(by, briefUser)
 	case 8:
+		if by.Rand.IntN(2) == 0 {
+			return c.leave(by)
+		}
 		return c.shared(by, groupUser)
 	case 9:
 		return c.shared(by, movingUser)
@@ -88,6 +93,33 @@ func (c *crowd) erase(by *Process) error {
 		return err
 	}
 	return c.history(by, user)
+}
+
+// leave begins a login at two services, logs out of it all at the one, and goes on at the other.
+func (c *crowd) leave(by *Process) error {
+	user, login := c.named(groupUser), fmt.Sprint("login-", by.Rand.IntN(logins))
+	var there [2]SessionAnswer
+	for i := range there {
+		var err error
+		if there[i], err = c.beginAt(by, user, login); err != nil {
+			return err
+		}
+	}
+	here, other := &pass{user: user, id: there[0].Session, login: login}, &pass{user: user, id: there[1].Session, login: login}
+	if err := c.logoutOf(by, here, there[0].Token, client.WholeLogin); err != nil {
+		return err
+	}
+	time.Sleep(time.Millisecond)
+	if err := c.validate(by, other, there[1].Token, false); err != nil {
+		return err
+	}
+	if err := c.get(by, other); err != nil {
+		return err
+	}
+	for range there {
+		c.forget(user)
+	}
+	return c.list(by, user)
 }
 
 // spare ends all sessions of a user but a new one.
@@ -154,7 +186,11 @@ func (c *crowd) shared(by *Process, role string) error {
 	p := c.pick(by, user)
 	switch n := by.Rand.IntN(100); {
 	case p == nil || n < 15:
-		return c.login(by, user)
+		err := c.login(by, user)
+		if role == movingUser || role == settled { // a limit is reached now, or was
+			return c.list(by, user)
+		}
+		return err
 	case n < 22 && role != briefUser: // they may have no more than so many
 		return c.list(by, user)
 	case n < 55:
@@ -205,18 +241,22 @@ func (c *crowd) rotate(by *Process, p *pass) error {
 }
 
 func (c *crowd) logout(by *Process, p *pass, token string, everywhere bool) error {
-	in := SessionOp{Kind: KindLogout, User: p.user, Session: p.id, Token: token, Everywhere: everywhere}
-	if p.login != "" && !everywhere && by.Rand.IntN(3) > 0 {
+	switch {
+	case everywhere:
+		return c.logoutOf(by, p, token, client.Everywhere)
+	case p.login != "" && by.Rand.IntN(3) > 0:
+		return c.logoutOf(by, p, token, client.WholeLogin)
+	}
+	return c.logoutOf(by, p, token)
+}
+
+// logoutOf ends the session of a token, and others that belong to it.
+func (c *crowd) logoutOf(by *Process, p *pass, token string, also ...client.LogoutScope) error {
+	in := SessionOp{Kind: KindLogout, User: p.user, Session: p.id, Token: token, Everywhere: slices.Contains(also, client.Everywhere)}
+	if slices.Contains(also, client.WholeLogin) {
 		in.WholeLogin, in.Login = true, p.login
 	}
 	return c.do(by, in, func(ctx context.Context, s *client.Sessions) (SessionAnswer, error) {
-		var also []client.LogoutScope
-		if everywhere {
-			also = append(also, client.Everywhere)
-		}
-		if in.WholeLogin {
-			also = append(also, client.WholeLogin)
-		}
 		n, err := s.Logout(ctx, token, also...)
 		return SessionAnswer{N: n}, err
 	})
