@@ -106,6 +106,7 @@ func (c *crowd) leave(by *Process) error {
 		}
 	}
 	here, other := &pass{user: user, id: there[0].Session, login: login}, &pass{user: user, id: there[1].Session, login: login}
+	time.Sleep(time.Millisecond) // the logins were over before, also for those who only see times
 	if err := c.logoutOf(by, here, there[0].Token, client.WholeLogin); err != nil {
 		return err
 	}
