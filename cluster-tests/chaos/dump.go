@@ -142,7 +142,7 @@ func (r *run) judge(res *Result, ops []history.Op, logs []*replicaLog, settled m
 		replayed := check.Replay(r.types, merged, ops)
 		violate(replayed.Violations)
 		res.Replayed, res.Unclear = replayed.Checked, replayed.Unclear
-		res.Lent = replayed.Lent
+		res.Lent, res.ByType = replayed.Lent, replayed.ByType
 		unclear := 0
 		for _, part := range r.w.parts {
 			unclear += part.Unclear(ops, replayed.UnclearOps)

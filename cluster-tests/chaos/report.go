@@ -36,11 +36,12 @@ type tally struct {
 
 	Gaps   map[string][]time.Duration // by kind of fault
 	Looked map[string]int             // what the data types' own checks looked at
+	ByType map[string]int             // operations that were compared with the models, by data type
 }
 
 func newTally() *tally {
 	return &tally{
-		Date: time.Now().UTC().Format(time.DateOnly), Commit: commit(), Gaps: make(map[string][]time.Duration), Looked: make(map[string]int),
+		Date: time.Now().UTC().Format(time.DateOnly), Commit: commit(), Gaps: make(map[string][]time.Duration), Looked: make(map[string]int), ByType: make(map[string]int),
 		Machine: fmt.Sprintf("%d CPUs, %s", runtime.NumCPU(), runtime.Version()),
 	}
 }
@@ -62,6 +63,9 @@ func (y *tally) add(r *Result) {
 	y.Received += r.Received
 	for what, n := range r.Looked {
 		y.Looked[what] += n
+	}
+	for name, n := range r.ByType {
+		y.ByType[name] += n
 	}
 	y.Violations += len(r.Violations)
 	for kind, gaps := range r.Gaps {
@@ -85,7 +89,7 @@ func (y *tally) add(r *Result) {
 
 // sum adds up what all kinds of histories showed.
 func (f figures) sum() (all tally) {
-	all.Looked = make(map[string]int)
+	all.Looked, all.ByType = make(map[string]int), make(map[string]int)
 	for _, y := range f {
 		all.Histories += y.Histories
 		all.Faults += y.Faults
@@ -104,6 +108,9 @@ func (f figures) sum() (all tally) {
 		all.Received += y.Received
 		for what, n := range y.Looked {
 			all.Looked[what] += n
+		}
+		for name, n := range y.ByType {
+			all.ByType[name] += n
 		}
 		all.Violations += y.Violations
 		all.Healing = max(all.Healing, y.Healing)
@@ -146,6 +153,9 @@ func (f figures) page() string {
 	f.gaps(&b)
 	fmt.Fprintf(&b, "\n%d processes were killed with SIGKILL; %d times the victims led. Replicas received %d whole states. On %s.\n",
 		all.Kills, all.LeaderKills, all.Received, strings.Join(machines, " and "))
+	for _, name := range slices.Sorted(maps.Keys(all.ByType)) {
+		fmt.Fprintf(&b, "Compared with the models: %d operations on %s.\n", all.ByType[name], name)
+	}
 	for _, what := range slices.Sorted(maps.Keys(all.Looked)) {
 		fmt.Fprintf(&b, "Judged beside: %d %s.\n", all.Looked[what], what)
 	}

@@ -55,6 +55,7 @@ type Result struct {
 	// Lent are decisions of holders that were compared with what they had been lent, Looked what else the data types' own
 	// checks looked at.
 	Lent   int            `json:"lent"`
+	ByType map[string]int `json:"by_type,omitempty"` // what of Replayed and Lent was about each data type
 	Looked map[string]int `json:"looked"`
 }
 

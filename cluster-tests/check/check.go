@@ -68,6 +68,8 @@ type Report struct {
 	// Local counts the operations that no shard got to see, Lent those of them that were compared with what was lent,
 	// Queries those that asked a shard.
 	Local, Lent, Queries int
+	// ByType counts those of Checked and Lent, by data type.
+	ByType map[string]int
 	// Unclear are the queries of which the model could not tell what they meant: those for a subject that was never checked
 	// before, or whose policies had changed.
 	Unclear    int
@@ -104,7 +106,7 @@ const afterEntry = math.MaxInt
 // catalog's, 0, is not looked at: see Merge and Watches. Operations of types that have no model are passed over.
 func Replay(types []models.Type, logs map[uint32][]Entry, ops []history.Op) *Report {
 	r := &replay{types: types, shards: make(map[uint32]*models.Shard), alone: models.NewShard(types, 0)}
-	r.Rows = make(map[uint32]map[uint8]int)
+	r.Rows, r.ByType = make(map[uint32]map[uint8]int), make(map[string]int)
 	type spot struct {
 		shard uint32
 		index uint64
@@ -177,11 +179,16 @@ func (r *replay) answered(s *models.Shard, ops []*history.Op) {
 			r.UnclearOps = append(r.UnclearOps, op)
 			continue
 		}
-		r.Checked++
+		r.checked(op)
 		if err := m.Compare(op, []models.Execution{{Shard: s.ID, Index: s.Index, Time: s.Now, Result: result}}); err != nil {
 			r.add(KindResult, op, "query at entry %d: %v", s.Index, err)
 		}
 	}
+}
+
+func (r *replay) checked(op *history.Op) {
+	r.Checked++
+	r.ByType[op.Input.DataType()]++
 }
 
 func (r *replay) checkTime(op *history.Op, now fsm.Time) {
@@ -253,7 +260,7 @@ func (r *replay) judge(op *history.Op) {
 			r.add(KindOrder, op, "the answer tells of entry %d, the log has it at %d", op.Trace.Index, own.Index)
 		}
 		r.checkTime(op, own.Time)
-		r.Checked++
+		r.checked(op)
 		if len(done) == 1 && done[0].Result.Code != fsm.OK {
 			r.add(KindResult, op, "it succeeded, the model refuses it: %s", done[0].Result.Code)
 			return
@@ -291,6 +298,7 @@ func (r *replay) judgeLocal(ops []history.Op) {
 			}
 			judged, broken := m.Local(local[t.Name], holder)
 			r.Lent += judged
+			r.ByType[t.Name] += judged
 			for _, b := range broken {
 				r.add(KindLease, nil, "shard %d: %s", id, b)
 			}

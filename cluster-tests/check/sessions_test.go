@@ -2,9 +2,12 @@ package check
 
 import (
 	"crypto/sha256"
+	"encoding/binary"
 	"math/rand/v2"
 	"testing"
 	"time"
+
+	"github.com/zeebo/xxh3"
 
 	"github.com/holdfastdb/holdfast/cluster-tests/history"
 	"github.com/holdfastdb/holdfast/cluster-tests/models"
@@ -16,11 +19,13 @@ import (
 // visits is a world of sessions: few users, and callers who use whatever tokens they were given.
 type visits struct {
 	*world
-	rand  *rand.Rand
-	known []*visit
+	rand    *rand.Rand
+	known   []*visit
+	devices map[string]string // by id of session
 }
 
 type visit struct {
+	user, device    string
 	key             session.Key
 	family          sessiontoken.Secret
 	access, refresh []sessiontoken.Secret
@@ -71,7 +76,7 @@ func (v *visits) ask(in models.SessionOp, op uint8, q interface{ Append([]byte) 
 	o := v.begin("", "")
 	o.Input = in
 	results, at, err := v.reg.Query(v.store.View(), []fsm.Call{{Type: session.TypeID, Op: op, Body: q.Append(nil)}})
-	if err == nil {
+	if err == nil && results[0].Code != fsm.NotFound { // which leaves r as it is
 		err = r.Decode(results[0].Body)
 	}
 	if err != nil {
@@ -98,11 +103,12 @@ func of[T any](r *rand.Rand, list []T) T {
 
 func (v *visits) login() {
 	user := []string{"ann", "bob", "cid"}[v.rand.IntN(3)]
-	p := &visit{key: session.Key{User: session.NewUserKey(7, user)}, family: v.secret()}
+	p := &visit{user: user, device: []string{"", "phone", "tablet", "desk"}[v.rand.IntN(4)], family: v.secret()}
+	p.key.User = session.NewUserKey(uint16(xxh3.HashString(user)>>48), user)
 	access, refresh := v.secret(), v.secret()
 	q := &session.CreateRequest{
 		User: p.key.User, Kind: session.Web, Life: 60_000, Access: access.Hash(), Sessions: uint32(v.rand.IntN(4)), Devices: uint32(v.rand.IntN(3)),
-		Device: uint64(v.rand.IntN(4)), Group: uint64(v.rand.IntN(2)), Evict: v.rand.IntN(3) > 0,
+		Device: hashOf(p.device), Group: uint64(v.rand.IntN(2)), Evict: v.rand.IntN(3) > 0,
 	}
 	if v.rand.IntN(2) == 0 {
 		q.Idle = 15_000
@@ -113,6 +119,7 @@ func (v *visits) login() {
 	var r session.CreateResult
 	if v.do(models.SessionOp{Kind: models.KindLogin, User: user}, session.OpCreate, q, &r, func() models.SessionAnswer {
 		p.key = r.Session
+		v.devices[p.id().String()] = p.device
 		out := models.SessionAnswer{Session: p.id().String(), Until: int64(r.Until), N: int(r.Evicted), Token: p.token(sessiontoken.Access, access)}
 		if q.RefreshLife > 0 {
 			out.Refresh = p.token(sessiontoken.Refresh, refresh)
@@ -125,12 +132,21 @@ func (v *visits) login() {
 	}
 }
 
+// hashOf is what a shard knows of the name of a device.
+func hashOf(name string) uint64 {
+	if name == "" {
+		return 0
+	}
+	sum := sha256.Sum256([]byte(name))
+	return binary.BigEndian.Uint64(sum[:])
+}
+
 func (v *visits) validate(p *visit) {
 	s := of(v.rand, p.access)
 	var i session.Info
 	in := models.SessionOp{Kind: models.KindValidate, Session: p.id().String(), Token: p.token(sessiontoken.Access, s)}
 	v.ask(in, session.OpValidate, &session.ValidateRequest{Session: p.key, Token: s.Hash(), Attributes: true}, &i, func() models.SessionAnswer {
-		out := models.SessionAnswer{Valid: i.Verdict == session.Valid, Reason: verdictTexts[i.Verdict]}
+		out := models.SessionAnswer{Valid: i.Verdict == session.Valid, Reason: verdictTexts[i.Verdict], Ended: i.Reason.String()}
 		if out.Valid {
 			out.Session, out.Until, out.Version = in.Session, int64(i.Until), uint32(i.Version)
 		}
@@ -176,8 +192,8 @@ func (v *visits) end(p *visit) {
 		q := &session.RevokeUserRequest{User: p.key.User, Reason: session.Revoked, Except: p.key.Number, Group: uint64(v.rand.IntN(2))}
 		v.do(in, session.OpRevokeUser, q, &c, counted)
 	case 2:
-		if v.rand.IntN(3) == 0 {
-			in.Kind = models.KindRevokeUser
+		if v.rand.IntN(2) == 0 {
+			in.Kind = models.KindErase
 			v.do(in, session.OpPurgeUser, &session.PurgeUserRequest{User: p.key.User}, &c, counted)
 		}
 	default:
@@ -193,6 +209,38 @@ func (v *visits) end(p *visit) {
 			return out
 		})
 	}
+}
+
+// look asks what there is of a session, or of all that its user has or had.
+func (v *visits) look(p *visit) {
+	in := models.SessionOp{User: p.user}
+	if v.rand.IntN(2) == 0 {
+		in.Kind, in.Session = models.KindGet, p.id().String()
+		var i session.Info
+		v.ask(in, session.OpGet, &session.GetRequest{Session: p.key}, &i, func() models.SessionAnswer {
+			if i.Verdict == 0 {
+				return models.SessionAnswer{}
+			}
+			return models.SessionAnswer{
+				Session: in.Session, Found: true, Ended: i.Reason.String(), Until: int64(i.Until), Version: uint32(i.Version), Device: p.device,
+			}
+		})
+		return
+	}
+	op, list := uint8(session.OpList), session.Infos{}
+	if in.Kind = models.KindList; v.rand.IntN(2) == 0 {
+		in.Kind, op = models.KindHistory, session.OpHistory
+	}
+	v.ask(in, op, &session.ListRequest{User: p.key.User}, &list, func() (out models.SessionAnswer) {
+		for _, i := range list.List {
+			id := (&visit{key: i.Session}).id().String()
+			out.List, out.Devices = append(out.List, id), append(out.Devices, v.devices[id])
+			if in.Kind == models.KindHistory {
+				out.Ends = append(out.Ends, i.Reason.String())
+			}
+		}
+		return out
+	})
 }
 
 func (v *visits) change(p *visit) {
@@ -243,7 +291,7 @@ func (v *visits) framework() {
 }
 
 func visited(t *testing.T, seed uint64, steps int) *visits {
-	v := &visits{world: newWorld(t, session.Type()), rand: rand.New(rand.NewPCG(seed, 1))}
+	v := &visits{world: newWorld(t, session.Type()), rand: rand.New(rand.NewPCG(seed, 1)), devices: make(map[string]string)}
 	v.login()
 	for range steps {
 		if len(v.known) == 0 || v.rand.IntN(5) == 0 {
@@ -251,7 +299,9 @@ func visited(t *testing.T, seed uint64, steps int) *visits {
 			continue
 		}
 		p := v.known[v.rand.IntN(len(v.known))]
-		switch v.rand.IntN(10) {
+		switch v.rand.IntN(12) {
+		case 10, 11:
+			v.look(p)
 		case 0, 1, 2:
 			v.validate(p)
 		case 3, 4:
@@ -313,6 +363,15 @@ func TestAWrongAnswerAboutSessionsIsFound(t *testing.T) {
 		{"what was saved", models.KindFind, func(o *models.SessionAnswer) { o.Found = !o.Found }},
 		{"what was dropped", models.KindDrop, func(o *models.SessionAnswer) { o.Found = !o.Found }},
 		{"a logout", models.KindLogout, func(o *models.SessionAnswer) { o.N++ }},
+		{"an erasure", models.KindErase, func(o *models.SessionAnswer) { o.N++ }},
+		{"a session that is there, or not", models.KindGet, func(o *models.SessionAnswer) { o.Found = !o.Found }},
+		{"why a session ended", models.KindGet, func(o *models.SessionAnswer) { o.Ended += "x" }},
+		{"when a session ends", models.KindGet, func(o *models.SessionAnswer) { o.Until++ }},
+		{"the device of a session", models.KindGet, func(o *models.SessionAnswer) { o.Device += "x" }},
+		{"who is listed", models.KindList, func(o *models.SessionAnswer) { o.List = append(o.List, "x") }},
+		{"the devices of a user", models.KindList, func(o *models.SessionAnswer) { o.Devices = append(o.Devices, "x") }},
+		{"who is remembered", models.KindHistory, func(o *models.SessionAnswer) { o.List = append(o.List, "x") }},
+		{"the reasons in a history", models.KindHistory, func(o *models.SessionAnswer) { o.Ends = append(o.Ends, "x") }},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			v := visited(t, 1, 600)
@@ -341,7 +400,7 @@ func TestWhatAnSDKRemembersOfSessionsIsJudged(t *testing.T) {
 		{"older", 501 * time.Millisecond, true},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			v := &visits{world: newWorld(t, session.Type()), rand: rand.New(rand.NewPCG(1, 1))}
+			v := &visits{world: newWorld(t, session.Type()), rand: rand.New(rand.NewPCG(1, 1)), devices: make(map[string]string)}
 			v.login()
 			p := v.known[0]
 			var c session.Count

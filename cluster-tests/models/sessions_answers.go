@@ -1,7 +1,9 @@
 package models
 
 import (
+	"cmp"
 	"crypto/sha256"
+	"encoding/binary"
 	"fmt"
 	"slices"
 	"time"
@@ -74,6 +76,21 @@ func (s *sessions) Query(now fsm.Time, op *history.Op) (fsm.Result, bool) {
 			}
 		}
 		r = list
+	case KindGet:
+		i, err := s.about(in.Session, now)
+		if err != nil {
+			return fsm.Result{}, false
+		}
+		r = i
+	case KindHistory:
+		list := &session.Infos{}
+		if u := s.users[userKeyOf(in.User)]; u != nil {
+			for _, l := range u.past {
+				list.List = append(list.List, session.Info{Session: l.key, Reason: l.ended})
+			}
+		}
+		slices.SortFunc(list.List, func(a, b session.Info) int { return cmp.Compare(a.Session.Number, b.Session.Number) })
+		r = list
 	case KindFind:
 		h := savedHash(in.Token)
 		found := &session.Saved{Token: h}
@@ -85,6 +102,39 @@ func (s *sessions) Query(now fsm.Time, op *history.Op) (fsm.Result, bool) {
 		return fsm.Result{}, false
 	}
 	return fsm.Result{Body: r.Append(nil)}, true
+}
+
+// about tells of a session that is known by its id.
+func (s *sessions) about(id string, now fsm.Time) (*session.Info, error) {
+	named, err := sessiontoken.ParseID(id)
+	if err != nil {
+		return nil, err
+	}
+	i := &session.Info{Session: session.DecodeKey(named[:]), Verdict: session.UnknownToken}
+	switch l := s.all[i.Session]; {
+	case l == nil || l.ended != 0 && !l.remembered:
+	case l.ended != 0:
+		i.Verdict, i.Reason, i.Until = session.Ended, l.ended, l.endedAt
+	case l.over(now) != 0:
+		i.Verdict, i.Reason, i.Until = session.Ended, l.over(now), l.end()
+	default:
+		i.Verdict, i.Until, i.Version = session.Valid, l.accessEnd(), l.version
+	}
+	return i, nil
+}
+
+// hasDevice tells whether a session began on the device that an answer names; of its name shards know a hash only.
+func (s *sessions) hasDevice(k session.Key, name string) bool {
+	l := s.all[k]
+	return l != nil && l.device == hashOfName(name)
+}
+
+func hashOfName(name string) uint64 {
+	if name == "" {
+		return 0
+	}
+	sum := sha256.Sum256([]byte(name))
+	return max(binary.BigEndian.Uint64(sum[:]), 1)
 }
 
 // verdicts are how answers tell them.
@@ -120,7 +170,8 @@ func (s *sessions) Compare(op *history.Op, done []Execution) error {
 // same compares what the model knows of answers.
 func (a SessionAnswer) same(b SessionAnswer) bool {
 	return a.Session == b.Session && a.Until == b.Until && a.Valid == b.Valid && a.Reason == b.Reason && a.N == b.N && a.Version == b.Version &&
-		a.Found == b.Found && a.Value == b.Value && slices.Equal(a.List, b.List)
+		a.Found == b.Found && a.Value == b.Value && a.Ended == b.Ended && a.Device == b.Device && slices.Equal(a.List, b.List) &&
+		slices.Equal(a.Devices, b.Devices) && slices.Equal(a.Ends, b.Ends)
 }
 
 // expected is the answer to a result. out is what the caller was told: of tokens the log has hashes only.
@@ -151,7 +202,7 @@ func (s *sessions) expected(in SessionOp, x *Execution, out SessionAnswer) (want
 		if r.Verdict == session.UnknownToken || r.Verdict == session.RotatedAway {
 			want.Reason = verdicts[r.Verdict]
 		}
-	case KindRevoke, KindRevokeUser:
+	case KindRevoke, KindRevokeUser, KindErase:
 		var r session.Count
 		read(&r)
 		want.N = int(r.N)
@@ -169,15 +220,34 @@ func (s *sessions) expected(in SessionOp, x *Execution, out SessionAnswer) (want
 	case KindValidate:
 		var r session.Info
 		read(&r)
-		want.Valid, want.Reason, want.Value = r.Verdict == session.Valid, verdicts[r.Verdict], out.Value
+		want.Valid, want.Reason, want.Value, want.Ended = r.Verdict == session.Valid, verdicts[r.Verdict], out.Value, r.Reason.String()
 		if want.Valid {
 			want.Session, want.Until, want.Version = idOfSession(r.Session), int64(r.Until), uint32(r.Version)
 		}
-	case KindList:
+	case KindGet:
+		var r session.Info
+		read(&r)
+		if r.Verdict == session.UnknownToken {
+			break
+		}
+		want.Session, want.Found, want.Ended, want.Until, want.Version = in.Session, true, r.Reason.String(), int64(r.Until), uint32(r.Version)
+		want.Value = out.Value // see judgeVersions
+		if s.hasDevice(r.Session, out.Device) {
+			want.Device = out.Device
+		} else if err == nil {
+			err = fmt.Errorf("session %s did not begin on device %q", in.Session, out.Device)
+		}
+	case KindList, KindHistory:
 		var r session.Infos
 		read(&r)
-		for _, i := range r.List {
+		for n, i := range r.List {
 			want.List = append(want.List, idOfSession(i.Session))
+			if in.Kind == KindHistory {
+				want.Ends = append(want.Ends, i.Reason.String())
+			}
+			if n < len(out.Devices) && s.hasDevice(i.Session, out.Devices[n]) {
+				want.Devices = append(want.Devices, out.Devices[n])
+			}
 		}
 	case KindFind:
 		var r session.Saved

@@ -2,9 +2,11 @@ package models
 
 import (
 	"math"
+	"slices"
 	"time"
 
 	"github.com/holdfastdb/holdfast/cluster-tests/history"
+	"github.com/holdfastdb/holdfast/fsm/session"
 )
 
 // fate is what callers know of a session that one of them was given.
@@ -18,6 +20,12 @@ type fate struct {
 	safe time.Duration
 	// seen is until when it surely counted.
 	seen time.Duration
+	// spared is when a caller was told that all others had ended.
+	spared time.Duration
+	// why has, for each reason for which it may have ended, since when.
+	why map[session.Reason]time.Duration
+	// erased is when a caller was told that nothing is known of it any more, and mayErase since when that may be so.
+	erased, mayErase time.Duration
 }
 
 const never = time.Duration(math.MaxInt64)
@@ -26,24 +34,47 @@ const never = time.Duration(math.MaxInt64)
 type fates struct {
 	of    map[string]*fate
 	users map[string][]string // ids
+	// begun is when logins of a user were called, those of unknown outcome too, and over when its sessions were at the latest;
+	// both ascend.
+	begun, over map[string][]time.Duration
+	erased      map[string]time.Duration // when the first session of a user was
 }
 
 func fatesOf(ops []history.Op) *fates {
-	f := &fates{of: make(map[string]*fate), users: make(map[string][]string)}
+	f := &fates{
+		of: make(map[string]*fate), users: make(map[string][]string), begun: make(map[string][]time.Duration), over: make(map[string][]time.Duration),
+		erased: make(map[string]time.Duration),
+	}
 	for i := range ops {
+		if in, is := ops[i].Input.(SessionOp); is && in.Kind == KindLogin && ops[i].Outcome != history.Failed {
+			f.begun[in.User] = append(f.begun[in.User], ops[i].Call)
+		}
 		in, out, ok := sessionOp(&ops[i])
 		if !ok || in.Kind != KindLogin {
 			continue
 		}
-		one := &fate{user: in.User, login: &ops[i], over: never, safe: never, seen: ops[i].Return}
+		one := &fate{
+			user: in.User, login: &ops[i], over: never, safe: never, seen: ops[i].Return, spared: never, erased: never, mayErase: never,
+			why: make(map[session.Reason]time.Duration),
+		}
 		if in.Brief {
 			one.safe = 0
+			one.why[session.Idle], one.why[session.Expired] = 0, 0
 		}
 		f.of[out.Session] = one
 		f.users[in.User] = append(f.users[in.User], out.Session)
 	}
 	for i := range ops {
 		f.note(&ops[i])
+	}
+	for user, ids := range f.users {
+		for _, id := range ids {
+			if one := f.of[id]; one.over != never {
+				f.over[user] = append(f.over[user], one.over)
+			}
+		}
+		slices.Sort(f.begun[user])
+		slices.Sort(f.over[user])
 	}
 	return f
 }
@@ -58,10 +89,15 @@ func sessionOp(op *history.Op) (in SessionOp, out SessionAnswer, ok bool) {
 	return in, out, ok
 }
 
-// mayEnd says that an operation may have ended a session, or replaced its tokens.
-func (f *fates) mayEnd(id string, op *history.Op) {
-	if one := f.of[id]; one != nil {
-		one.safe = min(one.safe, op.Call)
+// mayEnd says that an operation may have ended a session for a reason, or replaced its tokens if that is 0.
+func (f *fates) mayEnd(id string, op *history.Op, why session.Reason) {
+	one := f.of[id]
+	if one == nil {
+		return
+	}
+	one.safe = min(one.safe, op.Call)
+	if since, known := one.why[why]; !known || op.Call < since {
+		one.why[why] = op.Call
 	}
 }
 
@@ -72,16 +108,39 @@ func (f *fates) ended(id string, op *history.Op) {
 	}
 }
 
-// all does the same for the sessions of a user, but one: those that were there when an operation was called surely ended, if
-// it says that all have.
-func (f *fates) all(user, except string, op *history.Op, sure bool) {
+// after tells whether a session began when an operation was over, which so cannot have ended it.
+func (one *fate) after(op *history.Op) bool {
+	return op.Outcome == history.Definite && op.Return < one.login.Call
+}
+
+// all does the same for the sessions of a user, but one, or for those of one login: which were there when an operation was
+// called surely ended, if it says that all have.
+func (f *fates) all(user, except, login string, op *history.Op, why session.Reason, sure bool) {
 	for _, id := range f.users[user] {
-		if id == except {
+		one := f.of[id]
+		if id == except || one.after(op) || login != "" && one.login.Input.(SessionOp).Login != login {
 			continue
 		}
-		f.mayEnd(id, op)
-		if sure && f.of[id].login.Return < op.Call {
+		f.mayEnd(id, op, why)
+		if sure && one.login.Return < op.Call {
 			f.ended(id, op)
+		}
+	}
+}
+
+// erase says that nothing may be known any more of the sessions of a user, nor of those that had ended before.
+func (f *fates) erase(user string, op *history.Op, sure bool) {
+	for _, id := range f.users[user] {
+		one := f.of[id]
+		if one.after(op) {
+			continue
+		}
+		one.mayErase = min(one.mayErase, op.Call)
+		if sure && one.login.Return < op.Call {
+			one.erased = min(one.erased, op.Return)
+			if first, known := f.erased[user]; !known || one.erased < first {
+				f.erased[user] = one.erased
+			}
 		}
 	}
 }
@@ -95,36 +154,55 @@ func (f *fates) note(op *history.Op) {
 	switch in.Kind {
 	case KindLogin:
 		if in.Evict {
-			f.all(in.User, out.Session, op, false)
+			f.all(in.User, out.Session, "", op, session.Evicted, false)
 		}
-	case KindRefresh, KindRotate:
-		f.mayEnd(in.Session, op)
+	case KindRotate:
+		f.mayEnd(in.Session, op, 0)
+	case KindRefresh:
+		f.mayEnd(in.Session, op, session.Reused)
 		if told && out.Reason == reasonReused {
 			f.ended(in.Session, op)
 		}
 	case KindRevoke:
-		f.mayEnd(in.Session, op)
+		f.mayEnd(in.Session, op, session.Revoked)
 		if told {
 			f.ended(in.Session, op)
 		}
 	case KindLogout:
-		f.mayEnd(in.Session, op)
+		f.mayEnd(in.Session, op, session.LoggedOut)
 		counted := told && out.Reason == ""
 		if counted {
 			f.ended(in.Session, op)
 		}
-		if in.Everywhere { // of a session that was over before it ends no others
-			f.all(in.User, "", op, counted && out.N > 0)
+		if in.Everywhere || in.WholeLogin && in.Login != "" { // of a session that was over before it ends no others
+			login := in.Login
+			if in.Everywhere {
+				login = ""
+			}
+			f.all(in.User, "", login, op, session.LoggedOut, counted && out.N > 0)
 		}
 	case KindRevokeUser:
-		f.all(in.User, in.Except, op, told)
+		f.all(in.User, in.Except, in.Login, op, session.Revoked, told)
+		if one := f.of[in.Except]; told && one != nil {
+			one.spared = min(one.spared, op.Return)
+		}
+	case KindErase:
+		f.all(in.User, "", "", op, session.Erased, told)
+		f.erase(in.User, op, told)
 	case KindValidate:
-		if told && out.Reason == reasonEnded {
-			f.ended(in.Session, op)
-		}
-		if one := f.of[in.Session]; told && out.Valid && in.Stale == 0 && one != nil {
-			one.seen = max(one.seen, op.Call)
-		}
+		f.noteSeen(in.Session, op, told && out.Valid && in.Stale == 0, told && out.Reason == reasonEnded)
+	case KindGet:
+		f.noteSeen(in.Session, op, told && out.lives(), told && out.Ended != "")
+	}
+}
+
+// noteSeen says that a caller saw a session live, or that it had ended.
+func (f *fates) noteSeen(id string, op *history.Op, lives, ended bool) {
+	if ended {
+		f.ended(id, op)
+	}
+	if one := f.of[id]; lives && one != nil {
+		one.seen = max(one.seen, op.Call)
 	}
 }
 

@@ -20,6 +20,10 @@ const (
 	refuseUser = "bob" // so many sessions, and no more
 	briefUser  = "cid" // sessions end by themselves
 	stolenUser = "dot" // refresh tokens are stolen
+	groupUser  = "eve" // sessions at two services begin with one login
+	movingUser = "fay" // so many devices, the oldest ends for a new one
+	settled    = "gus" // so many devices, and no more
+	erasedUser = "hal" // all that is known is erased
 )
 
 const (
@@ -31,12 +35,22 @@ const (
 	briefLife  = 20 * time.Second
 	attribute  = "value"
 	aloneUsers = 4
+	// There are more logins and devices than a user has at a time.
+	mostDevices = 2
+	devices     = 5
+	logins      = 3
 )
 
-// sessionsLoad is the load of sessions: callers share the tokens that any of them was given, and go on using them after
-// the sessions ended.
-type sessionsLoad struct {
-	stale time.Duration // how old some answers may be
+// sessionsLoad is the load of sessions: crowds that do not meet, so that there is little at the same time that porcupine has
+// to decide on, however many callers there are.
+type sessionsLoad []*crowd
+
+// crowd is some callers with users of their own: they share the tokens that any of them was given, and go on using them
+// after the sessions ended.
+type crowd struct {
+	suffix string        // of the names of its users
+	stale  time.Duration // how old some answers may be
+	burst  int           // how many questions who only reads asks at a time
 
 	mu    sync.Mutex
 	known map[string][]*pass // by user, the newest last
@@ -47,6 +61,7 @@ type sessionsLoad struct {
 // pass is what callers have of a session.
 type pass struct {
 	user, id string
+	login    string   // the name of it
 	tokens   []string // access tokens, the newest last
 	refresh  []string
 	version  uint32 // of the attributes, as last heard
@@ -56,35 +71,53 @@ type savedPass struct{ token string }
 
 // An SDK that may answer from what it remembers asks the leader four times within that time: in virtual time that costs
 // more than all else.
-func newSimSessions() Load   { return newSessionsLoad(3 * time.Second) }
-func newChaosSessions() Load { return newSessionsLoad(500 * time.Millisecond) }
+func newSimSessions() Load   { return newSessionsLoad(1, 3*time.Second, 1) }
+func newChaosSessions() Load { return newSessionsLoad(4, 500*time.Millisecond, 20) }
 
-func newSessionsLoad(stale time.Duration) Load {
-	return &sessionsLoad{stale: stale, known: make(map[string][]*pass)}
+func newSessionsLoad(crowds int, stale time.Duration, burst int) Load {
+	var l sessionsLoad
+	for i := range crowds {
+		l = append(l, &crowd{suffix: fmt.Sprint("-", i), stale: stale, burst: burst, known: make(map[string][]*pass)})
+	}
+	return l
 }
 
 // Begin implements Load: users begin by logging in.
-func (l *sessionsLoad) Begin(context.Context, *Process) error { return nil }
+func (l sessionsLoad) Begin(context.Context, *Process) error { return nil }
 
-func userNames() []string { return append(aloneNames(), evictUser, refuseUser, briefUser, stolenUser) }
+// named is how one of the users is called in this crowd, and role the other way round.
+func (c *crowd) named(role string) string { return role + c.suffix }
+func (c *crowd) role(user string) string  { return strings.TrimSuffix(user, c.suffix) }
 
-func aloneNames() (names []string) {
-	for i := range aloneUsers {
-		names = append(names, fmt.Sprint(aloneUser, i))
+// users are the names of all.
+func (c *crowd) users() []string {
+	names := c.loners()
+	for _, role := range []string{evictUser, refuseUser, briefUser, stolenUser, groupUser, movingUser, settled, erasedUser} {
+		names = append(names, c.named(role))
 	}
 	return names
 }
 
-// Callers implements Load: one of four only reads.
-func (l *sessionsLoad) Callers() []Caller {
-	return []Caller{{Step: l.step}, {Reads: true, Step: l.read}, {Step: l.step}, {Step: l.step}}
+func (c *crowd) loners() (names []string) {
+	for i := range aloneUsers {
+		names = append(names, c.named(fmt.Sprint(aloneUser, i)))
+	}
+	return names
+}
+
+// Callers implements Load: of each crowd, one of four only reads.
+func (l sessionsLoad) Callers() (all []Caller) {
+	for _, c := range l {
+		all = append(all, Caller{Step: c.step}, Caller{Reads: true, Step: c.read}, Caller{Step: c.step}, Caller{Step: c.step})
+	}
+	return all
 }
 
 // pick draws a session that a caller was given; nil if there is none.
-func (l *sessionsLoad) pick(by *Process, user string) *pass {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if list := l.known[user]; len(list) > 0 {
+func (c *crowd) pick(by *Process, user string) *pass {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if list := c.known[user]; len(list) > 0 {
 		p := *list[by.Rand.IntN(len(list))]
 		return &p
 	}
@@ -92,13 +125,14 @@ func (l *sessionsLoad) pick(by *Process, user string) *pass {
 }
 
 // learn notes what an answer says of a session.
-func (l *sessionsLoad) learn(user string, out SessionAnswer) {
+func (c *crowd) learn(in SessionOp, out SessionAnswer) {
 	if out.Session == "" {
 		return
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	list := l.known[user]
+	user := in.User
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	list := c.known[user]
 	var p *pass
 	for _, other := range list {
 		if other.id == out.Session {
@@ -109,8 +143,8 @@ func (l *sessionsLoad) learn(user string, out SessionAnswer) {
 		if out.Token == "" {
 			return
 		}
-		p = &pass{user: user, id: out.Session}
-		l.known[user] = append(list, p)
+		p = &pass{user: user, id: out.Session, login: in.Login}
+		c.known[user] = append(list, p)
 	}
 	p.version = max(p.version, out.Version)
 	if out.Token != "" {
@@ -133,11 +167,11 @@ func one(by *Process, tokens []string) string {
 }
 
 // unique makes a text that is used once.
-func (l *sessionsLoad) unique(what string, by *Process) string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.next++
-	return fmt.Sprintf("%s-%s-%d", what, by.Name, l.next)
+func (c *crowd) unique(what string, by *Process) string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.next++
+	return fmt.Sprintf("%s-%s-%d", what, by.Name, c.next)
 }
 
 // answered turns the refusal of a token into an answer.
@@ -154,20 +188,20 @@ func answered(out SessionAnswer, err error) (SessionAnswer, error) {
 }
 
 // do has a process do one operation, and learns from the answer.
-func (l *sessionsLoad) do(by *Process, in SessionOp, call func(ctx context.Context, s *client.Sessions) (SessionAnswer, error)) error {
-	_, err := l.ask(by, in, call)
+func (c *crowd) do(by *Process, in SessionOp, call func(ctx context.Context, s *client.Sessions) (SessionAnswer, error)) error {
+	_, err := c.ask(by, in, call)
 	return err
 }
 
 // ask does the same, and returns the answer.
-func (l *sessionsLoad) ask(by *Process, in SessionOp, call func(ctx context.Context, s *client.Sessions) (SessionAnswer, error)) (out SessionAnswer, err error) {
+func (c *crowd) ask(by *Process, in SessionOp, call func(ctx context.Context, s *client.Sessions) (SessionAnswer, error)) (out SessionAnswer, err error) {
 	err = by.Do(in, func(ctx context.Context) (any, error) {
 		var err error
 		out, err = answered(call(ctx, by.Client.Sessions()))
 		return out, err
 	})
 	if err == nil {
-		l.learn(in.User, out)
+		c.learn(in, out)
 	}
 	return out, err
 }
@@ -177,32 +211,38 @@ func given(t client.Tokens) SessionAnswer {
 }
 
 // login begins a session. What callers then forget ends, so that users do not come to have more and more.
-func (l *sessionsLoad) login(by *Process, user string) error {
-	if _, err := l.begin(by, user); err != nil {
+func (c *crowd) login(by *Process, user string) error {
+	if _, err := c.begin(by, user); err != nil {
 		return err
 	}
-	if old := l.forget(user); old != nil {
-		return l.revoke(by, old)
+	if old := c.forget(user); old != nil {
+		return c.revoke(by, old)
 	}
 	return nil
 }
 
 // forget takes the oldest session from those that callers know, if they know enough.
-func (l *sessionsLoad) forget(user string) *pass {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	list := l.known[user]
+func (c *crowd) forget(user string) *pass {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	list := c.known[user]
 	if len(list) <= mostKnown {
 		return nil
 	}
-	l.known[user] = list[1:]
+	c.known[user] = list[1:]
 	return list[0]
 }
 
-func (l *sessionsLoad) begin(by *Process, user string) (SessionAnswer, error) {
-	in := SessionOp{Kind: KindLogin, User: user, Brief: user == briefUser}
+func (c *crowd) begin(by *Process, user string) (SessionAnswer, error) {
+	return c.beginAt(by, user, fmt.Sprint("login-", by.Rand.IntN(logins)))
+}
+
+// beginAt begins a session of a login, if its user has logins at several services.
+func (c *crowd) beginAt(by *Process, user, login string) (SessionAnswer, error) {
+	role := c.role(user)
+	in := SessionOp{Kind: KindLogin, User: user, Brief: role == briefUser}
 	q := client.Login{UserID: user, RememberMe: true, IdleTimeout: client.NoIdleTimeout, AbsoluteTimeout: lasting, RefreshTimeout: lasting}
-	switch user {
+	switch role {
 	case evictUser:
 		in.Most, in.Evict = mostSessions, true
 		q.MaxSessions, q.OnLimit = mostSessions, client.EvictOldest
@@ -213,26 +253,38 @@ func (l *sessionsLoad) begin(by *Process, user string) (SessionAnswer, error) {
 		if !q.RememberMe {
 			q.RefreshTimeout = 0
 		}
-	case stolenUser:
+	case stolenUser, erasedUser:
+	case groupUser:
+		in.Login = login
+		q.Login, q.Service = in.Login, fmt.Sprint("service-", by.Rand.IntN(2))
+	case movingUser, settled:
+		in.Device, in.MostDevices, in.Evict = fmt.Sprint("device-", by.Rand.IntN(devices)), mostDevices, role == movingUser
+		q.Device, q.MaxDevices, q.OnLimit = map[string]any{"id": in.Device}, mostDevices, client.RefuseLogin
+		if in.Evict {
+			q.OnLimit = client.EvictOldest
+		}
 	default:
 		q.RememberMe, q.RefreshTimeout = false, 0
 	}
-	return l.ask(by, in, func(ctx context.Context, s *client.Sessions) (SessionAnswer, error) {
+	return c.ask(by, in, func(ctx context.Context, s *client.Sessions) (SessionAnswer, error) {
 		t, err := s.Create(ctx, q)
 		return given(t), err
 	})
 }
 
-func (l *sessionsLoad) validate(by *Process, p *pass, token string, forged bool) error {
+func (c *crowd) validate(by *Process, p *pass, token string, forged bool) error {
 	in := SessionOp{Kind: KindValidate, User: p.user, Session: p.id, Token: token, Forged: forged}
 	var options []client.ValidateOption
 	if by.Rand.IntN(3) == 0 && !forged {
-		in.Stale = l.stale
-		options = append(options, client.MaxStale(l.stale))
+		in.Stale = c.stale
+		options = append(options, client.MaxStale(c.stale))
 	}
-	return l.do(by, in, func(ctx context.Context, s *client.Sessions) (SessionAnswer, error) {
+	return c.do(by, in, func(ctx context.Context, s *client.Sessions) (SessionAnswer, error) {
 		v, err := s.Validate(ctx, token, options...)
 		out := SessionAnswer{Valid: v.Valid, Reason: string(v.Reason), Age: v.Age}
+		if v.Session != nil {
+			out.Ended = string(v.Session.Ended)
+		}
 		if v.Valid {
 			out.Session, out.Until, out.Version = v.Session.ID, v.Session.ExpiresAt.UnixMilli(), v.Session.AttributesVersion
 			out.Value, _ = v.Session.Attributes[attribute].(string)
@@ -241,14 +293,48 @@ func (l *sessionsLoad) validate(by *Process, p *pass, token string, forged bool)
 	})
 }
 
-func (l *sessionsLoad) list(by *Process, user string) error {
-	return l.do(by, SessionOp{Kind: KindList, User: user}, func(ctx context.Context, s *client.Sessions) (out SessionAnswer, err error) {
+func (c *crowd) list(by *Process, user string) error {
+	return c.do(by, SessionOp{Kind: KindList, User: user}, func(ctx context.Context, s *client.Sessions) (out SessionAnswer, err error) {
 		list, err := s.List(ctx, user)
 		for _, one := range list {
-			out.List = append(out.List, one.ID)
+			out.List, out.Devices = append(out.List, one.ID), append(out.Devices, deviceOf(one))
 		}
 		return out, err
 	})
+}
+
+func (c *crowd) history(by *Process, user string) error {
+	return c.do(by, SessionOp{Kind: KindHistory, User: user}, func(ctx context.Context, s *client.Sessions) (out SessionAnswer, err error) {
+		list, err := s.History(ctx, user)
+		for _, one := range list {
+			out.List, out.Devices, out.Ends = append(out.List, one.ID), append(out.Devices, deviceOf(one)), append(out.Ends, string(one.Ended))
+		}
+		return out, err
+	})
+}
+
+// get reads a session by its id. That there is none is an answer, too.
+func (c *crowd) get(by *Process, p *pass) error {
+	return c.do(by, SessionOp{Kind: KindGet, User: p.user, Session: p.id}, func(ctx context.Context, s *client.Sessions) (SessionAnswer, error) {
+		one, err := s.Get(ctx, p.id)
+		if errors.Is(err, client.ErrNotFound) {
+			return SessionAnswer{}, nil
+		}
+		if err != nil {
+			return SessionAnswer{}, err
+		}
+		out := SessionAnswer{Session: one.ID, Found: true, Device: deviceOf(one), Version: one.AttributesVersion, Until: one.ExpiresAt.UnixMilli()}
+		if out.Ended = string(one.Ended); out.Ended != "" {
+			out.Until = one.EndedAt.UnixMilli()
+		}
+		out.Value, _ = one.Attributes[attribute].(string)
+		return out, nil
+	})
+}
+
+func deviceOf(s *client.Session) string {
+	id, _ := s.Device["id"].(string)
+	return id
 }
 
 // forge makes a token that nobody gave out, of a session that is there.
@@ -261,28 +347,35 @@ func forge(token string) (string, bool) {
 	return t.String(), true
 }
 
-func (l *sessionsLoad) find(by *Process, token string) error {
-	return l.do(by, SessionOp{Kind: KindFind, Token: token}, func(ctx context.Context, s *client.Sessions) (out SessionAnswer, err error) {
+func (c *crowd) find(by *Process, token string) error {
+	return c.do(by, SessionOp{Kind: KindFind, Token: token}, func(ctx context.Context, s *client.Sessions) (out SessionAnswer, err error) {
 		data, found, err := s.Saved().Find(ctx, token)
 		return SessionAnswer{Found: found, Value: string(data)}, err
 	})
 }
 
 // Press implements Load.
-func (l *sessionsLoad) Press(context.Context, *client.Client, uint32) {}
+func (l sessionsLoad) Press(context.Context, *client.Client, uint32) {}
+
+func (l sessionsLoad) users() (names []string) {
+	for _, c := range l {
+		names = append(names, c.users()...)
+	}
+	return names
+}
 
 // MayFail implements Load: there are sessions enough, somebody was faster, or it was dropped.
-func (l *sessionsLoad) MayFail(op *history.Op) bool {
+func (l sessionsLoad) MayFail(op *history.Op) bool {
 	in, ok := op.Input.(SessionOp)
-	return ok && (in.Kind == KindLogin && in.Most > 0 && !in.Evict || in.Kind == KindSet || in.Kind == KindSave)
+	return ok && (in.Kind == KindLogin && in.Most+in.MostDevices > 0 && !in.Evict || in.Kind == KindSet || in.Kind == KindSave)
 }
 
 // End implements Load: it compares what is listed and counted with what callers were told.
-func (l *sessionsLoad) End(ctx context.Context, by *Process) (j Judged) {
+func (l sessionsLoad) End(ctx context.Context, by *Process) (j Judged) {
 	ops := by.History.Ops()
 	f := fatesOf(ops)
 	listed := make(map[string]bool)
-	for _, user := range userNames() {
+	for _, user := range l.users() {
 		list, err := by.Client.Sessions().List(ctx, user)
 		if err != nil {
 			j.Violations = append(j.Violations, violation(BrokenSum, "list the sessions of %s: %v", user, err))
@@ -309,10 +402,10 @@ func sumOf(counts map[string]float64) (n int) {
 }
 
 // Judge implements Load.
-func (l *sessionsLoad) Judge(ops []history.Op, _ ShardTimes) Judged { return judgeSessions(ops) }
+func (l sessionsLoad) Judge(ops []history.Op, _ ShardTimes) Judged { return judgeSessions(ops) }
 
 // Unclear implements Load: a model of sessions understands all questions.
-func (l *sessionsLoad) Unclear(_ []history.Op, unclear []*history.Op) (n int) {
+func (l sessionsLoad) Unclear(_ []history.Op, unclear []*history.Op) (n int) {
 	for _, op := range unclear {
 		if _, ok := op.Input.(SessionOp); ok {
 			n++
@@ -322,4 +415,4 @@ func (l *sessionsLoad) Unclear(_ []history.Op, unclear []*history.Op) (n int) {
 }
 
 // Sequences implements Load.
-func (l *sessionsLoad) Sequences() Sequences { return sessionSequences() }
+func (l sessionsLoad) Sequences() Sequences { return sessionSequences() }

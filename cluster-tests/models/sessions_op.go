@@ -16,8 +16,12 @@ type SessionOp struct {
 	Session string `json:"session,omitempty"`
 	// Token is what is presented: an access token, a refresh token, or a framework's own.
 	Token string `json:"token,omitempty"`
-	// Most is how many sessions the user may have with a new one; 0 for any number.
-	Most int `json:"most,omitempty"`
+	// Login is the name of the login with which a new session begins, or of which sessions end; Device the id of its device.
+	Login  string `json:"login,omitempty"`
+	Device string `json:"device,omitempty"`
+	// Most is how many sessions the user may have with a new one, MostDevices on how many devices; 0 for any number.
+	Most        int `json:"most,omitempty"`
+	MostDevices int `json:"most_devices,omitempty"`
 	// Evict has the oldest ones end for the new one.
 	Evict bool `json:"evict,omitempty"`
 	// Brief says that a new session ends by itself while the history lasts.
@@ -26,9 +30,11 @@ type SessionOp struct {
 	Forged bool `json:"forged,omitempty"`
 	// Stale is how old the answer may be.
 	Stale time.Duration `json:"stale,omitempty"`
-	// Except is the id of a session that is spared; Everywhere has a logout end all sessions of the user.
+	// Except is the id of a session that is spared; Everywhere has a logout end all sessions of the user, WholeLogin those
+	// of the same login.
 	Except     string `json:"except,omitempty"`
 	Everywhere bool   `json:"everywhere,omitempty"`
+	WholeLogin bool   `json:"whole_login,omitempty"`
 	// Version is the one from which Value is set, nil for any.
 	Version *uint32 `json:"version,omitempty"`
 	Value   string  `json:"value,omitempty"` // unique
@@ -50,7 +56,10 @@ const (
 	KindRevoke     = "revoke"
 	KindRevokeUser = "revoke_user"
 	KindSet        = "set_attributes"
+	KindErase      = "erase_user"
+	KindGet        = "get"
 	KindList       = "list"
+	KindHistory    = "history"
 	KindSave       = "save"
 	KindDrop       = "drop"
 	KindFind       = "find"
@@ -69,8 +78,17 @@ type SessionAnswer struct {
 	Version uint32        `json:"version,omitempty"`
 	Value   string        `json:"value,omitempty"`
 	Found   bool          `json:"found,omitempty"`
-	List    []string      `json:"list,omitempty"` // of ids
+	// Ended is why the session has ended, and Device the one that it began on.
+	Ended  string `json:"ended,omitempty"`
+	Device string `json:"device,omitempty"`
+	// List has ids of sessions, Devices and Ends what Device and Ended are, of each.
+	List    []string `json:"list,omitempty"`
+	Devices []string `json:"devices,omitempty"`
+	Ends    []string `json:"ends,omitempty"`
 }
+
+// lives tells whether the answer to a KindGet is a session that has not ended.
+func (a SessionAnswer) lives() bool { return a.Found && a.Ended == "" }
 
 // The reasons that the checks know.
 const (

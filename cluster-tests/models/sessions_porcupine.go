@@ -38,7 +38,7 @@ func sessionSequences() Sequences {
 		Model: func(_ string, ops []*history.Op) (porcupine.Model, bool) {
 			for _, op := range ops {
 				switch op.Input.(SessionOp).Kind {
-				case KindLogin, KindValidate, KindRevoke, KindLogout:
+				case KindLogin, KindValidate, KindGet, KindRevoke, KindLogout:
 				default:
 					return porcupine.Model{}, false
 				}
@@ -61,7 +61,7 @@ func SessionSequence() porcupine.Model {
 			if !told {
 				return fmt.Sprintf("%s → %s", in.Kind, op.Outcome)
 			}
-			return fmt.Sprintf("%s → valid %v %s, %d ended", in.Kind, out.Valid, out.Reason, out.N)
+			return fmt.Sprintf("%s → valid %v %s, found %v %s, %d ended", in.Kind, out.Valid, out.Reason, out.Found, out.Ended, out.N)
 		},
 		DescribeState: func(state any) string { return phaseNames[state.(phase)] },
 	}
@@ -77,6 +77,8 @@ func (p phase) step(op *history.Op) (bool, any) {
 		return p == absent, living
 	case in.Kind == KindValidate:
 		return !told || out.Valid == (p == living), p
+	case in.Kind == KindGet:
+		return !told || out.lives() == (p == living), p
 	case p == living: // it is ended
 		return !told || out.N == 1, ended
 	}

@@ -19,17 +19,27 @@ const (
 	lookedVersions = "versions of attributes"
 	lookedSaved    = "uses of saved sessions after an acknowledged end"
 	lookedKept     = "reads of saved sessions that nothing can have ended"
+	lookedThere    = "looks at sessions that nothing can have ended"
+	lookedErased   = "looks at users, or their sessions, after an acknowledged erasure"
+	lookedGroup    = "uses of sessions after a logout of their whole login elsewhere"
+	lookedSpared   = "validations of sessions that were spared when all others ended"
+	lookedMost     = "lists of users who have as many sessions as they may"
+	lookedDevices  = "lists of users who have as many devices as they may"
+	lookedWhy      = "reasons for which sessions ended"
+	lookedHistory  = "sessions that a history must remember"
 )
 
 // judgeSessions looks at what callers were told about sessions, whatever the logs say.
 func judgeSessions(ops []history.Op) Judged {
 	j := Judged{Looked: map[string]int{
 		lookedAfter: 0, lookedSafe: 0, lookedForged: 0, lookedAtOnce: 0, lookedOld: 0, lookedVersions: 0, lookedSaved: 0, lookedKept: 0,
+		lookedThere: 0, lookedErased: 0, lookedGroup: 0, lookedSpared: 0, lookedMost: 0, lookedDevices: 0, lookedWhy: 0, lookedHistory: 0,
 	}}
 	f := fatesOf(ops)
 	for i := range ops {
 		if in, out, ok := sessionOp(&ops[i]); ok {
 			f.judge(&j, &ops[i], in, out)
+			f.judgeLook(&j, &ops[i], in, out)
 		}
 	}
 	f.judgeNumbers(&j)
@@ -51,6 +61,8 @@ func (f *fates) judge(j *Judged, op *history.Op, in SessionOp, out SessionAnswer
 		used = out.List
 	case KindValidate:
 		counts = out.Valid
+	case KindGet:
+		counts = out.lives()
 	case KindRefresh, KindRotate, KindSet:
 	default:
 		return
@@ -69,12 +81,18 @@ func (f *fates) judge(j *Judged, op *history.Op, in SessionOp, out SessionAnswer
 		}
 		if one.over < op.Call-in.Stale {
 			j.Looked[lookedAfter]++
+			if by := one.by.Input.(SessionOp); by.WholeLogin && by.Session != id {
+				j.Looked[lookedGroup]++
+			}
 			if counts {
 				j.session(op, "session %s counts, and its end had been acknowledged at %s to %s (%s)", id, one.over, one.by.Process, one.by.Input.Describe())
 			}
 		}
 		if in.Kind == KindValidate && op.Return < one.safe {
 			j.Looked[lookedSafe]++
+			if one.spared < op.Call {
+				j.Looked[lookedSpared]++
+			}
 			if !counts {
 				j.session(op, "session %s does not count (%s), and nothing can have ended it before %s", id, out.Reason, one.safe)
 			}
@@ -188,7 +206,7 @@ func judgeVersions(j *Judged, ops []history.Op) {
 	}
 	for i := range ops {
 		in, out, ok := sessionOp(&ops[i])
-		if !ok || in.Kind != KindValidate || !out.Valid {
+		if !ok || in.Kind != KindValidate && in.Kind != KindGet || !out.Valid && !out.lives() {
 			continue
 		}
 		if op := made[version{in.Session, out.Version}]; op != nil && op.Input.(SessionOp).Value != out.Value {

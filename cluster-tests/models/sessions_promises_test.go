@@ -1,6 +1,8 @@
 package models
 
 import (
+	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -47,6 +49,10 @@ func revokeAt(at int, id string, n int) history.Op {
 	return saidAt(at, SessionOp{Kind: KindRevoke, User: theUser, Session: id}, SessionAnswer{N: n})
 }
 
+func readSession(at int, id string, found bool, ended string) history.Op {
+	return saidAt(at, SessionOp{Kind: KindGet, User: theUser, Session: id}, SessionAnswer{Found: found, Ended: ended})
+}
+
 func refreshAt(at int, id, token, next, reason string) history.Op {
 	return saidAt(at, SessionOp{Kind: KindRefresh, User: theUser, Session: id, Token: token}, SessionAnswer{Refresh: next, Reason: reason})
 }
@@ -77,11 +83,73 @@ func TestCallersWhoWereToldWrongOfSessionsAreFound(t *testing.T) {
 		op.Output = SessionAnswer{Session: "a", Valid: true, Version: version, Value: value}
 		return op
 	}
+	eraseAt := func(at int) history.Op {
+		return saidAt(at, SessionOp{Kind: KindErase, User: theUser}, SessionAnswer{})
+	}
+	historyAt := func(at int, pairs ...string) history.Op {
+		var out SessionAnswer
+		for i := 0; i < len(pairs); i += 2 {
+			out.List, out.Ends = append(out.List, pairs[i]), append(out.Ends, pairs[i+1])
+		}
+		return saidAt(at, SessionOp{Kind: KindHistory, User: theUser}, out)
+	}
+	loginOf := func(at int, id, login string) history.Op {
+		return saidAt(at, SessionOp{Kind: KindLogin, User: theUser, Login: login}, SessionAnswer{Session: id})
+	}
+	wholeAt := func(at int, id, login string, n int) history.Op {
+		return saidAt(at, SessionOp{Kind: KindLogout, User: theUser, Session: id, Login: login, WholeLogin: true}, SessionAnswer{N: n})
+	}
+	ofLogin := func(at int, login string) history.Op {
+		return saidAt(at, SessionOp{Kind: KindRevokeUser, User: theUser, Login: login}, SessionAnswer{N: 1})
+	}
+	oneOfTwoDevices := func(at int, id, device string) history.Op {
+		return saidAt(at, SessionOp{Kind: KindLogin, User: theUser, Device: device, MostDevices: 2, Evict: true}, SessionAnswer{Session: id})
+	}
+	devicesAt := func(at int, devices ...string) history.Op {
+		return saidAt(at, SessionOp{Kind: KindList, User: theUser}, SessionAnswer{List: []string{"a", "b", "c"}[:len(devices)], Devices: devices})
+	}
+	many := []history.Op{loginAt(0, "a"), revokeAt(2, "a", 1)}
+	for i := range mostPast {
+		many = append(many, loginAt(10+i, fmt.Sprint("b", i)))
+	}
 	for _, test := range []struct {
 		name   string
 		ops    []history.Op
 		broken bool
 	}{
+		{"it is there", []history.Op{loginAt(0, "a"), readSession(10, "a", true, ""), list(20, "a"), revokeAt(30, "a", 1)}, false},
+		{"it is not there, and nothing ended it", []history.Op{loginAt(0, "a"), readSession(10, "a", false, ""), revokeAt(30, "a", 1)}, true},
+		{"it is not listed, and nothing ended it", []history.Op{loginAt(0, "a"), list(10), revokeAt(30, "a", 1)}, true},
+		{"it is there after its end", []history.Op{loginAt(0, "a"), revokeAt(20, "a", 1), readSession(30, "a", true, "")}, true},
+		{"it was seen to have ended, and counts", []history.Op{loginAt(0, "a"), silent(revokeAt(20, "a", 1)), readSession(30, "a", true, "revoked"), validAt(40, "a")}, true},
+		{"it is forgotten", []history.Op{loginAt(0, "a"), revokeAt(20, "a", 1), readSession(30, "a", false, "")}, true},
+		{"it is not in the history", []history.Op{loginAt(0, "a"), revokeAt(20, "a", 1), historyAt(30)}, true},
+		{"it is in the history", []history.Op{loginAt(0, "a"), revokeAt(20, "a", 1), historyAt(30, "a", "revoked")}, false},
+		{"there as if somebody had done something else", []history.Op{loginAt(0, "a"), revokeAt(20, "a", 1), historyAt(30, "a", "logged_out")}, true},
+		{"it ended before somebody ended it", []history.Op{loginAt(0, "a"), historyAt(10, "a", "revoked"), revokeAt(20, "a", 1)}, true},
+		{"one of two ended it", []history.Op{loginAt(0, "a"), silent(logout(10, "a", false, 1)), silent(revokeAt(20, "a", 1)), readSession(30, "a", true, "logged_out")}, false},
+		{"evicted, and nobody came", []history.Op{loginAt(0, "a"), revokeAt(20, "a", 1), readSession(30, "a", true, "evicted")}, true},
+		{"so many followed it", append(slices.Clone(many), historyAt(1000)), false},
+		{"one fewer followed it", append(slices.Clone(many[:len(many)-1]), historyAt(1000)), true},
+		{"erased", []history.Op{loginAt(0, "a"), loginAt(2, "b"), revokeAt(5, "a", 1), eraseAt(10), historyAt(20), list(30), readSession(40, "a", false, ""), readSession(50, "b", false, "")}, false},
+		{"erased, and counts", []history.Op{loginAt(0, "a"), eraseAt(10), validAt(20, "a")}, true},
+		{"erased, and there", []history.Op{loginAt(0, "a"), eraseAt(10), readSession(20, "a", true, "erased")}, true},
+		{"erased, and in the history", []history.Op{loginAt(0, "a"), revokeAt(5, "a", 1), eraseAt(10), historyAt(20, "a", "revoked")}, true},
+		{"erased, and in the list", []history.Op{loginAt(0, "a"), eraseAt(10), list(20, "a")}, true},
+		{"erased, maybe", []history.Op{loginAt(0, "a"), revokeAt(5, "a", 1), silent(eraseAt(10)), historyAt(20, "a", "revoked"), historyAt(30)}, false},
+		{"erased while it began", []history.Op{loginAt(10, "a"), eraseAt(10), validAt(20, "a")}, false},
+		{"it began after all was erased, and is forgotten", []history.Op{eraseAt(0), loginAt(10, "a"), revokeAt(20, "a", 1), historyAt(30)}, true},
+		{"a whole login", []history.Op{loginOf(0, "a", "x"), loginOf(5, "b", "x"), wholeAt(20, "a", "x", 2), invalidAt(30, "b", reasonEnded)}, false},
+		{"a whole login, and another service", []history.Op{loginOf(0, "a", "x"), loginOf(5, "b", "x"), wholeAt(20, "a", "x", 1), validAt(30, "b")}, true},
+		{"a whole login, and another one", []history.Op{loginOf(0, "a", "x"), loginOf(5, "b", "y"), wholeAt(20, "a", "x", 1), validAt(30, "b")}, false},
+		{"a whole login that is lost with another", []history.Op{loginOf(0, "a", "x"), loginOf(5, "b", "y"), wholeAt(20, "a", "x", 1), readSession(30, "b", false, "")}, true},
+		{"a whole login that was over", []history.Op{loginOf(0, "a", "x"), loginOf(5, "b", "x"), logout(10, "a", false, 1), wholeAt(20, "a", "x", 0), validAt(30, "b")}, false},
+		{"those of a login", []history.Op{loginOf(0, "a", "x"), loginOf(5, "b", "y"), ofLogin(20, "x"), validAt(30, "b"), invalidAt(30, "a", reasonEnded)}, false},
+		{"those of a login, and one counts", []history.Op{loginOf(0, "a", "x"), ofLogin(20, "x"), validAt(30, "a")}, true},
+		{"the one that is spared", []history.Op{loginAt(0, "a"), loginAt(2, "b"), revokeUser(10, "a"), invalidAt(20, "a", "unknown"), revokeAt(30, "a", 1)}, true},
+		{"two devices of two", []history.Op{oneOfTwoDevices(0, "a", "x"), oneOfTwoDevices(5, "b", "y"), devicesAt(10, "x", "y", "y")}, false},
+		{"three devices of two", []history.Op{oneOfTwoDevices(0, "a", "x"), oneOfTwoDevices(5, "b", "y"), devicesAt(10, "x", "y", "z")}, true},
+		{"three sessions of two", []history.Op{oneOfTwoAt(0, "a"), list(10, "u", "v", "w")}, true},
 		{"a session and its end", []history.Op{loginAt(0, "a"), validAt(10, "a"), revokeAt(20, "a", 1), invalidAt(30, "a", reasonEnded)}, false},
 		{"a session counts after its end", []history.Op{loginAt(0, "a"), revokeAt(20, "a", 1), validAt(30, "a")}, true},
 		{"it counts while it is ended", []history.Op{loginAt(0, "a"), revokeAt(20, "a", 1), validAt(20, "a")}, false},
@@ -169,6 +237,8 @@ func TestTheSequenceOfASession(t *testing.T) {
 	}{
 		{"a life", []history.Op{loginAt(0, "a"), validAt(10, "a"), revokeAt(20, "a", 1), invalidAt(30, "a", reasonEnded), revokeAt(40, "a", 0)}, true},
 		{"it ends while it is looked at", []history.Op{loginAt(0, "a"), revokeAt(20, "a", 1), validAt(20, "a")}, true},
+		{"it is read", []history.Op{loginAt(0, "a"), readSession(10, "a", true, ""), revokeAt(20, "a", 1), readSession(30, "a", true, "revoked"), readSession(40, "a", false, "")}, true},
+		{"it is read after its end", []history.Op{loginAt(0, "a"), revokeAt(20, "a", 1), readSession(30, "a", true, "")}, false},
 		{"it comes back", []history.Op{loginAt(0, "a"), revokeAt(20, "a", 1), validAt(30, "a")}, false},
 		{"it ends twice", []history.Op{loginAt(0, "a"), revokeAt(20, "a", 1), revokeAt(30, "a", 1)}, false},
 		{"it is not there", []history.Op{loginAt(0, "a"), invalidAt(10, "a", "unknown"), validAt(20, "a")}, false},

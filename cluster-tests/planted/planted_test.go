@@ -86,6 +86,11 @@ var bugs = []struct {
 	{plant.NoTombstone, "a session that is dropped is saved again", retries, []string{check.KindSession}},
 	{plant.OneTooMany, "one session more than allowed", retries, []string{check.KindSession}},
 	{plant.MissEnds, "the SDK is not told that a session ended", retries, []string{check.KindLease, check.KindSession}},
+	{plant.KeepHistory, "a history stays of who is erased", retries, []string{check.KindSession}},
+	{plant.LoginApart, "a logout of a whole login ends one session", retries, []string{check.KindSession}},
+	{plant.DeviceMore, "one device more than allowed", retries, []string{check.KindSession}},
+	{plant.SpareNone, "a session that is spared ends", retries, []string{check.KindSession}},
+	{plant.WrongReason, "a session is said to have ended for another reason", retries, []string{check.KindSession}},
 	// By nothing but what callers saw.
 	{plant.SkipDedup, "skip dedup, seen by callers", retries, []string{check.KindSequence}},
 	{plant.FollowerReads, "a follower serves a query, seen by callers", moved, []string{check.KindSequence}},

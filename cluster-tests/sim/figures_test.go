@@ -60,7 +60,10 @@ func (s *totals) add(r *Report, sampled *check.Sampled) {
 	}
 	t.Messages += r.Messages
 	if t.Looked == nil {
-		t.Looked = make(map[string]int)
+		t.Looked, t.ByType = make(map[string]int), make(map[string]int)
+	}
+	for name, n := range r.ByType {
+		t.ByType[name] += n
 	}
 	for what, n := range r.Looked {
 		t.Looked[what] += n
@@ -97,6 +100,9 @@ func (s *totals) page() string {
 	row("answers compared with the models, by the logs", "%d; %d of %d questions were unclear", s.sum.Checked, s.sum.Unclear, s.sum.Queries)
 	row("by porcupine", "%d of %d counters; %d operations and %d counters were left out", s.sampled.Operations, s.sampled.Keys, s.sampled.Left, s.sampled.Skipped)
 	row("decisions from leases compared with what was lent", "%d", s.sum.Lent)
+	for _, name := range slices.Sorted(maps.Keys(s.sum.ByType)) {
+		row("of both, operations on "+name, "%d", s.sum.ByType[name])
+	}
 	for _, what := range slices.Sorted(maps.Keys(s.sum.Looked)) {
 		row(what, "%d", s.sum.Looked[what])
 	}
@@ -155,13 +161,13 @@ func TestFiguresGoBetweenTheirMarks(t *testing.T) {
 	s := newTotals()
 	r := &Report{
 		Seed: 7, Faulted: 90 * time.Minute, Faults: map[string]int{"kill": 2, "power cut of all": 3}, Ops: map[history.Outcome]int{history.Unknown: 4},
-		Checked: 55, Looked: map[string]int{"sums": 3}, Violations: []check.Violation{{Kind: check.KindLost}},
+		Checked: 55, ByType: map[string]int{"sessions": 5}, Looked: map[string]int{"sums": 3}, Violations: []check.Violation{{Kind: check.KindLost}},
 	}
 	s.add(r, &check.Sampled{Operations: 9})
 	s.add(&Report{Seed: 8, Checked: 1}, &check.Sampled{})
 	text := s.page()
 	for _, want := range []string{
-		"| seeds | 2, from 7 to 8 |", "| 1.5 hours |", "power cuts | 3 |", "| 0; 0; 4 |", "models, by the logs | 56;", "| sums | 3 |", "| violations | 1 |", "| of these, lost | 1 |", "| kill | 2 |",
+		"| seeds | 2, from 7 to 8 |", "| 1.5 hours |", "power cuts | 3 |", "| 0; 0; 4 |", "models, by the logs | 56;", "| sums | 3 |", "| of both, operations on sessions | 5 |", "| violations | 1 |", "| of these, lost | 1 |", "| kill | 2 |",
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("the page lacks %q:\n%s", want, text)

@@ -29,6 +29,7 @@ type Report struct {
 	Entries  int
 	Checked  int            // operations that were compared with the models
 	Lent     int            // decisions of holders that were compared with what they had been lent
+	ByType   map[string]int // of Checked and Lent, by data type
 	Looked   map[string]int // how much the data types' own checks had to look at
 	Timed    int            // answers whose shard time was compared with the true one
 	// Excused are those whose time was that of a leader that had said that its clock is wrong.
@@ -235,7 +236,7 @@ func (c *Cluster) replay(l *load, agreed map[uint32]*state, r *Report, own *mode
 		}
 	}
 	judged := check.Replay(c.opts.Types, logs, ops)
-	r.Checked, r.Lent, r.Queries = judged.Checked, judged.Lent, judged.Queries
+	r.Checked, r.Lent, r.Queries, r.ByType = judged.Checked, judged.Lent, judged.Queries, judged.ByType
 	for _, part := range l.parts {
 		r.Unclear += part.Unclear(ops, judged.UnclearOps)
 		own.Add(part.Judge(ops, c.shardTimes(begin)))

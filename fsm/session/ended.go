@@ -7,6 +7,7 @@ import (
 
 	"github.com/holdfastdb/holdfast/fsm"
 	"github.com/holdfastdb/holdfast/storage/kv"
+	"github.com/holdfastdb/holdfast/storage/plant"
 	"github.com/holdfastdb/holdfast/storage/wire"
 )
 
@@ -63,6 +64,9 @@ func finish(tx *fsm.Tx, u *user, k Key, r *row, reason Reason) error {
 		return nil
 	}
 	e := ended{kind: r.kind, reason: reason, created: r.created, seen: r.seen, at: tx.Now(), profile: r.profile}
+	if reason == Evicted && plant.On(plant.WrongReason) {
+		e.reason = Revoked
+	}
 	if n := len(r.access.now); n > 0 {
 		copy(e.proof[:], r.access.now[n-1][:])
 	}

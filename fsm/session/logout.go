@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"github.com/holdfastdb/holdfast/fsm"
+	"github.com/holdfastdb/holdfast/storage/plant"
 	"github.com/holdfastdb/holdfast/storage/wire"
 )
 
@@ -79,7 +80,7 @@ func logout(tx *fsm.Tx, q *LogoutRequest) (*LogoutResult, error) {
 		return result, nil
 	case q.Scope == Everywhere:
 		ended, err = revokeUser(tx, &RevokeUserRequest{User: q.Session.User, Reason: LoggedOut})
-	case q.Scope == WholeLogin && r.group != 0:
+	case q.Scope == WholeLogin && r.group != 0 && !plant.On(plant.LoginApart):
 		ended, err = revokeUser(tx, &RevokeUserRequest{User: q.Session.User, Reason: LoggedOut, Group: r.group})
 	default:
 		ended, err = revoke(tx, &RevokeRequest{Reason: LoggedOut, Sessions: []Key{q.Session}})

@@ -132,7 +132,7 @@ func revokeUser(tx *fsm.Tx, q *RevokeUserRequest) (*Count, error) {
 		if err != nil {
 			return nil, err
 		}
-		if e.number == q.Except || q.Group != 0 && r.group != q.Group {
+		if e.number == q.Except && !plant.On(plant.SpareNone) || q.Group != 0 && r.group != q.Group {
 			continue
 		}
 		reason := r.over(tx.Now())
@@ -182,6 +182,9 @@ func purgeUser(tx *fsm.Tx, q *PurgeUserRequest) (*Count, error) {
 		}
 	}
 	for _, number := range u.ended {
+		if plant.On(plant.KeepHistory) {
+			break
+		}
 		tx.Delete(Key{q.User, number}.under(prefixEnded))
 	}
 	u.ended = nil

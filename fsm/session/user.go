@@ -100,7 +100,7 @@ func (u *user) excess(device uint64, sessions, devices int) []uint64 {
 			}
 		}
 		others := devices
-		if device != 0 {
+		if device != 0 && !plant.On(plant.DeviceMore) {
 			others--
 		}
 		for i := range max(len(order)-others, 0) {

@@ -37,4 +37,9 @@ const (
 	NoTombstone         // a saved session that is dropped can be saved again
 	OneTooMany          // a user may have one session more than allowed
 	MissEnds            // who follows sessions is not told of their ends
+	KeepHistory         // of who is erased a history stays
+	LoginApart          // a logout of a whole login ends one session only
+	DeviceMore          // a user may have one device more than allowed
+	SpareNone           // who ends all sessions but one ends that too
+	WrongReason         // an evicted session is remembered as revoked
 )
