@@ -118,7 +118,7 @@ func (d *durability) When(index uint64, done func(error)) {
 	})
 }
 
-// settle promises what is on disk: entries up to an index.
+// settle promises what is on disk: entries up to an index. Whoever finds nothing left to promise finds it promised.
 func (l *raftLog) settle(index uint64) {
 	l.mu.Lock()
 	n, last := 0, uint64(0)
@@ -127,9 +127,10 @@ func (l *raftLog) settle(index uint64) {
 		n++
 	}
 	l.pending = l.pending[n:]
+	l.promise(last)
 	l.mu.Unlock()
 	for range n {
-		l.promise(last)
+		l.logs.d.stored(Entries)
 	}
 }
 
@@ -146,6 +147,7 @@ func (l *raftLog) StoreLogs(entries []*raft.Log) error {
 	last := entries[len(entries)-1].Index
 	if l.durability == nil {
 		l.promise(last)
+		l.logs.d.stored(Entries)
 		return nil
 	}
 	l.mu.Lock()
@@ -156,7 +158,6 @@ func (l *raftLog) StoreLogs(entries []*raft.Log) error {
 
 func (l *raftLog) promise(last uint64) {
 	l.change(func(p *promise) { p.last = max(p.last, last) })
-	l.logs.d.stored(Entries)
 }
 
 // DeleteRange takes back what it deletes. Entries may come back with a crash: that was never promised otherwise.

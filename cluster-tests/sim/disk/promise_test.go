@@ -2,7 +2,9 @@ package disk
 
 import (
 	"errors"
+	"runtime"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -88,5 +90,31 @@ func TestThePowerIsCutAtTheWriteThatWasAskedFor(t *testing.T) {
 	fill(t, l)
 	if strings.Join(at, ", ") != "entry, vote" {
 		t.Errorf("the power was cut at %v", at)
+	}
+}
+
+// Several ask at the same time what is durable, and one of them notes it: none may go on before it is noted.
+func TestWhatIsSaidToBeDurableIsPromised(t *testing.T) {
+	d := New()
+	l, end := openLog(t, d, d)
+	defer end()
+	durability := l.Defer()
+	for index := uint64(1); index <= 1000; index++ {
+		if err := l.StoreLog(&raft.Log{Index: index, Term: 1, Type: raft.LogCommand}); err != nil {
+			t.Fatal(err)
+		}
+		var asking sync.WaitGroup
+		for range 8 {
+			asking.Go(func() {
+				for durability.Durable() < index {
+					runtime.Gosched()
+				}
+				d.Applied(1, index)
+			})
+		}
+		asking.Wait()
+	}
+	if lost := d.Lost(); len(lost) > 0 {
+		t.Errorf("%d times, first: %v", len(lost), lost[0])
 	}
 }
