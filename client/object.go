@@ -1,9 +1,12 @@
 package client
 
 import (
+	"errors"
 	"fmt"
+	"math"
 
 	vtstruct "github.com/planetscale/vtprotobuf/types/known/structpb"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/types/known/structpb"
 )
 
@@ -36,14 +39,163 @@ func encodedObject(what string, m map[string]any) ([]byte, error) {
 	return (*vtstruct.Struct)(o).MarshalVT()
 }
 
-// decodeObject is the other way round.
+// decodeObject is the other way round: nil for nothing. It makes no messages on the way, as every validation comes through
+// here.
 func decodeObject(b []byte) (map[string]any, error) {
 	if len(b) == 0 {
 		return nil, nil
 	}
-	var o vtstruct.Struct
-	if err := o.UnmarshalVT(b); err != nil {
+	m, err := decodeFields(b, maxNested)
+	if err != nil {
 		return nil, fmt.Errorf("holdfast: unreadable answer: %w", err)
 	}
-	return (*structpb.Struct)(&o).AsMap(), nil
+	return m, nil
+}
+
+// maxNested bounds how deep values may be in values. Nodes allow less.
+const maxNested = 64
+
+var errEncoding = errors.New("values that are none")
+
+// The fields of google.protobuf.Struct, its entries, google.protobuf.Value and ListValue; see struct.proto.
+const (
+	structEntry = 1
+	entryName   = 1
+	entryValue  = 2
+	listElement = 1
+
+	valueNull   = 1
+	valueNumber = 2
+	valueText   = 3
+	valueBool   = 4
+	valueStruct = 5
+	valueList   = 6
+)
+
+// valueTypes are how a Value's fields are encoded.
+var valueTypes = [...]protowire.Type{
+	valueNull: protowire.VarintType, valueNumber: protowire.Fixed64Type, valueText: protowire.BytesType,
+	valueBool: protowire.VarintType, valueStruct: protowire.BytesType, valueList: protowire.BytesType,
+}
+
+// field is one of a message: v if it is of bytes, else n.
+type field struct {
+	number protowire.Number
+	typ    protowire.Type
+	v      []byte
+	n      uint64
+}
+
+// next takes the first field off a message.
+func next(b []byte) (f field, rest []byte, err error) {
+	number, typ, n := protowire.ConsumeTag(b)
+	if n < 0 {
+		return f, nil, protowire.ParseError(n)
+	}
+	f.number, f.typ, b = number, typ, b[n:]
+	switch typ {
+	case protowire.BytesType:
+		f.v, n = protowire.ConsumeBytes(b)
+	case protowire.VarintType:
+		f.n, n = protowire.ConsumeVarint(b)
+	case protowire.Fixed64Type:
+		f.n, n = protowire.ConsumeFixed64(b)
+	default:
+		return f, nil, errEncoding
+	}
+	if n < 0 {
+		return f, nil, protowire.ParseError(n)
+	}
+	return f, b[n:], nil
+}
+
+// nextBytes is next for messages of which all fields are of bytes.
+func nextBytes(b []byte) (f field, rest []byte, err error) {
+	if f, rest, err = next(b); err == nil && f.typ != protowire.BytesType {
+		err = errEncoding
+	}
+	return f, rest, err
+}
+
+func decodeFields(b []byte, depth int) (map[string]any, error) {
+	m := make(map[string]any)
+	for len(b) > 0 {
+		entry, rest, err := nextBytes(b)
+		if err != nil {
+			return nil, err
+		}
+		if b = rest; entry.number != structEntry {
+			continue
+		}
+		var name string
+		var value any
+		for e := entry.v; len(e) > 0; {
+			f, rest, err := nextBytes(e)
+			if err != nil {
+				return nil, err
+			}
+			switch e = rest; f.number {
+			case entryName:
+				name = string(f.v)
+			case entryValue:
+				if value, err = decodeValue(f.v, depth); err != nil {
+					return nil, err
+				}
+			}
+		}
+		m[name] = value
+	}
+	return m, nil
+}
+
+func decodeValue(b []byte, depth int) (value any, err error) {
+	if depth == 0 {
+		return nil, errEncoding
+	}
+	for len(b) > 0 {
+		f, rest, err := next(b)
+		if err != nil {
+			return nil, err
+		}
+		if int(f.number) >= len(valueTypes) || f.typ != valueTypes[f.number] {
+			return nil, errEncoding
+		}
+		switch b = rest; f.number {
+		case valueNull:
+			value = nil
+		case valueNumber:
+			value = math.Float64frombits(f.n)
+		case valueText:
+			value = string(f.v)
+		case valueBool:
+			value = f.n != 0
+		case valueStruct:
+			value, err = decodeFields(f.v, depth-1)
+		case valueList:
+			value, err = decodeList(f.v, depth-1)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	return value, nil
+}
+
+func decodeList(b []byte, depth int) ([]any, error) {
+	list := []any{}
+	for len(b) > 0 {
+		f, rest, err := nextBytes(b)
+		if err != nil {
+			return nil, err
+		}
+		if b = rest; f.number != listElement {
+			continue
+		}
+		v, err := decodeValue(f.v, depth)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, v)
+	}
+	return list, nil
 }

@@ -52,10 +52,11 @@ type crowd struct {
 	stale  time.Duration // how old some answers may be
 	burst  int           // how many questions who only reads asks at a time
 
-	mu    sync.Mutex
-	known map[string][]*pass // by user, the newest last
-	saved []*savedPass
-	next  int
+	mu     sync.Mutex
+	known  map[string][]*pass // by user, the newest last
+	saved  []*savedPass
+	spared []string // users of whom one session was spared
+	next   int
 }
 
 // pass is what callers have of a session.
@@ -359,7 +360,7 @@ func (l sessionsLoad) Press(context.Context, *client.Client, uint32) {}
 
 func (l sessionsLoad) users() (names []string) {
 	for _, c := range l {
-		names = append(names, c.users()...)
+		names = append(append(names, c.users()...), c.spared...)
 	}
 	return names
 }

@@ -70,6 +70,7 @@ func (c *cli) dev(ctx context.Context, cfg *serverConfig, nodes int) (err error)
 	if err != nil {
 		return err
 	}
+	defer pacedGC(ctx)()
 	start, cancel := context.WithTimeout(ctx, readyTimeout)
 	defer cancel()
 	var running []*process.Process
@@ -192,6 +193,7 @@ func (c *cli) start(ctx context.Context, cfg *serverConfig) (err error) {
 	if pc.Keys == nil {
 		logger.Warn("what sessions say of their users is stored as plain text: make keys with holdfast session keys create, and give all nodes the same with --session-keys")
 	}
+	defer pacedGC(ctx)()
 	p, err := process.Start(ctx, pc)
 	if err != nil {
 		return startError(err)
