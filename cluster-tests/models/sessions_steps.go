@@ -301,6 +301,13 @@ func (c *crowd) set(by *Process, p *pass) error {
 	})
 }
 
+func (c *crowd) save(by *Process, token string) error {
+	value := c.unique("data", by)
+	return c.do(by, SessionOp{Kind: KindSave, Token: token, Value: value}, func(ctx context.Context, s *client.Sessions) (SessionAnswer, error) {
+		return SessionAnswer{}, s.Saved().Save(ctx, client.KeyOf(token), []byte(value), time.Now().Add(lasting))
+	})
+}
+
 // framework does what the session store of a framework does: it finds and saves the session of a token, and drops it some
 // time; requests that had begun before go on.
 func (c *crowd) framework(by *Process) error {
@@ -313,13 +320,17 @@ func (c *crowd) framework(by *Process) error {
 	token := c.saved[by.Rand.IntN(len(c.saved))].token
 	c.mu.Unlock()
 	switch n := by.Rand.IntN(10); {
-	case n < 4:
+	case n < 3:
 		return c.find(by, token)
+	case n < 4: // one that nobody else knows: nobody can have dropped it
+		own := c.unique("own", by)
+		if err := c.save(by, own); err != nil {
+			return err
+		}
+		time.Sleep(time.Millisecond)
+		return c.find(by, own)
 	case n < 8:
-		value := c.unique("data", by)
-		return c.do(by, SessionOp{Kind: KindSave, Token: token, Value: value}, func(ctx context.Context, s *client.Sessions) (SessionAnswer, error) {
-			return SessionAnswer{}, s.Saved().Save(ctx, client.KeyOf(token), []byte(value), time.Now().Add(lasting))
-		})
+		return c.save(by, token)
 	default:
 		return c.do(by, SessionOp{Kind: KindDrop, Token: token}, func(ctx context.Context, s *client.Sessions) (SessionAnswer, error) {
 			there, err := s.Saved().Drop(ctx, client.KeyOf(token))
