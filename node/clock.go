@@ -33,8 +33,12 @@ func (n *Node) clockLoop() {
 			return
 		case <-ticks.C:
 		}
+		others := n.readClocks()
 		drift := n.clockDrift()
-		offsets := n.measureClocks()
+		offsets := make([]time.Duration, len(others))
+		for i, at := range others {
+			offsets[i] = aheadOf(at, drift)
+		}
 		ahead, known := clockError(offsets)
 		t := n.topology.Load()
 		if known || t != nil && len(t.Nodes) == 1 { // or what was known before still is
@@ -56,8 +60,9 @@ func (n *Node) clockLoop() {
 	}
 }
 
-// measureClocks asks all other nodes that are alive how far their clocks are ahead of ours.
-func (n *Node) measureClocks() []time.Duration {
+// readClocks asks all other nodes that are alive what their clocks say, and returns that as of our monotonic clock's zero:
+// on a slow network it may have been read long ago, and ours may have been set since.
+func (n *Node) readClocks() []time.Time {
 	t := n.topology.Load()
 	if t == nil {
 		return nil
@@ -66,7 +71,7 @@ func (n *Node) measureClocks() []time.Duration {
 	defer cancel()
 	var mu sync.Mutex
 	var asked sync.WaitGroup
-	var offsets []time.Duration
+	var clocks []time.Time
 	for _, node := range t.Nodes {
 		if node.ID == n.identity.NodeID || !n.alive(node.ID) {
 			continue
@@ -75,16 +80,25 @@ func (n *Node) measureClocks() []time.Duration {
 			if _, err := n.net.ConfirmTerms(ctx, node.ID, nil); err != nil {
 				return
 			}
-			if d, ok := n.net.ClockOffset(node.ID); ok {
+			if at, ok := n.clockOf(node.ID); ok {
 				mu.Lock()
-				offsets = append(offsets, d)
+				clocks = append(clocks, at)
 				mu.Unlock()
 			}
 		})
 	}
 	asked.Wait()
-	return offsets
+	return clocks
 }
+
+// clockOf is what another node's clock said when this process began, by its last reading.
+func (n *Node) clockOf(nodeID string) (time.Time, bool) {
+	at, ok := n.net.Clock(nodeID)
+	return at.Add(-time.Since(n.started)), ok
+}
+
+// aheadOf is how far a clock of clockOf is ahead of this node's, which has a drift.
+func aheadOf(began time.Time, drift int64) time.Duration { return time.Duration(began.UnixNano() - drift) }
 
 // clockError judges this node's clock by how far the others' are ahead of it. It is wrong if most nodes, this one counted,
 // agree with each other and not with it; then the result is how far the right time is ahead, otherwise 0. Where no
@@ -128,7 +142,8 @@ func (n *Node) rightTimeAhead() time.Duration {
 	return ahead
 }
 
-// clockDrift is the difference between the wall clock and the monotonic one, which changes only when the former is set.
+// clockDrift is what the wall clock would have said when this process began, in nanoseconds since 1970: it changes only when
+// the clock is set.
 func (n *Node) clockDrift() int64 { return n.cfg.Clock().UnixNano() - int64(time.Since(n.started)) }
 
 // fit tells that a replica of another node could lead the group now.
@@ -152,8 +167,8 @@ func (n *Node) clockFits(ctx context.Context, nodeID string) bool {
 	if _, err := n.net.ConfirmTerms(ctx, nodeID, nil); err != nil {
 		return false
 	}
-	d, ok := n.net.ClockOffset(nodeID)
-	return !ok || (d-n.rightTimeAhead()).Abs() <= maxClockOffset
+	began, ok := n.clockOf(nodeID)
+	return !ok || (aheadOf(began, n.clockDrift())-n.rightTimeAhead()).Abs() <= maxClockOffset
 }
 
 // Now is this node's clock, corrected if it is wrong, or a group's time as far as this node knows it if that is later: a

@@ -68,7 +68,7 @@ type Net struct {
 	groups   map[uint32]*GroupTransport
 	handlers map[string]Handler
 	open     map[string]bool // methods that a node may call which is in no cluster
-	clocks   map[string]time.Duration
+	clocks   map[string]reading
 	refusals struct {
 		count  int // since the last was logged
 		logged time.Time
@@ -116,7 +116,7 @@ func New(cfg Config) *Net {
 	}
 	n := &Net{
 		cfg: cfg, log: cfg.Logger, peers: make(map[string]*peer), groups: make(map[uint32]*GroupTransport),
-		handlers: make(map[string]Handler), open: make(map[string]bool), clocks: make(map[string]time.Duration),
+		handlers: make(map[string]Handler), open: make(map[string]bool), clocks: make(map[string]reading),
 	}
 	n.ctx, n.stop = context.WithCancel(context.Background())
 	n.Handle(methodTerms, n.serveTerms)
@@ -235,12 +235,18 @@ func (n *Net) Call(ctx context.Context, nodeID, method string, request []byte) (
 	return out, nil
 }
 
-// ClockOffset is how far another node's wall clock is ahead of ours, as the last ConfirmTerms measured it.
-func (n *Net) ClockOffset(nodeID string) (time.Duration, bool) {
+// reading is what another node's wall clock said at a moment.
+type reading struct {
+	wall time.Time
+	at   time.Time // by our monotonic clock: setting our wall clock changes nothing about what was read
+}
+
+// Clock is what another node's wall clock says now, by when ConfirmTerms last read it.
+func (n *Net) Clock(nodeID string) (time.Time, bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	d, ok := n.clocks[nodeID]
-	return d, ok
+	r, ok := n.clocks[nodeID]
+	return r.wall.Add(time.Since(r.at)), ok
 }
 
 // ServerOptions are those of the gRPC server that Register is called with. It can serve nothing else.

@@ -237,8 +237,8 @@ func TestAGroupElectsReplicatesAndSurvivesItsLeader(t *testing.T) {
 	if err != nil || terms[0] != l2.raft.CurrentTerm() || terms[1] != 0 || terms[2] != 0 {
 		t.Fatalf("terms %v, %v; the leader's is %d", terms, err, l2.raft.CurrentTerm())
 	}
-	if d, ok := l2.ClockOffset(follower.cfg.NodeID); !ok || d.Abs() > time.Second {
-		t.Fatalf("clocks of one machine differ by %v", d)
+	if at, ok := l2.Clock(follower.cfg.NodeID); !ok || time.Until(at).Abs() > time.Second {
+		t.Fatalf("clocks of one machine differ: %v", at)
 	}
 	back.close()
 	for _, n := range alive {

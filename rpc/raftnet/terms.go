@@ -26,7 +26,7 @@ func (n *Net) ConfirmTerms(ctx context.Context, nodeID string, queries []TermQue
 	if len(queries) > maxQueries {
 		return nil, fmt.Errorf("%w: %d questions", errTooLarge, len(queries))
 	}
-	sent, clock := time.Now(), n.cfg.Clock()
+	sent := time.Now()
 	answer, err := n.Call(ctx, nodeID, methodTerms, appendTermQueries(nil, queries))
 	if err != nil {
 		return nil, err
@@ -42,7 +42,7 @@ func (n *Net) ConfirmTerms(ctx context.Context, nodeID string, queries []TermQue
 	// Half of the round trip is what the measurement may be wrong by; a slow one says nothing.
 	if trip < 100*time.Millisecond {
 		n.mu.Lock()
-		n.clocks[nodeID] = at.Sub(clock.Add(trip / 2))
+		n.clocks[nodeID] = reading{wall: at, at: sent.Add(trip / 2)}
 		n.mu.Unlock()
 	}
 	return terms, nil
