@@ -98,7 +98,9 @@ func (n *Node) clockOf(nodeID string) (time.Time, bool) {
 }
 
 // aheadOf is how far a clock of clockOf is ahead of this node's, which has a drift.
-func aheadOf(began time.Time, drift int64) time.Duration { return time.Duration(began.UnixNano() - drift) }
+func aheadOf(began time.Time, drift int64) time.Duration {
+	return time.Duration(began.UnixNano() - drift)
+}
 
 // clockError judges this node's clock by how far the others' are ahead of it. It is wrong if most nodes, this one counted,
 // agree with each other and not with it; then the result is how far the right time is ahead, otherwise 0. Where no
