@@ -55,7 +55,7 @@ func decodeObject(b []byte) (map[string]any, error) {
 // maxNested bounds how deep values may be in values. Nodes allow less.
 const maxNested = 64
 
-var errEncoding = errors.New("values that are none")
+var errDepth = errors.New("values in values in values")
 
 // The fields of google.protobuf.Struct, its entries, google.protobuf.Value and ListValue; see struct.proto.
 const (
@@ -86,7 +86,7 @@ type field struct {
 	n      uint64
 }
 
-// next takes the first field off a message.
+// next takes the first field off a message. What this version does not know has no number, and is to be passed over.
 func next(b []byte) (f field, rest []byte, err error) {
 	number, typ, n := protowire.ConsumeTag(b)
 	if n < 0 {
@@ -101,7 +101,7 @@ func next(b []byte) (f field, rest []byte, err error) {
 	case protowire.Fixed64Type:
 		f.n, n = protowire.ConsumeFixed64(b)
 	default:
-		return f, nil, errEncoding
+		f.number, n = 0, protowire.ConsumeFieldValue(number, typ, b)
 	}
 	if n < 0 {
 		return f, nil, protowire.ParseError(n)
@@ -109,10 +109,10 @@ func next(b []byte) (f field, rest []byte, err error) {
 	return f, b[n:], nil
 }
 
-// nextBytes is next for messages of which all fields are of bytes.
+// nextBytes is next for messages that know fields of bytes only.
 func nextBytes(b []byte) (f field, rest []byte, err error) {
-	if f, rest, err = next(b); err == nil && f.typ != protowire.BytesType {
-		err = errEncoding
+	if f, rest, err = next(b); f.typ != protowire.BytesType {
+		f.number = 0
 	}
 	return f, rest, err
 }
@@ -120,47 +120,53 @@ func nextBytes(b []byte) (f field, rest []byte, err error) {
 func decodeFields(b []byte, depth int) (map[string]any, error) {
 	m := make(map[string]any)
 	for len(b) > 0 {
-		entry, rest, err := nextBytes(b)
+		f, rest, err := nextBytes(b)
 		if err != nil {
 			return nil, err
 		}
-		if b = rest; entry.number != structEntry {
+		if b = rest; f.number != structEntry {
 			continue
 		}
-		var name string
-		var value any
-		for e := entry.v; len(e) > 0; {
-			f, rest, err := nextBytes(e)
-			if err != nil {
-				return nil, err
-			}
-			switch e = rest; f.number {
-			case entryName:
-				name = string(f.v)
-			case entryValue:
-				if value, err = decodeValue(f.v, depth); err != nil {
-					return nil, err
-				}
-			}
+		name, value, err := decodeEntry(f.v, depth)
+		if err != nil {
+			return nil, err
 		}
 		m[name] = value
 	}
 	return m, nil
 }
 
+func decodeEntry(b []byte, depth int) (name string, value any, err error) {
+	for len(b) > 0 {
+		f, rest, err := nextBytes(b)
+		if err != nil {
+			return "", nil, err
+		}
+		switch b = rest; f.number {
+		case entryName:
+			name = string(f.v)
+		case entryValue:
+			if value, err = decodeValue(f.v, depth); err != nil {
+				return "", nil, err
+			}
+		}
+	}
+	return name, value, nil
+}
+
 func decodeValue(b []byte, depth int) (value any, err error) {
 	if depth == 0 {
-		return nil, errEncoding
+		return nil, errDepth
 	}
 	for len(b) > 0 {
 		f, rest, err := next(b)
 		if err != nil {
 			return nil, err
 		}
-		if int(f.number) >= len(valueTypes) || f.typ != valueTypes[f.number] {
-			return nil, errEncoding
+		if b = rest; int(f.number) >= len(valueTypes) || f.typ != valueTypes[f.number] {
+			continue
 		}
-		switch b = rest; f.number {
+		switch f.number {
 		case valueNull:
 			value = nil
 		case valueNumber:
@@ -168,7 +174,7 @@ func decodeValue(b []byte, depth int) (value any, err error) {
 		case valueText:
 			value = string(f.v)
 		case valueBool:
-			value = f.n != 0
+			value = protowire.DecodeBool(f.n)
 		case valueStruct:
 			value, err = decodeFields(f.v, depth-1)
 		case valueList:

@@ -25,6 +25,9 @@ const (
 func (c *Client) plainly(ctx context.Context, again repeating, call func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.Timeout)
 	defer cancel()
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
 	unsure := false // an earlier try may have had an effect
 	for pause := 10 * time.Millisecond; ; pause = min(2*pause, time.Second) {
 		err, said := plainError(call(ctx))

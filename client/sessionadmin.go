@@ -180,6 +180,7 @@ func (s *Sessions) Policy(ctx context.Context, of SessionType) (SessionPolicy, e
 // PutPolicy changes the policy of p.Type, and returns what it is then: for sessions that begin from now on, and as to what
 // is suspicious, for all. A field of p that is zero stays as it is. If p has a Revision, and the policy has another one by
 // now, nothing changes and the error is an ErrConflict: so a policy that was read, changed and put undoes nobody's work.
+// Without a Revision, as long as nobody has changed the policy, put only what changes.
 //
 // After an ErrOutcomeUnknown, Policy tells whether it was changed.
 func (s *Sessions) PutPolicy(ctx context.Context, p SessionPolicy) (SessionPolicy, error) {

@@ -28,6 +28,7 @@ type register struct {
 	answers  map[string]*pb.HeldValidation // by token
 	asked    int                           // validations that were answered
 	followed int                           // streams that were opened
+	index    uint64                        // of the newest event
 	streams  map[chan carried]struct{}
 	latency  time.Duration // of everything that streams carry
 	hangs    bool          // streams carry nothing, and do not end
@@ -89,10 +90,18 @@ func (r *register) revoke(token string) {
 	defer r.mu.Unlock()
 	id := r.answers[token].Session.SessionId
 	r.answers[token] = &pb.HeldValidation{Reason: "ended", Session: &pb.HeldSession{SessionId: id, Ended: "revoked"}}
+	r.index++
+	r.tell(sessiontoken.ID(id).String())
+}
+
+// tell tells of the end of a session, which was the newest event. Called with mu held.
+func (r *register) tell(id string) {
 	for out := range r.streams {
-		out <- leaves(&pb.FollowResponse{Events: []*pb.SessionEvent{{SessionId: sessiontoken.ID(id).String(), Event: "ended", Reason: "revoked"}}})
+		out <- leaves(&pb.FollowResponse{Events: []*pb.SessionEvent{{SessionId: id, Event: "ended", Reason: "revoked", Index: r.index}}})
 	}
 }
+
+func (r *register) repeat(id string) { r.set(func() { r.tell(id) }) }
 
 // set changes how streams behave.
 func (r *register) set(change func()) {

@@ -62,7 +62,7 @@ func (s *Sessions) Watch(ctx context.Context) iter.Seq[SessionEvent] {
 		defer watchers.Wait()
 		defer stop()
 		for _, shard := range s.c.routes.Load().shards {
-			w := &watcher{s.c, shard.Shard, told}
+			w := &watcher{c: s.c, shard: shard.Shard, told: told}
 			watchers.Go(func() { w.run(ctx) })
 		}
 		for {
@@ -83,6 +83,7 @@ type watcher struct {
 	c     *Client
 	shard uint32
 	told  chan<- SessionEvent
+	last  uint64 // the entry of the newest event that was told
 }
 
 func (w *watcher) tell(ctx context.Context, e SessionEvent) {
@@ -128,8 +129,13 @@ func (w *watcher) follow(ctx context.Context) (followed bool, err error) {
 			return followed, context.Cause(stream)
 		}
 		silent.Stop() // who takes the events may take time
+		// A new leader may still have to execute what the former told of. The events of an entry come together.
+		known := w.last
 		for _, e := range r.Events {
-			w.tell(ctx, sessionEvent(e))
+			if e.Index > known {
+				w.tell(ctx, sessionEvent(e))
+				w.last = max(w.last, e.Index)
+			}
 		}
 		if r.Pong != 0 && !followed {
 			followed = true

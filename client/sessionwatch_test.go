@@ -73,6 +73,10 @@ func TestAWatchTellsWhatHappensAndWhatMayBeMissing(t *testing.T) {
 		}
 		r.cutStreams()
 		expect(t, next, "1 lost ", "2 lost ", "1 followed ", "2 followed ")
+		r.repeat(id) // as a new leader does that executes what the former one told of
+		if e, ok := next(); ok {
+			t.Fatalf("%+v a second time", e)
+		}
 		r.set(func() { r.hangs = true })
 		begun := time.Now()
 		expect(t, next, "1 lost ", "2 lost ")

@@ -84,21 +84,17 @@ func parseFilter(q *pb.RevokeMatchingRequest) (*filter, error) {
 	return f, nil
 }
 
-func (f *filter) matches(i *session.Info, p *pb.SessionProfile) bool {
+func (f *filter) matches(i *session.Info, ip string, device *structpb.Struct) bool {
 	if f.kind != 0 && i.Kind != f.kind || f.before != 0 && i.Created >= f.before {
 		return false
 	}
 	if f.from.IsValid() {
-		a, err := parseIP(p.Ip)
+		a, err := parseIP(ip)
 		if err != nil || !f.from.Contains(a) {
 			return false
 		}
 	}
-	if f.device == "" {
-		return true
-	}
-	device := &structpb.Struct{}
-	return proto.Unmarshal(p.Device, device) == nil && says(structpb.NewStructValue(device), f.device)
+	return f.device == "" || says(structpb.NewStructValue(device), f.device)
 }
 
 // says tells whether a text occurs in any value.
@@ -139,7 +135,11 @@ func (s *sessions) RevokeMatching(ctx context.Context, q *pb.RevokeMatchingReque
 		return nil, statusOf(err)
 	}
 	m := &pb.RevokeMatchingResponse{}
-	for begin := time.Now(); time.Since(begin) < matchTime; {
+	most := matchTime
+	if end, ok := ctx.Deadline(); ok {
+		most = min(most, time.Until(end)/2) // or a caller in a hurry would never hear how far it came
+	}
+	for begin, first := time.Now(), true; first || time.Since(begin) < most; first = false {
 		more, err := s.sweepPage(ctx, f, &at, q.DryRun, m)
 		if err != nil {
 			return nil, statusOf(err)
@@ -181,14 +181,18 @@ func (s *sessions) sweepPage(ctx context.Context, f *filter, at *cursor, dry boo
 	q := session.RevokeRequest{Reason: session.Revoked}
 	for i := range page.List {
 		m.Scanned++
-		profile := &pb.SessionProfile{}
+		profile, device := &pb.SessionProfile{}, &structpb.Struct{}
 		if f.device != "" || f.from.IsValid() {
-			if err := s.openAs(page.List[i].Profile, page.List[i].Session.User, profilePart, profile); err != nil {
+			err := s.openAs(page.List[i].Profile, page.List[i].Session.User, profilePart, profile)
+			if err == nil {
+				err = proto.Unmarshal(profile.Device, device)
+			}
+			if err != nil {
 				m.Unreadable++
 				continue
 			}
 		}
-		if f.matches(&page.List[i], profile) {
+		if f.matches(&page.List[i], profile.Ip, device) {
 			q.Sessions = append(q.Sessions, page.List[i].Session)
 		}
 	}

@@ -28,13 +28,16 @@ func (s *sessions) planValidate(q *pb.PresentedToken) (*sessionStep, *pb.HeldVal
 	}
 	if len(q.Device) > 0 { // it may become what the session says of its device
 		device := &structpb.Struct{}
-		if err := proto.Unmarshal(q.Device, device); err != nil {
+		if err := (proto.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(q.Device, device); err != nil {
 			return nil, nil, invalidf("device: %v", err)
 		}
 		if err := checkDevice(device); err != nil {
 			return nil, nil, err
 		}
-		p.device, p.hash = q.Device, deviceHash(device)
+		if p.device, err = encoded(device); err != nil {
+			return nil, nil, err
+		}
+		p.hash = deviceHash(device)
 	}
 	token, err := sessiontoken.Parse(q.Token, sessiontoken.Access, s.cluster())
 	if err != nil {
@@ -110,7 +113,7 @@ func (s *sessions) suspicion(i *session.Info, profile *pb.SessionProfile, p *pre
 		return "ip_mismatch", nil // where it is presented must be told
 	}
 	switch {
-	case profile.DeviceBinding && (p.hash == 0 || !sameDevice):
+	case profile.DeviceBinding && (p.hash == 0 || p.hash != profile.DeviceHash):
 		return "device_mismatch", nil
 	case !sameDevice && s.acts(i, policy.onDevice, now):
 		return s.suspect(i, session.DeviceChanged, policy.onDevice, profile, p), nil
