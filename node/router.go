@@ -55,6 +55,8 @@ var (
 const (
 	retryMin = 10 * time.Millisecond
 	retryMax = 500 * time.Millisecond
+	// handOverTime is in which a leader with a full disk has handed over to one with room, if there is one.
+	handOverTime = 2 * time.Second
 	// leaderCheck is how often a call that waits looks who leads.
 	leaderCheck = 500 * time.Millisecond
 )
@@ -63,7 +65,7 @@ const (
 // unknown outcome only if the frame has a client, whose window makes another try harmless.
 func (r *router) propose(ctx context.Context, group uint32, f *fsm.Frame) (fsm.FrameOutcome, error) {
 	request := f.Append(binary.AppendUvarint(nil, uint64(group)))
-	unknown := false
+	unknown, begun := false, time.Now()
 	for pause := retryMin; ; pause = min(2*pause, retryMax) {
 		out, err := r.proposeOnce(ctx, group, f, request)
 		if err == nil {
@@ -77,7 +79,8 @@ func (r *router) propose(ctx context.Context, group uint32, f *fsm.Frame) (fsm.F
 			unknown = true
 		}
 		var stop error
-		if !errors.Is(err, fsm.ErrOverloaded) && !errors.Is(err, fsm.ErrDiskFull) { // that the caller is told at once, or queues grow everywhere
+		full := errors.Is(err, fsm.ErrDiskFull) && time.Since(begun) > handOverTime
+		if !full && !errors.Is(err, fsm.ErrOverloaded) { // that the caller is told at once, or queues grow everywhere
 			if stop = wait(ctx, pause); stop == nil {
 				continue
 			}

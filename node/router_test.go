@@ -162,6 +162,32 @@ func TestRouterGivesUpWithItsContextAndTellsOverloadAtOnce(t *testing.T) {
 	})
 }
 
+// A leader whose disk is full hands over to one with room, which takes a moment. When nobody has room, the caller is told.
+func TestRouterWaitsForALeaderWithRoom(t *testing.T) {
+	for name, room := range map[string]time.Duration{"soon": time.Second, "never": time.Hour} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				begin := time.Now()
+				nodes := &fakeNodes{routers: map[string]*router{}}
+				nodes.add("b", &fakeReplica{leading: true, propose: func(f *fsm.Frame) (fsm.FrameOutcome, error) {
+					if time.Since(begin) < room {
+						return fsm.FrameOutcome{}, fsm.ErrDiskFull
+					}
+					return echoOutcome(f)
+				}}, "")
+				a := nodes.add("a", &fakeReplica{leader: "b/1"}, "")
+				_, err := a.propose(t.Context(), 1, &fsm.Frame{Calls: []fsm.Call{{Type: 1, Op: 1}}})
+				if served := err == nil; served != (room < time.Minute) || !served && !errors.Is(err, fsm.ErrDiskFull) {
+					t.Errorf("after %v: %v", time.Since(begin), err)
+				}
+				if took := time.Since(begin); took > 3*time.Second {
+					t.Errorf("it took %v", took)
+				}
+			})
+		})
+	}
+}
+
 // A frozen leader keeps its connections, and says nothing. The others elect a new one after a while; who waits for the old
 // one must not do so to the end of its own patience.
 func TestRouterLeavesALeaderThatIsFrozenForTheNextOne(t *testing.T) {
