@@ -13,7 +13,8 @@ import (
 	"testing"
 )
 
-var update = flag.Bool("update", false, "write the golden files")
+// update is a flag of package fsmtest, which is in this program too.
+func update() bool { return flag.Lookup("update").Value.String() == "true" }
 
 // samples are one of everything that the machine writes to the log, to disk or to other nodes.
 func samples() []struct {
@@ -62,7 +63,7 @@ func TestEncodingsAreAsTheyWere(t *testing.T) {
 		fmt.Fprintf(&b, "%-18s %x\n", s.name, s.b)
 	}
 	path := filepath.Join("testdata", "encodings.golden")
-	if *update {
+	if update() {
 		if err := os.WriteFile(path, []byte(b.String()), 0o644); err != nil {
 			t.Fatal(err)
 		}
