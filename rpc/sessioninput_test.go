@@ -180,6 +180,22 @@ func TestBadTokens(t *testing.T) {
 	}
 }
 
+// Who tries tokens must not learn from the time it takes what is wrong with them: also those that the node could refuse by
+// itself have a shard asked once, and it has to lead, and be up to date, as for any other.
+func TestEveryTokenIsAskedAbout(t *testing.T) {
+	c := newSmall(t, nil)
+	defer c.close()
+	for token, reason := range badTokens(t, c) {
+		before := c.asked.Load()
+		if m, err := c.Validate(t.Context(), &pb.ValidateSessionRequest{Token: token}); err != nil || m.Reason != reason {
+			t.Errorf("%.50s: %v, %v; want %s", token, m, err, reason)
+		}
+		if n := c.asked.Load() - before; n != 1 {
+			t.Errorf("%.50s (%s): %d questions to shards, want 1", token, reason, n)
+		}
+	}
+}
+
 func TestIDsOfNonsense(t *testing.T) {
 	c := newSmall(t, nil)
 	defer c.close()

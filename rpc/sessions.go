@@ -153,11 +153,10 @@ func (s *sessions) Validate(ctx context.Context, q *pb.ValidateSessionRequest) (
 	if err != nil {
 		return nil, statusOf(err)
 	}
-	step, held, err := s.planValidate(&pb.PresentedToken{Token: q.Token, Ip: q.Ip, Device: device, WithoutAttributes: q.WithoutAttributes})
-	if held == nil {
-		if held, err = typed[*pb.HeldValidation](s.run(ctx, q, step, err)); err != nil {
-			return nil, err
-		}
+	step, _, err := s.planValidate(&pb.PresentedToken{Token: q.Token, Ip: q.Ip, Device: device, WithoutAttributes: q.WithoutAttributes})
+	held, err := typed[*pb.HeldValidation](s.run(ctx, q, step, err))
+	if err != nil {
+		return nil, err
 	}
 	about, err := shown(held.Session)
 	return &pb.ValidateSessionResponse{Valid: held.Valid, Reason: held.Reason, Session: about}, statusOf(err)

@@ -1,6 +1,7 @@
 package rpc
 
 import (
+	"crypto/sha256"
 	"errors"
 	"net/netip"
 
@@ -17,7 +18,9 @@ import (
 
 var errSessionID = invalidf("the session_id is not one that a login gave")
 
-// planValidate makes the query behind a validation; or it refuses the token at once.
+// planValidate makes the query behind a validation. A token that cannot be one of this cluster is refused without asking;
+// the step with the refusal asks all the same, about a session that nobody has, for who must not tell by the time it takes
+// what is wrong with a token.
 func (s *sessions) planValidate(q *pb.PresentedToken) (*sessionStep, *pb.HeldValidation, error) {
 	var p presentation
 	var err error
@@ -39,9 +42,11 @@ func (s *sessions) planValidate(q *pb.PresentedToken) (*sessionStep, *pb.HeldVal
 		}
 		p.hash = deviceHash(device)
 	}
+	var refusal *pb.HeldValidation
 	token, err := sessiontoken.Parse(q.Token, sessiontoken.Access, s.cluster())
 	if err != nil {
-		return nil, &pb.HeldValidation{Reason: tokenReason(err)}, nil
+		refusal = &pb.HeldValidation{Reason: tokenReason(err)}
+		token = nobodys(q.Token)
 	}
 	k := keyOf(token.Session)
 	c := session.ValidateRequest{Session: k, Token: token.Secret.Hash(), Attributes: !q.WithoutAttributes}
@@ -51,13 +56,25 @@ func (s *sessions) planValidate(q *pb.PresentedToken) (*sessionStep, *pb.HeldVal
 			if err := r.Err(); err != nil {
 				return nil, err
 			}
+			if refusal != nil {
+				return refusal, nil
+			}
 			var i session.Info
 			if err := i.Decode(r.Body); err != nil {
 				return nil, err
 			}
 			return s.judged(&i, &p, now)
 		},
-	}, nil, nil
+	}, refusal, nil
+}
+
+// nobodys is a token in place of a text that is none: always the same for a text, whose shard is asked as that of any other.
+// It is of no session, as nobody finds a user whose key is a given hash.
+func nobodys(text string) (t sessiontoken.Token) {
+	sum := sha256.Sum256([]byte(text[:min(len(text), sessiontoken.MaxText)]))
+	copy(t.Session[:], sum[:])
+	t.Secret = sum
+	return t
 }
 
 // presentation is from where, and on what, a token was presented.

@@ -36,6 +36,8 @@ type small struct {
 	*sessions
 	logs bytes.Buffer // of the services
 
+	asked atomic.Int64 // questions to shards, of any
+
 	mu       sync.Mutex
 	catalog  *catalogtest.Shard
 	changed  map[*func()]bool // who watches the catalog
@@ -162,6 +164,7 @@ func (c *small) Query(_ context.Context, group uint32, calls []fsm.Call) ([]fsm.
 		defer c.mu.Unlock()
 		return []fsm.Result{c.catalog.Query(calls[0])}, fsm.Applied{}, nil
 	}
+	c.asked.Add(1)
 	return c.shards[group].query(calls)
 }
 
