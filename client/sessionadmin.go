@@ -137,10 +137,11 @@ type SessionPolicy struct {
 	MaxSessions, MaxDevices int
 	OnLimit                 OnLimit
 	IPBinding               IPBinding
-	// OnNetworkChange, OnDeviceChange and OnBurst are what it leads to when a token is presented from another network, on
-	// another device, or more than Burst times in ten seconds. Burst may be NoLimit.
-	OnNetworkChange, OnDeviceChange, OnBurst SignAct
-	Burst                                    int
+	// OnNetworkChange, OnTwoNetworks, OnDeviceChange and OnBurst are what it leads to when a token is presented from another
+	// network, from two in turns within ten seconds, on another device, or more than Burst times in ten seconds. Burst may be
+	// NoLimit.
+	OnNetworkChange, OnTwoNetworks, OnDeviceChange, OnBurst SignAct
+	Burst                                                   int
 	// Revision counts the changes; 0 while the policy is as Holdfast comes.
 	Revision  uint32
 	UpdatedAt time.Time
@@ -188,7 +189,7 @@ func (s *Sessions) PutPolicy(ctx context.Context, p SessionPolicy) (SessionPolic
 		Type: string(p.Type), IdleTimeout: seconds(p.IdleTimeout), AbsoluteTimeout: seconds(p.AbsoluteTimeout),
 		RefreshTimeout: seconds(p.RefreshTimeout), MaxSessions: limitOf(p.MaxSessions), MaxDevices: limitOf(p.MaxDevices),
 		OnLimit: string(p.OnLimit), IpBinding: string(p.IPBinding), OnNetworkChange: string(p.OnNetworkChange),
-		OnDeviceChange: string(p.OnDeviceChange), OnBurst: string(p.OnBurst), Burst: limitOf(p.Burst), ExpectedRevision: p.Revision,
+		OnTwoNetworks: string(p.OnTwoNetworks), OnDeviceChange: string(p.OnDeviceChange), OnBurst: string(p.OnBurst), Burst: limitOf(p.Burst), ExpectedRevision: p.Revision,
 	}
 	var r *pb.SessionPolicy
 	err := s.c.plainly(ctx, repeatNever, func(ctx context.Context) (err error) {
@@ -212,7 +213,7 @@ func sessionPolicy(m *pb.SessionPolicy) SessionPolicy {
 		Type: SessionType(m.Type), IdleTimeout: duration(m.IdleTimeout), AbsoluteTimeout: duration(m.AbsoluteTimeout),
 		RefreshTimeout: duration(m.RefreshTimeout), MaxSessions: bound(m.MaxSessions), MaxDevices: bound(m.MaxDevices),
 		OnLimit: OnLimit(m.OnLimit), IPBinding: IPBinding(m.IpBinding), OnNetworkChange: SignAct(m.OnNetworkChange),
-		OnDeviceChange: SignAct(m.OnDeviceChange), OnBurst: SignAct(m.OnBurst), Burst: bound(m.Burst), Revision: m.Revision,
+		OnTwoNetworks: SignAct(m.OnTwoNetworks), OnDeviceChange: SignAct(m.OnDeviceChange), OnBurst: SignAct(m.OnBurst), Burst: bound(m.Burst), Revision: m.Revision,
 		UpdatedAt: moment(m.UpdatedAt),
 	}
 	if p.IdleTimeout == 0 {

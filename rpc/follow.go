@@ -117,6 +117,7 @@ var eventNames = [...]string{
 
 var signNames = [...]string{
 	session.NetworkChanged: "network_changed", session.DeviceChanged: "device_changed", session.Burst: "validation_burst",
+	session.TwoNetworks: "two_networks",
 }
 
 func eventMessage(body []byte, index uint64, at fsm.Time) (*pb.SessionEvent, error) {

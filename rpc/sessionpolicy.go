@@ -1,6 +1,7 @@
 package rpc
 
 import (
+	"cmp"
 	"context"
 	"sync/atomic"
 	"time"
@@ -21,15 +22,15 @@ type sessionKind struct {
 var sessionKinds = [...]sessionKind{
 	session.Web: {"web", catalog.SessionPolicy{
 		Idle: millis(30 * time.Minute), Absolute: millis(12 * time.Hour), Refresh: millis(30 * day),
-		OnNetwork: "flag", OnDevice: "step_up", OnBurst: "flag", Burst: 3000,
+		OnNetwork: "flag", OnTwoNetworks: "flag", OnDevice: "step_up", OnBurst: "flag", Burst: 3000,
 	}},
 	session.Mobile: {"mobile", catalog.SessionPolicy{
 		Idle: millis(day), Absolute: millis(7 * day), Refresh: millis(90 * day),
-		OnNetwork: "ignore", OnDevice: "step_up", OnBurst: "flag", Burst: 3000,
+		OnNetwork: "ignore", OnTwoNetworks: "ignore", OnDevice: "step_up", OnBurst: "flag", Burst: 3000,
 	}},
 	session.API: {"api", catalog.SessionPolicy{
 		Idle: millis(time.Hour), Absolute: millis(day), Refresh: millis(30 * day),
-		OnNetwork: "flag", OnDevice: "flag", OnBurst: "flag", Burst: 100_000,
+		OnNetwork: "flag", OnTwoNetworks: "flag", OnDevice: "flag", OnBurst: "flag", Burst: 100_000,
 	}},
 }
 
@@ -68,7 +69,7 @@ type policyTable [len(sessionKinds)]sessionPolicy
 
 type sessionPolicy struct {
 	catalog.SessionPolicy
-	onNetwork, onDevice, onBurst session.Act
+	onNetwork, onTwoNetworks, onDevice, onBurst session.Act
 }
 
 // sessionPolicies follow the catalog.
@@ -102,10 +103,12 @@ func (p *sessionPolicies) refresh() error {
 		own.Type, own.OnLimit, own.IPBinding = sessionKinds[k].name, onLimitRefuse, bindingOff
 		for i := range list {
 			if list[i].Type == own.Type {
+				two := own.OnTwoNetworks // which older records do not have
 				own = list[i]
+				own.OnTwoNetworks = cmp.Or(own.OnTwoNetworks, two)
 			}
 		}
-		t[k] = sessionPolicy{own, acts[own.OnNetwork], acts[own.OnDevice], acts[own.OnBurst]}
+		t[k] = sessionPolicy{own, acts[own.OnNetwork], acts[own.OnTwoNetworks], acts[own.OnDevice], acts[own.OnBurst]}
 	}
 	p.table.Store(t)
 	return nil
@@ -197,7 +200,7 @@ func (s *sessions) changedPolicy(q *pb.PutSessionPolicyRequest) (p catalog.Sessi
 	}{
 		{"on_limit", q.OnLimit, &p.OnLimit, checkOnLimit}, {"ip_binding", q.IpBinding, &p.IPBinding, checkBinding},
 		{"on_network_change", q.OnNetworkChange, &p.OnNetwork, checkAct}, {"on_device_change", q.OnDeviceChange, &p.OnDevice, checkAct},
-		{"on_burst", q.OnBurst, &p.OnBurst, checkAct},
+		{"on_two_networks", q.OnTwoNetworks, &p.OnTwoNetworks, checkAct}, {"on_burst", q.OnBurst, &p.OnBurst, checkAct},
 	} {
 		if f.value == "" {
 			continue
@@ -239,7 +242,8 @@ func sessionPolicyMessage(p *catalog.SessionPolicy) *pb.SessionPolicy {
 	m := &pb.SessionPolicy{
 		Type: p.Type, IdleTimeout: seconds(p.Idle), AbsoluteTimeout: seconds(p.Absolute), RefreshTimeout: seconds(p.Refresh),
 		MaxSessions: p.Sessions, MaxDevices: p.Devices, OnLimit: p.OnLimit, IpBinding: p.IPBinding,
-		OnNetworkChange: p.OnNetwork, OnDeviceChange: p.OnDevice, OnBurst: p.OnBurst, Burst: p.Burst, Revision: p.Revision,
+		OnNetworkChange: p.OnNetwork, OnTwoNetworks: p.OnTwoNetworks, OnDeviceChange: p.OnDevice, OnBurst: p.OnBurst, Burst: p.Burst,
+		Revision: p.Revision,
 	}
 	if p.Revision > 0 {
 		m.UpdatedAt = timestamp(p.Updated)

@@ -116,13 +116,15 @@ func (s *sessions) judged(i *session.Info, p *presentation, now fsm.Time) (*pb.H
 func (s *sessions) suspicion(i *session.Info, profile *pb.SessionProfile, p *presentation, now fsm.Time) (string, error) {
 	policy := s.policies.of(i.Kind)
 	sameDevice := p.hash == 0 || profile.DeviceHash == 0 || p.hash == profile.DeviceHash
-	sameNetwork := true
+	sameNetwork, inTurns := true, false
 	if p.ip.IsValid() && profile.Ip != "" {
 		from, err := parseIP(profile.Ip)
 		if err != nil {
 			return "", err
 		}
 		sameNetwork = network(from) == network(p.ip)
+		// Who has an IPv4 and an IPv6 address uses both.
+		inTurns = policy.onTwoNetworks != 0 && from.Is4() == p.ip.Is4() && s.uses.places.seen(i.Session, network(from), network(p.ip), now)
 		if profile.IpBinding == bindingExact && from != p.ip || profile.IpBinding == bindingSubnet && !sameNetwork {
 			return "ip_mismatch", nil
 		}
@@ -134,6 +136,8 @@ func (s *sessions) suspicion(i *session.Info, profile *pb.SessionProfile, p *pre
 		return "device_mismatch", nil
 	case !sameDevice && s.acts(i, policy.onDevice, now):
 		return s.suspect(i, session.DeviceChanged, policy.onDevice, profile, p), nil
+	case inTurns:
+		return s.suspect(i, session.TwoNetworks, policy.onTwoNetworks, profile, p), nil
 	case !sameNetwork && s.acts(i, policy.onNetwork, now):
 		return s.suspect(i, session.NetworkChanged, policy.onNetwork, profile, p), nil
 	}
@@ -162,10 +166,10 @@ func (s *sessions) suspect(i *session.Info, sign session.Sign, act session.Act, 
 	q := session.MarkRequest{Session: i.Session, Sign: sign, Act: act}
 	if act != session.EndSession { // the next one from there is no news, at the latest when the user has proved who they are
 		next := proto.Clone(profile).(*pb.SessionProfile)
-		if sign == session.NetworkChanged {
-			next.Ip = p.ip.String()
-		} else {
+		if sign == session.DeviceChanged {
 			next.Device, next.DeviceHash = p.device, p.hash
+		} else {
+			next.Ip = p.ip.String()
 		}
 		sealed, err := s.seal(next, i.Session.User, profilePart)
 		if err == nil && len(sealed) <= session.MaxProfile {

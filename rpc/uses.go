@@ -30,8 +30,9 @@ type uses struct {
 	shards map[uint32]*shardUses
 	closed bool
 
-	burst bursts
-	signs *prometheus.CounterVec
+	burst  bursts
+	places places
+	signs  *prometheus.CounterVec
 }
 
 // shardUses is what waits for one shard.
@@ -59,7 +60,7 @@ func newUses(n Node, group func(uint16) (uint32, error), policies *sessionPolici
 	u.signs = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "holdfast_sessions_suspicious_total", Help: "Signs that something about a session is suspicious, as this node saw them.",
 	}, []string{"sign"})
-	u.burst.hits = make(map[session.Key]uint32)
+	u.burst.hits, u.places.away = make(map[session.Key]uint32), make(map[session.Key]place)
 	u.ctx, u.stop = context.WithCancel(context.Background())
 	return u
 }
@@ -85,11 +86,13 @@ func (u *uses) note(i *session.Info, now fsm.Time) {
 	})
 }
 
-// mark has a sign noted. Of several for one session the one counts that leads to most.
+// mark has a sign noted. Of several for one session the one counts that leads to most, and of two networks before the change
+// that led there.
 func (u *uses) mark(q session.MarkRequest) {
 	u.signs.WithLabelValues(signNames[q.Sign]).Inc()
 	u.wait(q.Session, func(w *shardUses) {
-		if old, waits := w.marks[q.Session]; len(w.marks) < maxUses && (!waits || q.Act > old.Act) {
+		if old, waits := w.marks[q.Session]; len(w.marks) < maxUses &&
+			(!waits || q.Act > old.Act || q.Act == old.Act && q.Sign == session.TwoNetworks) {
 			w.marks[q.Session] = q
 		}
 	})

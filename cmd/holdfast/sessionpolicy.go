@@ -25,7 +25,7 @@ func newSessionPolicies(c *cli) *cobra.Command {
 }
 
 func sessionPolicyTable(list []*pb.SessionPolicy) *table {
-	t := &table{header: []string{"type", "idle", "absolute", "refresh", "sessions", "devices", "on limit", "ip binding", "new network", "new device", "burst", "on burst", "revision"}}
+	t := &table{header: []string{"type", "idle", "absolute", "refresh", "sessions", "devices", "on limit", "ip binding", "new network", "two networks", "new device", "burst", "on burst", "revision"}}
 	span := func(seconds float64) string {
 		if seconds == 0 {
 			return "never"
@@ -40,7 +40,7 @@ func sessionPolicyTable(list []*pb.SessionPolicy) *table {
 	}
 	for _, p := range list {
 		t.add(p.Type, span(p.IdleTimeout), span(p.AbsoluteTimeout), span(p.RefreshTimeout), bound(p.MaxSessions), bound(p.MaxDevices), p.OnLimit,
-			p.IpBinding, p.OnNetworkChange, p.OnDeviceChange, count(p.Burst), p.OnBurst, count(p.Revision))
+			p.IpBinding, p.OnNetworkChange, p.OnTwoNetworks, p.OnDeviceChange, count(p.Burst), p.OnBurst, count(p.Revision))
 	}
 	return t
 }
@@ -85,6 +85,7 @@ their login does not say otherwise; what is suspicious changes for all.`,
 	f.StringVar(&q.OnLimit, "on-limit", "", "if there are too many: refuse or evict_oldest")
 	f.StringVar(&q.IpBinding, "ip-binding", "", "from where else a session counts: off (anywhere), subnet or exact")
 	f.StringVar(&q.OnNetworkChange, "on-network-change", "", "what another network comes to: ignore, flag, step_up or revoke")
+	f.StringVar(&q.OnTwoNetworks, "on-two-networks", "", "what two networks in turns, within ten seconds, come to: ignore, flag, step_up or revoke")
 	f.StringVar(&q.OnDeviceChange, "on-device-change", "", "what another device comes to: ignore, flag, step_up or revoke")
 	f.StringVar(&q.OnBurst, "on-burst", "", "what too many validations come to: ignore, flag, step_up or revoke")
 	f.Uint32Var(&burst, "burst", 0, "validations in ten seconds that are not too many")

@@ -47,7 +47,7 @@ func formats() map[string]format {
 	audit := Audit{At: at, Actor: "me", Action: "update", Revision: 4, Policy: &policy, Detail: "x and 2 more"}
 	sessions := SessionPolicy{
 		Type: "web", Idle: 1_800_000, Absolute: 86_400_000, Refresh: 2_592_000_000, Sessions: 5, Devices: 3, OnLimit: "evict_oldest",
-		IPBinding: "subnet", OnNetwork: "flag", OnDevice: "step_up", OnBurst: "terminate", Burst: 100, Actor: "me", Updated: at, Revision: 7,
+		IPBinding: "subnet", OnNetwork: "flag", OnTwoNetworks: "revoke", OnDevice: "step_up", OnBurst: "terminate", Burst: 100, Actor: "me", Updated: at, Revision: 7,
 	}
 	return map[string]format{
 		"bootstrap":            formatOf(Bootstrap{ClusterID: "c1", Shards: 16, Replicas: 3, Node: firstNode}),

@@ -19,12 +19,14 @@ type SessionPolicy struct {
 	OnLimit   string
 	IPBinding string
 	OnNetwork string
-	OnDevice  string
-	OnBurst   string
-	Burst     uint32
-	Actor     string `json:",omitempty"`
-	Updated   fsm.Time
-	Revision  uint32
+	// OnTwoNetworks is younger than the others.
+	OnTwoNetworks string `json:",omitempty"`
+	OnDevice      string
+	OnBurst       string
+	Burst         uint32
+	Actor         string `json:",omitempty"`
+	Updated       fsm.Time
+	Revision      uint32
 }
 
 // SessionPolicyHistory stands, where a history is asked for, for that of all session policies together.

@@ -238,7 +238,7 @@ func (q *MarkRequest) Decode(b []byte) error {
 	d := wire.NewDecoder(b)
 	q.Session, q.Sign, q.Act = decodeKey(&d), Sign(d.Byte()), Act(d.Byte())
 	q.Profile = decodeSealed(&d, MaxProfile)
-	if q.Sign < NetworkChanged || q.Sign > Burst || q.Act < Flag || q.Act > EndSession {
+	if q.Sign < NetworkChanged || q.Sign > TwoNetworks || q.Act < Flag || q.Act > EndSession {
 		d.Fail()
 	}
 	return d.End("mark session")

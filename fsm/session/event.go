@@ -47,6 +47,7 @@ const (
 	NetworkChanged Sign = 1
 	DeviceChanged  Sign = 2
 	Burst          Sign = 3 // validated more often than its policy expects
+	TwoNetworks    Sign = 4 // used from two networks in turns, faster than anybody moves
 )
 
 func appendMillis(dst []byte, m fsm.Millis) []byte { return binary.AppendUvarint(dst, uint64(m)) }

@@ -1606,8 +1606,8 @@ type SessionPolicy struct {
 	OnLimit string `protobuf:"bytes,7,opt,name=on_limit,json=onLimit,proto3" json:"on_limit,omitempty"`
 	// off, subnet or exact.
 	IpBinding string `protobuf:"bytes,8,opt,name=ip_binding,json=ipBinding,proto3" json:"ip_binding,omitempty"`
-	// What a token comes to that is presented from another network or device, or more than burst times in ten seconds:
-	// ignore, flag, step_up or revoke.
+	// What a token comes to that is presented from another network or device, from two networks in turns within ten seconds,
+	// or more than burst times in ten seconds: ignore, flag, step_up or revoke.
 	OnNetworkChange string `protobuf:"bytes,9,opt,name=on_network_change,json=onNetworkChange,proto3" json:"on_network_change,omitempty"`
 	OnDeviceChange  string `protobuf:"bytes,10,opt,name=on_device_change,json=onDeviceChange,proto3" json:"on_device_change,omitempty"`
 	OnBurst         string `protobuf:"bytes,11,opt,name=on_burst,json=onBurst,proto3" json:"on_burst,omitempty"`
@@ -1615,6 +1615,7 @@ type SessionPolicy struct {
 	// Counts the changes; 0 while it is as Holdfast comes.
 	Revision      uint32                 `protobuf:"varint,13,opt,name=revision,proto3" json:"revision,omitempty"`
 	UpdatedAt     *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
+	OnTwoNetworks string                 `protobuf:"bytes,15,opt,name=on_two_networks,json=onTwoNetworks,proto3" json:"on_two_networks,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1747,6 +1748,13 @@ func (x *SessionPolicy) GetUpdatedAt() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *SessionPolicy) GetOnTwoNetworks() string {
+	if x != nil {
+		return x.OnTwoNetworks
+	}
+	return ""
+}
+
 type PutSessionPolicyRequest struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
 	Type            string                 `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"`
@@ -1763,6 +1771,7 @@ type PutSessionPolicyRequest struct {
 	Burst           *uint32                `protobuf:"varint,12,opt,name=burst,proto3,oneof" json:"burst,omitempty"`
 	// The revision that the change was made from; without it, whatever is there is changed.
 	ExpectedRevision uint32 `protobuf:"varint,13,opt,name=expected_revision,json=expectedRevision,proto3" json:"expected_revision,omitempty"`
+	OnTwoNetworks    string `protobuf:"bytes,14,opt,name=on_two_networks,json=onTwoNetworks,proto3" json:"on_two_networks,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -1886,6 +1895,13 @@ func (x *PutSessionPolicyRequest) GetExpectedRevision() uint32 {
 		return x.ExpectedRevision
 	}
 	return 0
+}
+
+func (x *PutSessionPolicyRequest) GetOnTwoNetworks() string {
+	if x != nil {
+		return x.OnTwoNetworks
+	}
+	return ""
 }
 
 type FollowRequest struct {
@@ -2230,7 +2246,7 @@ const file_holdfast_v1_session_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\x01R\x05value:\x028\x01\"\x1c\n" +
 	"\x1aListSessionPoliciesRequest\"U\n" +
 	"\x1bListSessionPoliciesResponse\x126\n" +
-	"\bpolicies\x18\x01 \x03(\v2\x1a.holdfast.v1.SessionPolicyR\bpolicies\"\xf6\x03\n" +
+	"\bpolicies\x18\x01 \x03(\v2\x1a.holdfast.v1.SessionPolicyR\bpolicies\"\x9e\x04\n" +
 	"\rSessionPolicy\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\tR\x04type\x12!\n" +
 	"\fidle_timeout\x18\x02 \x01(\x01R\vidleTimeout\x12)\n" +
@@ -2249,7 +2265,8 @@ const file_holdfast_v1_session_proto_rawDesc = "" +
 	"\x05burst\x18\f \x01(\rR\x05burst\x12\x1a\n" +
 	"\brevision\x18\r \x01(\rR\brevision\x129\n" +
 	"\n" +
-	"updated_at\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\tupdatedAt\"\xd9\x04\n" +
+	"updated_at\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\tupdatedAt\x12&\n" +
+	"\x0fon_two_networks\x18\x0f \x01(\tR\ronTwoNetworks\"\x81\x05\n" +
 	"\x17PutSessionPolicyRequest\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\tR\x04type\x12&\n" +
 	"\fidle_timeout\x18\x02 \x01(\x01H\x00R\vidleTimeout\x88\x01\x01\x12.\n" +
@@ -2266,7 +2283,8 @@ const file_holdfast_v1_session_proto_rawDesc = "" +
 	" \x01(\tR\x0eonDeviceChange\x12\x19\n" +
 	"\bon_burst\x18\v \x01(\tR\aonBurst\x12\x19\n" +
 	"\x05burst\x18\f \x01(\rH\x05R\x05burst\x88\x01\x01\x12+\n" +
-	"\x11expected_revision\x18\r \x01(\rR\x10expectedRevisionB\x0f\n" +
+	"\x11expected_revision\x18\r \x01(\rR\x10expectedRevision\x12&\n" +
+	"\x0fon_two_networks\x18\x0e \x01(\tR\ronTwoNetworksB\x0f\n" +
 	"\r_idle_timeoutB\x13\n" +
 	"\x11_absolute_timeoutB\x12\n" +
 	"\x10_refresh_timeoutB\x0f\n" +

@@ -1535,6 +1535,13 @@ func (m *SessionPolicy) MarshalToSizedBufferVT(dAtA []byte) (int, error) {
 		i -= len(m.unknownFields)
 		copy(dAtA[i:], m.unknownFields)
 	}
+	if len(m.OnTwoNetworks) > 0 {
+		i -= len(m.OnTwoNetworks)
+		copy(dAtA[i:], m.OnTwoNetworks)
+		i = protohelpers.EncodeVarint(dAtA, i, uint64(len(m.OnTwoNetworks)))
+		i--
+		dAtA[i] = 0x7a
+	}
 	if m.UpdatedAt != nil {
 		size, err := (*timestamppb.Timestamp)(m.UpdatedAt).MarshalToSizedBufferVT(dAtA[:i])
 		if err != nil {
@@ -1657,6 +1664,13 @@ func (m *PutSessionPolicyRequest) MarshalToSizedBufferVT(dAtA []byte) (int, erro
 	if m.unknownFields != nil {
 		i -= len(m.unknownFields)
 		copy(dAtA[i:], m.unknownFields)
+	}
+	if len(m.OnTwoNetworks) > 0 {
+		i -= len(m.OnTwoNetworks)
+		copy(dAtA[i:], m.OnTwoNetworks)
+		i = protohelpers.EncodeVarint(dAtA, i, uint64(len(m.OnTwoNetworks)))
+		i--
+		dAtA[i] = 0x72
 	}
 	if m.ExpectedRevision != 0 {
 		i = protohelpers.EncodeVarint(dAtA, i, uint64(m.ExpectedRevision))
@@ -2528,6 +2542,10 @@ func (m *SessionPolicy) SizeVT() (n int) {
 		l = (*timestamppb.Timestamp)(m.UpdatedAt).SizeVT()
 		n += 1 + l + protohelpers.SizeOfVarint(uint64(l))
 	}
+	l = len(m.OnTwoNetworks)
+	if l > 0 {
+		n += 1 + l + protohelpers.SizeOfVarint(uint64(l))
+	}
 	n += len(m.unknownFields)
 	return n
 }
@@ -2582,6 +2600,10 @@ func (m *PutSessionPolicyRequest) SizeVT() (n int) {
 	}
 	if m.ExpectedRevision != 0 {
 		n += 1 + protohelpers.SizeOfVarint(uint64(m.ExpectedRevision))
+	}
+	l = len(m.OnTwoNetworks)
+	if l > 0 {
+		n += 1 + l + protohelpers.SizeOfVarint(uint64(l))
 	}
 	n += len(m.unknownFields)
 	return n
