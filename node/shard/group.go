@@ -2,8 +2,8 @@
 //
 // The parts are small and each can be read alone: machine.go applies committed entries, snapshot.go hands states over,
 // proposer.go packs frames into entries, reader.go answers queries linearizably, lead.go watches leadership and expiry,
-// members.go changes the group's replicas. Group ties them together and restarts the Raft instance where the library
-// cannot go on (multi-Raft hazards hashicorp/raft #696 and #697).
+// members.go changes the group's replicas, vote.go asks for votes. Group ties them together and restarts the Raft instance
+// where the library cannot go on (multi-Raft hazards hashicorp/raft #696 and #697).
 package shard
 
 import (
@@ -69,7 +69,7 @@ type Config struct {
 	Log  Log
 	// Durability is nil if what Log has stored is on disk. If not, Transport must respect it too.
 	Durability Durability
-	Transport  raft.Transport
+	Transport  Transport
 	// Attach is told of each Raft instance that Transport serves.
 	Attach func(*raft.Raft)
 	// Confirm returns nil if a majority says that the term is the newest they know; see reader.go.

@@ -155,7 +155,7 @@ func (in *instance) suspect() {
 }
 
 func (g *Group) startRaft() error {
-	r, err := raft.NewRaft(g.raftConfig(), g.machine, g.cfg.Log, g.cfg.Log, g.snaps, g.cfg.Transport)
+	r, err := raft.NewRaft(g.raftConfig(), g.machine, g.cfg.Log, g.cfg.Log, g.snaps, votes{g.cfg.Transport})
 	if err != nil {
 		return fmt.Errorf("start Raft of group %d: %w", g.cfg.Group, err)
 	}
