@@ -227,12 +227,13 @@ func TestPoliciesOfARealCluster(t *testing.T) {
 	}
 	before := p.Revision
 	put, err := s.PutPolicy(t.Context(), client.SessionPolicy{
-		Type: client.MobileSession, IdleTimeout: client.NoIdleTimeout, MaxDevices: 5, OnLimit: client.EvictOldest, Revision: before,
+		Type: client.MobileSession, IdleTimeout: client.NoIdleTimeout, MaxDevices: 5, OnLimit: client.EvictOldest,
+		OnTwoNetworks: client.SignFlag, Revision: before,
 	})
-	if err != nil || put.Revision != before+1 || put.IdleTimeout != client.NoIdleTimeout || put.MaxDevices != 5 || put.AbsoluteTimeout != p.AbsoluteTimeout {
+	if err != nil || put.OnTwoNetworks != client.SignFlag || put.OnNetworkChange != client.SignIgnore || put.Revision != before+1 || put.IdleTimeout != client.NoIdleTimeout || put.MaxDevices != 5 || put.AbsoluteTimeout != p.AbsoluteTimeout {
 		t.Fatalf("%+v, %v", put, err)
 	}
-	put.IdleTimeout, put.MaxDevices = 24*time.Hour, client.NoLimit
+	put.IdleTimeout, put.MaxDevices, put.OnTwoNetworks = 24*time.Hour, client.NoLimit, client.SignIgnore
 	if put, err = s.PutPolicy(t.Context(), put); err != nil || put.MaxDevices != client.NoLimit || put.IdleTimeout != 24*time.Hour {
 		t.Errorf("what was read, changed and put: %+v, %v", put, err)
 	}

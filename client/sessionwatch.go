@@ -28,7 +28,7 @@ const (
 type SessionEvent struct {
 	Kind      SessionEventKind
 	SessionID string
-	// Reason is an EndReason of a session that ended. Of a suspicious one it is network_changed, device_changed or
+	// Reason is an EndReason of a session that ended. Of a suspicious one it is network_changed, two_networks, device_changed or
 	// validation_burst; a refresh token that was used twice ends its session.
 	Reason string
 	// At is when it happened, by the shard's clock, and Index where in the log of Shard: the events of one entry share it.

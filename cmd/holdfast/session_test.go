@@ -163,6 +163,7 @@ func TestExitCodesOfSessions(t *testing.T) {
 		"session sweep --created-before yesterday":           "--created-before",
 		"session sweep --type web --next nonsense":           "next is not one",
 		"session set-policy tv --burst 5":                    "web, mobile or api",
+		"session set-policy web --on-two-networks explode":   "ignore, flag, step_up or revoke",
 		"session set-policy web --on-burst explode":          "ignore, flag, step_up or revoke",
 		"session set-policy web --expected-revision 0":       "--expected-revision",
 		"session keys create /nowhere/keys":                  "/nowhere/keys",

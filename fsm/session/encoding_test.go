@@ -206,7 +206,7 @@ func TestRequestsOutOfBounds(t *testing.T) {
 		"no reason for all":   {&RevokeUserRequest{}, &RevokeUserRequest{}},
 		"many attributes":     {&SetAttributesRequest{Sealed: make([]byte, MaxAttributes+1)}, &SetAttributesRequest{}},
 		"no sign":             {&MarkRequest{Act: Flag}, &MarkRequest{}},
-		"unknown sign":        {&MarkRequest{Sign: Burst + 1, Act: Flag}, &MarkRequest{}},
+		"unknown sign":        {&MarkRequest{Sign: TwoNetworks + 1, Act: Flag}, &MarkRequest{}},
 		"unknown scope":       {&LogoutRequest{Scope: Everywhere + 1}, &LogoutRequest{}},
 		"no act":              {&MarkRequest{Sign: Burst}, &MarkRequest{}},
 		"unknown act":         {&MarkRequest{Sign: Burst, Act: EndSession + 1}, &MarkRequest{}},

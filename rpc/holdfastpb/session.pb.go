@@ -2014,7 +2014,7 @@ type SessionEvent struct {
 	SessionId string                 `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
 	// created, ended, changed or suspicious.
 	Event string `protobuf:"bytes,2,opt,name=event,proto3" json:"event,omitempty"`
-	// Why it ended, or what is suspicious: network_changed, device_changed, validation_burst, refresh_reuse.
+	// Why it ended, or what is suspicious: network_changed, two_networks, device_changed, validation_burst, refresh_reuse.
 	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
 	Index         uint64                 `protobuf:"varint,4,opt,name=index,proto3" json:"index,omitempty"`
 	At            *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=at,proto3" json:"at,omitempty"`
