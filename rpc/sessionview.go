@@ -116,29 +116,31 @@ func (s *sessions) judged(i *session.Info, p *presentation, now fsm.Time) (*pb.H
 func (s *sessions) suspicion(i *session.Info, profile *pb.SessionProfile, p *presentation, now fsm.Time) (string, error) {
 	policy := s.policies.of(i.Kind)
 	sameDevice := p.hash == 0 || profile.DeviceHash == 0 || p.hash == profile.DeviceHash
-	sameNetwork, inTurns := true, false
+	var own, there netip.Prefix
 	if p.ip.IsValid() && profile.Ip != "" {
 		from, err := parseIP(profile.Ip)
 		if err != nil {
 			return "", err
 		}
-		sameNetwork = network(from) == network(p.ip)
-		// Who has an IPv4 and an IPv6 address uses both.
-		inTurns = policy.onTwoNetworks != 0 && from.Is4() == p.ip.Is4() && s.uses.places.seen(i.Session, network(from), network(p.ip), now)
-		if profile.IpBinding == bindingExact && from != p.ip || profile.IpBinding == bindingSubnet && !sameNetwork {
+		own, there = network(from), network(p.ip)
+		if profile.IpBinding == bindingExact && from != p.ip || profile.IpBinding == bindingSubnet && own != there {
 			return "ip_mismatch", nil
 		}
 	} else if profile.IpBinding != bindingOff && profile.IpBinding != "" {
 		return "ip_mismatch", nil // where it is presented must be told
 	}
-	switch {
-	case profile.DeviceBinding && (p.hash == 0 || p.hash != profile.DeviceHash):
+	if profile.DeviceBinding && (p.hash == 0 || p.hash != profile.DeviceHash) {
 		return "device_mismatch", nil
+	}
+	// Where a binding refuses a token, its session is not: who tries a stolen one there does not make its user suspicious.
+	inTurns := policy.onTwoNetworks != 0 && own.IsValid() && s.uses.places.seen(i.Session, own, there, now)
+	switch {
 	case !sameDevice && s.acts(i, policy.onDevice, now):
 		return s.suspect(i, session.DeviceChanged, policy.onDevice, profile, p), nil
-	case inTurns:
+	// The flag may be there for the change that led here, which says less: so that is not what acts asks.
+	case inTurns && s.uses.places.tell(i.Session, i.Flagged && policy.onTwoNetworks == session.Flag, now):
 		return s.suspect(i, session.TwoNetworks, policy.onTwoNetworks, profile, p), nil
-	case !sameNetwork && s.acts(i, policy.onNetwork, now):
+	case own != there && s.acts(i, policy.onNetwork, now):
 		return s.suspect(i, session.NetworkChanged, policy.onNetwork, profile, p), nil
 	}
 	return "", nil
