@@ -3,6 +3,7 @@ package rpc
 import (
 	"testing"
 
+	"github.com/holdfastdb/holdfast/fsm/catalog"
 	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
 )
 
@@ -31,7 +32,7 @@ func TestPoliciesOfTypes(t *testing.T) {
 	bad := -1.0
 	for name, q := range map[string]*pb.PutSessionPolicyRequest{
 		"no type": {}, "another type": {Type: "x"}, "idle": {Type: "web", IdleTimeout: &bad}, "absolute": {Type: "web", AbsoluteTimeout: new(float64)},
-		"refresh": {Type: "web", RefreshTimeout: &bad}, "binding": {Type: "web", IpBinding: "x"}, "act": {Type: "web", OnBurst: "x"}, "limit": {Type: "web", OnLimit: "x"},
+		"refresh": {Type: "web", RefreshTimeout: &bad}, "binding": {Type: "web", IpBinding: "x"}, "act": {Type: "web", OnBurst: "x"}, "two networks": {Type: "web", OnTwoNetworks: "x"}, "limit": {Type: "web", OnLimit: "x"},
 	} {
 		if _, err := c.PutPolicy(t.Context(), q); kindOf(err) != invalid {
 			t.Errorf("%s: %v", name, err)
@@ -56,5 +57,27 @@ func TestAPolicyIsChangedFromWhatItIs(t *testing.T) {
 	c.policies.table.Store(old)
 	if _, err := c.PutPolicy(t.Context(), &pb.PutSessionPolicyRequest{Type: "web", OnDeviceChange: "flag", ExpectedRevision: 3}); kindOf(err) != conflict {
 		t.Errorf("from a revision that this node does not know: %v", err)
+	}
+}
+
+// A policy that was changed before there was a sign keeps what Holdfast comes with for it, until somebody says otherwise.
+func TestAnOlderPolicySaysNothingOfTwoNetworks(t *testing.T) {
+	c := newSmall(t, nil)
+	defer c.close()
+	for name, want := range map[string]string{"web": "flag", "mobile": "ignore", "api": "flag"} {
+		p := c.policies.of(kindNamed(name)).SessionPolicy
+		if p.OnTwoNetworks != want {
+			t.Errorf("%s: %q", name, p.OnTwoNetworks)
+		}
+		p.OnTwoNetworks, p.Burst = "", 7
+		if _, err := c.Catalog(t.Context(), catalog.Call(catalog.OpPutSessionPolicy, p)); err != nil {
+			t.Fatal(err)
+		}
+		if p := c.policies.of(kindNamed(name)); p.Burst != 7 || p.OnTwoNetworks != want || p.onTwoNetworks != acts[want] {
+			t.Errorf("%s, changed before: %+v", name, p)
+		}
+		if m := c.policy(&pb.PutSessionPolicyRequest{Type: name, OnTwoNetworks: "revoke"}); m.OnTwoNetworks != "revoke" || m.Burst != 7 {
+			t.Errorf("%s, changed now: %v", name, m)
+		}
 	}
 }

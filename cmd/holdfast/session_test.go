@@ -108,6 +108,16 @@ func TestThePolicyOfATypeIsThatOfNewSessions(t *testing.T) {
 	logIn(t, "create", "ruled", "--type", "api", "--max-sessions", "0")
 	refused(t, "revision", "session", "set-policy", "api", "--idle-timeout", "1h", "--expected-revision", "9")
 	must(t, "session", "set-policy", "api", "--idle-timeout", "1h", "--max-sessions", "0")
+	for _, act := range []string{"revoke", "flag"} {
+		var p map[string]any
+		out := must(t, "session", "set-policy", "api", "--on-two-networks", act, "-o", "json")
+		if err := json.Unmarshal([]byte(out), &p); err != nil || p["on_two_networks"] != act || p["on_network_change"] != "flag" {
+			t.Errorf("two networks come to %s: %v\n%s", act, err, out)
+		}
+	}
+	if out := must(t, "session", "policies"); !strings.Contains(out, "TWO NETWORKS") {
+		t.Errorf("policies:\n%s", out)
+	}
 }
 
 func TestALimitOfSessions(t *testing.T) {

@@ -74,6 +74,8 @@ func TestMark(t *testing.T) {
 	if i := s.validate(l.Key, l.access); i.Verdict != StepUp || !i.StepUp || string(i.Profile) != "elsewhere" {
 		t.Errorf("has to step up: %+v", i)
 	}
+	mark(TwoNetworks, Flag, "")
+	s.emitted(marked(TwoNetworks), changed)
 	mark(Burst, Flag, "")
 	s.verdict(l, l.access, StepUp) // a flag does not take that back
 	s.refresh(l, l.refresh)
