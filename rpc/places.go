@@ -53,9 +53,12 @@ func (p *places) seen(k session.Key, stored, from netip.Prefix, at fsm.Time) boo
 	if e.now.Addr().Is4() != from.Addr().Is4() || e.now == from && stored == from {
 		return false
 	}
+	if e.now != from && at <= e.changed { // from before the move, or nobody knows: what is asked at a time is answered in any order
+		return false
+	}
 	both := from == e.before && at-e.changed <= movesWithin
-	if e.now != from { // answers of one time may come in another order
-		e.before, e.now, e.changed = e.now, from, max(e.changed, at)
+	if e.now != from {
+		e.before, e.now, e.changed = e.now, from, at
 	}
 	e.used = max(e.used, at) // forgotten, it would seem to have just left home when it is used again
 	p.away[k] = e

@@ -36,7 +36,7 @@ func TestTwoPlacesAtOnce(t *testing.T) {
 		"staying counts":     {{cafe, 1, false}, {cafe, 20_000, false}, {home, 20_001, false}},
 		"staying for long":   {{cafe, 1, false}, {cafe, 50_000, false}, {cafe, 100_000, false}, {cafe, 150_000, false}, {home, 150_001, false}, {cafe, 150_002, true}},
 		"forgotten":          {{cafe, 1, false}, {home, 70_000, false}, {cafe, 70_001, false}, {home, 70_002, true}},
-		"out of order":       {{cafe, 1000, false}, {home, 998, true}, {cafe, 11_000, true}},
+		"out of order":       {{cafe, 1000, false}, {home, 998, false}, {home, 1000, false}, {cafe, 1001, false}, {home, 1002, true}},
 		"both families":      {{six, 1, false}, {home, 2, false}, {six, 3, false}, {home, 4, false}},
 		"a family not away":  {{cafe, 1, false}, {six, 2, false}, {cafe, 3, false}, {six, 4, false}, {home, 5, true}},
 		"one family at home": {{six, 1, false}, {other6, 2, false}, {six, 3, false}},
@@ -159,6 +159,7 @@ func TestTwoNetworksComeToWhatThePolicySays(t *testing.T) {
 				if got := c.reason(m.Token, from(ips[n%2], nil)); got != want.reason {
 					t.Errorf("%s: at once, use %d: %q, want %q", act, n, got, want.reason)
 				}
+				time.Sleep(10 * time.Millisecond)
 			}
 			time.Sleep(time.Second)
 			for n := range 40 {
@@ -291,6 +292,22 @@ func TestMobileSessionsMayBeInTwoNetworks(t *testing.T) {
 		time.Sleep(time.Second)
 		if about := c.get(m.SessionId); about.Flagged {
 			t.Errorf("%v", about)
+		}
+	})
+}
+
+// Of two signs that a use shows, what leads to more counts.
+func TestAWeakerSignHidesNoStrongerOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newSmall(t, nil)
+		defer c.close()
+		c.policy(&pb.PutSessionPolicyRequest{Type: "web", OnNetworkChange: "revoke", OnTwoNetworks: "flag"})
+		m := c.login("alice", func(q *pb.CreateSessionRequest) { q.Ip = "192.0.2.7" })
+		for n, want := range []string{"", "ended", "", "ended"} { // before the shard has heard of it
+			if got := c.reason(m.Token, from([]string{"192.0.2.9", "203.0.113.8"}[n%2], nil)); got != want {
+				t.Errorf("use %d: %q, want %q", n, got, want)
+			}
+			time.Sleep(50 * time.Millisecond)
 		}
 	})
 }

@@ -134,13 +134,14 @@ func (s *sessions) suspicion(i *session.Info, profile *pb.SessionProfile, p *pre
 	}
 	// Where a binding refuses a token, its session is not: who tries a stolen one there does not make its user suspicious.
 	inTurns := policy.onTwoNetworks != 0 && own.IsValid() && s.uses.places.seen(i.Session, own, there, now)
+	moved := own != there && s.acts(i, policy.onNetwork, now)
 	switch {
 	case !sameDevice && s.acts(i, policy.onDevice, now):
 		return s.suspect(i, session.DeviceChanged, policy.onDevice, profile, p), nil
 	// The flag may be there for the change that led here, which says less: so that is not what acts asks.
-	case inTurns && s.uses.places.tell(i.Session, i.Flagged && policy.onTwoNetworks == session.Flag, now):
+	case inTurns && !(moved && policy.onNetwork > policy.onTwoNetworks) && s.uses.places.tell(i.Session, i.Flagged && policy.onTwoNetworks == session.Flag, now):
 		return s.suspect(i, session.TwoNetworks, policy.onTwoNetworks, profile, p), nil
-	case own != there && s.acts(i, policy.onNetwork, now):
+	case moved:
 		return s.suspect(i, session.NetworkChanged, policy.onNetwork, profile, p), nil
 	}
 	return "", nil

@@ -92,7 +92,7 @@ func (u *uses) mark(q session.MarkRequest) {
 	u.signs.WithLabelValues(signNames[q.Sign]).Inc()
 	u.wait(q.Session, func(w *shardUses) {
 		if old, waits := w.marks[q.Session]; len(w.marks) < maxUses &&
-			(!waits || q.Act > old.Act || q.Act == old.Act && q.Sign == session.TwoNetworks) {
+			(!waits || q.Act > old.Act || q.Act == old.Act && q.Sign == session.TwoNetworks && old.Sign == session.NetworkChanged) {
 			w.marks[q.Session] = q
 		}
 	})

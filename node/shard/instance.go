@@ -154,8 +154,17 @@ func (in *instance) suspect() {
 	}
 }
 
+// electorate are the voters that the newest instance knows; none before there is one.
+func (g *Group) electorate() []string {
+	in := g.current.Load()
+	if in == nil {
+		return nil
+	}
+	return g.voters(in.raft)
+}
+
 func (g *Group) startRaft() error {
-	r, err := raft.NewRaft(g.raftConfig(), g.machine, g.cfg.Log, g.cfg.Log, g.snaps, votes{g.cfg.Transport})
+	r, err := raft.NewRaft(g.raftConfig(), g.machine, g.cfg.Log, g.cfg.Log, g.snaps, votes{g.cfg.Transport, g.electorate})
 	if err != nil {
 		return fmt.Errorf("start Raft of group %d: %w", g.cfg.Group, err)
 	}
