@@ -88,6 +88,11 @@ func (s *sessions) Query(now fsm.Time, op *history.Op) (fsm.Result, bool) {
 			for _, l := range u.past {
 				list.List = append(list.List, session.Info{Session: l.key, Reason: l.ended})
 			}
+			for _, l := range u.live {
+				if why := l.over(now); why != 0 {
+					list.List = append(list.List, session.Info{Session: l.key, Reason: why})
+				}
+			}
 		}
 		slices.SortFunc(list.List, func(a, b session.Info) int { return cmp.Compare(a.Session.Number, b.Session.Number) })
 		r = list

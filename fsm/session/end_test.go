@@ -2,6 +2,7 @@ package session
 
 import (
 	"fmt"
+	"reflect"
 	"testing"
 
 	"github.com/holdfastdb/holdfast/fsm"
@@ -159,8 +160,12 @@ func TestHistory(t *testing.T) {
 	s.create("bob", nil)
 	s.revoke(LoggedOut, b)
 	s.now += fsm.Time(30 * minute)
+	before := s.history("ada")
 	s.sweep()
 	h := s.history("ada")
+	if !reflect.DeepEqual(before, h) {
+		t.Errorf("before a sweep has come by the history is %+v, after it %+v", before, h)
+	}
 	if len(h) != 2 || h[0].Session != a.Key || h[0].Reason != Idle || h[0].Until != s.now ||
 		h[1].Session != b.Key || h[1].Reason != LoggedOut || h[1].Until != epoch || string(h[1].Profile) != "sealed ada" {
 		t.Errorf("history: %+v", h)

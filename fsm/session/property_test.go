@@ -305,6 +305,11 @@ func (g *game) all() {
 				past++
 			}
 		}
+		for k, r := range g.ref.live {
+			if k.User == keyOf(name) && r.over(g.ref.now) != 0 { // no sweep has come by
+				past++
+			}
+		}
 		g.same("history", len(g.history(name)), past)
 	}
 	c := g.counts()

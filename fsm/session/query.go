@@ -1,9 +1,11 @@
 package session
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/holdfastdb/holdfast/fsm"
 	"github.com/holdfastdb/holdfast/storage/kv"
@@ -285,34 +287,43 @@ func (r *Infos) Decode(b []byte) error {
 }
 
 func list(v *fsm.View, q *ListRequest) (*Infos, error) {
-	stored, err := v.Row(q.User.under(prefixUser), decodeUserRow)
-	if err != nil {
-		return nil, fmt.Errorf("read user of sessions: %w", err)
-	}
 	var r Infos
-	u, _ := stored.(*user)
-	if u == nil {
-		return &r, nil
-	}
-	for _, e := range u.live {
-		k := Key{q.User, e.number}
-		row, err := view(v, k)
-		if err != nil {
-			return nil, err
-		}
-		if row == nil {
-			return nil, fmt.Errorf("%w: session %x is in its user's record and not stored", fsm.ErrCorrupt, k.Append(nil))
-		}
+	err := sessionsOf(v, q.User, func(k Key, row *row) {
 		if row.over(v.Now()) == 0 {
 			i := row.info(k)
 			i.Verdict = Valid
 			r.List = append(r.List, i)
 		}
-	}
-	return &r, nil
+	})
+	return &r, err
 }
 
-// history lists what stays of a user's ended sessions, in the order in which they began.
+// sessionsOf calls f with the sessions of a user that no sweep has ended yet.
+func sessionsOf(v *fsm.View, of UserKey, f func(Key, *row)) error {
+	record, err := v.Row(of.under(prefixUser), decodeUserRow)
+	if err != nil {
+		return fmt.Errorf("read user of sessions: %w", err)
+	}
+	u, _ := record.(*user)
+	if u == nil {
+		return nil
+	}
+	for _, e := range u.live {
+		k := Key{of, e.number}
+		row, err := view(v, k)
+		if err != nil {
+			return err
+		}
+		if row == nil {
+			return fmt.Errorf("%w: session %x is in its user's record and not stored", fsm.ErrCorrupt, k.Append(nil))
+		}
+		f(k, row)
+	}
+	return nil
+}
+
+// history lists what stays of a user's ended sessions, in the order in which they began. Those that time has ended are among
+// them, whether a sweep has come by or not: a list has them no longer.
 func history(v *fsm.View, q *ListRequest) (*Infos, error) {
 	from := q.User.under(prefixEnded)
 	it, err := v.Iter(from, after(from))
@@ -328,7 +339,17 @@ func history(v *fsm.View, q *ListRequest) (*Infos, error) {
 		}
 		r.List = append(r.List, e.info(DecodeKey(it.Key()[1:])))
 	}
-	return &r, it.Err()
+	if err := it.Err(); err != nil {
+		return nil, err
+	}
+	err = sessionsOf(v, q.User, func(k Key, row *row) {
+		if why := row.over(v.Now()); why != 0 {
+			e := ended{kind: row.kind, reason: why, created: row.created, seen: row.seen, at: row.end(), profile: row.profile}
+			r.List = append(r.List, e.info(k))
+		}
+	})
+	slices.SortFunc(r.List, func(a, b Info) int { return cmp.Compare(a.Session.Number, b.Session.Number) })
+	return &r, err
 }
 
 // ScanRequest walks over all live sessions of a shard, so many at a time.
