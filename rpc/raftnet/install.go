@@ -29,7 +29,13 @@ var installStall = 15 * time.Second
 
 // InstallSnapshot implements raft.Transport, over a connection of its own.
 func (g *GroupTransport) InstallSnapshot(id raft.ServerID, _ raft.ServerAddress, q *raft.InstallSnapshotRequest, a *raft.InstallSnapshotResponse, data io.Reader) error {
-	if err := g.install(id, q, a, data); err != nil {
+	err := g.awaitSign(id)
+	if err == nil {
+		if err = g.install(id, q, a, data); err != nil {
+			g.silent.begin(id)
+		}
+	}
+	if err != nil {
 		return fmt.Errorf("send state to %s: %w", id, err)
 	}
 	return nil

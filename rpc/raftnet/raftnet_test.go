@@ -383,12 +383,12 @@ func TestRaft503AStalledDiskSendsNoSignOfLife(t *testing.T) {
 	b := &book{addrs: map[string]string{}}
 	a := startNode(t, b, "a", Config{DiskStalled: func() bool { return true }})
 	defer a.close()
-	g := a.Group(group, "a/1", nil)
 	for name, q := range map[string]*raft.AppendEntriesRequest{
 		"a heartbeat":      {Term: 1},
 		"the commit index": {Term: 1, PrevLogEntry: 4, PrevLogTerm: 1, LeaderCommitIndex: 4},
 		"entries":          appendOf(1, 10),
 	} {
+		g := a.Group(group, "a/1", nil)
 		if err := g.AppendEntries("b/1", "b/1", q, &raft.AppendEntriesResponse{}); !errors.Is(err, errDiskStalled) {
 			t.Errorf("%s: error %v", name, err)
 		}

@@ -34,6 +34,7 @@ type GroupTransport struct {
 	log      Durability // nil if what the log has stored is on disk
 	consumer chan raft.RPC
 	attached atomic.Pointer[RaftState]
+	silent   silences
 
 	mu   sync.Mutex
 	done chan struct{} // closed by Close, made anew by Attach: a replica may have several Raft instances in turn
@@ -67,6 +68,7 @@ func (g *GroupTransport) Attach(r RaftState) {
 	default:
 	}
 	g.mu.Unlock()
+	g.silent.forget()
 	g.attached.Store(&r)
 	g.n.mu.Lock()
 	g.n.groups[g.group] = g
@@ -194,7 +196,11 @@ func (g *GroupTransport) AppendEntries(id raft.ServerID, _ raft.ServerAddress, q
 	if !isHeartbeat(q) {
 		return g.append(id, q, a)
 	}
-	return g.ask(id, q, a, g.n.cfg.Heartbeat)
+	if err := g.ask(id, q, a, g.n.cfg.Heartbeat); err != nil {
+		return err
+	}
+	g.silent.end(id)
+	return nil
 }
 
 // maxPiece bounds the entries of one request, as encoded, unless it is a single one. Raft counts entries, not bytes.
@@ -203,8 +209,12 @@ const maxPiece = 8 << 20
 // append sends a request in pieces that fit a message, one after the other: each is a lawful append of its own, and the
 // whole has succeeded when the last has.
 func (g *GroupTransport) append(id raft.ServerID, q *raft.AppendEntriesRequest, a *raft.AppendEntriesResponse) error {
+	if err := g.awaitSign(id); err != nil {
+		return err
+	}
 	for _, piece := range pieces(q, maxPiece) {
 		if err := g.ask(id, piece, a, appendTimeout); err != nil {
+			g.silent.begin(id)
 			return err
 		}
 		if !a.Success || a.Term > q.Term {
