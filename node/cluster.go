@@ -43,18 +43,16 @@ func (n *Node) readTopology() bool {
 		return false // the node is stopping
 	}
 	defer view.Close()
-	t, found, err := catalog.ReadTopology(catalog.View(view))
+	old := n.topology.Load()
+	t, found, err := catalog.ReadTopology(catalog.View(view), old)
 	if err != nil {
 		n.cfg.OnFatal(fmt.Errorf("read the catalog: %w", err))
 		return false
 	}
-	if !found {
+	if !found || old != nil && old.Cluster == t.Cluster {
 		return false
 	}
-	old := n.topology.Swap(&t)
-	if old != nil && old.Cluster == t.Cluster {
-		return false
-	}
+	n.topology.Store(&t)
 	// After a crash the node finds the others by what is on disk, before a leader has told it how far to read its log.
 	if err := n.state.Sync(); err != nil {
 		n.cfg.OnFatal(fmt.Errorf("keep the topology: %w", err))

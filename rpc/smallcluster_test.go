@@ -74,7 +74,7 @@ func newSmall(t testing.TB, keys seal.AEAD) *small {
 		t.Fatal(r.Err())
 	}
 	view := c.catalog.View()
-	topology, found, err := catalog.ReadTopology(catalog.View(view))
+	topology, found, err := catalog.ReadTopology(catalog.View(view), nil)
 	if err != nil || !found {
 		t.Fatal(found, err)
 	}

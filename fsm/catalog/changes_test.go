@@ -71,7 +71,7 @@ func TestUnknownRecord(t *testing.T) {
 	c.Put([]byte("\x02"+keyCluster), []byte(`{"ID":"c1","Later":1}`))
 	v := c.View()
 	defer v.Close()
-	if _, _, err := ReadTopology(View(v)); !errors.Is(err, fsm.ErrCorrupt) {
+	if _, _, err := ReadTopology(View(v), nil); !errors.Is(err, fsm.ErrCorrupt) {
 		t.Errorf("topology: %v", err)
 	}
 	if _, _, err := Changes(View(v), 0); !errors.Is(err, fsm.ErrCorrupt) {

@@ -247,10 +247,15 @@ func (t *Topology) Node(id string) (Node, bool) {
 	return t.Nodes[i], true
 }
 
-// ReadTopology reads the topology of a view of the type's keys; found is false before the bootstrap.
-func ReadTopology(r kv.Reader) (t Topology, found bool, err error) {
+// ReadTopology reads the topology of a view of the type's keys; found is false before the bootstrap. Known is an earlier
+// one, or nil: of the same epoch its nodes and shards are taken, so that policies may change often in a large cluster.
+func ReadTopology(r kv.Reader, known *Topology) (t Topology, found bool, err error) {
 	if t.Cluster, found, err = get[Cluster](r, []byte(keyCluster)); err != nil || !found {
 		return t, found, err
+	}
+	if known != nil && known.Cluster.ID == t.Cluster.ID && known.Cluster.Epoch == t.Cluster.Epoch {
+		t.Nodes, t.Shards = known.Nodes, known.Shards
+		return t, true, nil
 	}
 	err = each(r, []byte(prefixNode), after([]byte(prefixNode)), func(_ []byte, n Node) bool {
 		t.Nodes = append(t.Nodes, n)
@@ -267,6 +272,6 @@ func ReadTopology(r kv.Reader) (t Topology, found bool, err error) {
 }
 
 func topology(v *fsm.View, _ *Body[Nothing]) (Body[Topology], error) {
-	t, _, err := ReadTopology(v)
+	t, _, err := ReadTopology(v, nil)
 	return Body[Topology]{t}, err
 }

@@ -120,6 +120,7 @@ func Start(cfg Config) (*Gossip, error) {
 	mc.Name, mc.BindAddr, mc.BindPort, mc.AdvertisePort = cfg.NodeID, host, port, port
 	mc.Transport = cfg.Transport
 	mc.SecretKey = cfg.Key
+	mc.EnableCompression = false // the messages are small: it costs idle nodes more than it saves
 	mc.SuspicionMaxTimeoutMult = 2
 	mc.PushPullInterval = 15 * time.Second
 	mc.DeadNodeReclaimTime = 30 * time.Second

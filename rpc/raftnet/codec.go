@@ -20,6 +20,7 @@ const (
 	kindPreVote    kind = 3
 	kindTimeoutNow kind = 4
 	kindSnapshot   kind = 5
+	kindTerms      kind = 6  // of a node, not of a replica: what are these replicas' terms?
 	kindAnswer     kind = 64 // the answer to the request of the same number
 	kindFailure    kind = 65 // its error: a text
 )

@@ -82,6 +82,7 @@ func TestEncodingsArePinned(t *testing.T) {
 	}
 	lines = append(lines,
 		hex.EncodeToString(appendTermQueries(nil, []TermQuery{{Group: 3, Replica: "n1/2"}})),
+		hex.EncodeToString((&frame{kind: kindTerms, id: 300, from: "n1", body: appendTermQueries(nil, []TermQuery{{Group: 3, Replica: "n1/2"}})}).append([]byte{formatVersion})),
 		hex.EncodeToString(appendTerms(nil, time.Unix(0, 1), []uint64{9})),
 		hex.EncodeToString(encodeCall("join", []byte("x"))))
 	got := strings.Join(lines, "\n") + "\n"

@@ -119,7 +119,6 @@ func New(cfg Config) *Net {
 		handlers: make(map[string]Handler), open: make(map[string]bool), clocks: make(map[string]reading),
 	}
 	n.ctx, n.stop = context.WithCancel(context.Background())
-	n.Handle(methodTerms, n.serveTerms)
 	return n
 }
 

@@ -200,6 +200,16 @@ func (in *inbound) take(f *frame) error {
 	if nodeOf(f.from) != in.from {
 		return fmt.Errorf("%w: frame of replica %q from node %q", wire.ErrCorrupt, f.from, in.from)
 	}
+	if f.kind == kindTerms {
+		body, err := in.n.serveTerms(f.body)
+		if err != nil {
+			in.n.refused(in.from, err)
+			in.fail(f.id, err)
+			return nil
+		}
+		in.send(&frame{kind: kindAnswer, id: f.id, body: body})
+		return nil
+	}
 	g, err := in.n.local(f.group, f.to)
 	if err != nil {
 		in.fail(f.id, err)
@@ -268,11 +278,14 @@ func (in *inbound) answer(id uint64, answer any) {
 		in.fail(id, err)
 		return
 	}
-	_ = in.n.push(in.from, &frame{kind: kindAnswer, id: id, body: body}, in.answers.push) // or the asker's deadline tells it
+	in.send(&frame{kind: kindAnswer, id: id, body: body})
 }
 
+// send sends an answer, or the asker's deadline tells that there is none.
+func (in *inbound) send(f *frame) { _ = in.n.push(in.from, f, in.answers.push) }
+
 func (in *inbound) fail(id uint64, err error) {
-	_ = in.n.push(in.from, &frame{kind: kindFailure, id: id, body: []byte(err.Error())}, in.answers.push)
+	in.send(&frame{kind: kindFailure, id: id, body: []byte(err.Error())})
 }
 
 // local finds the replica that a request is for. One of another generation is not it.
@@ -332,21 +345,4 @@ func (g *GroupTransport) deliver(ctx context.Context, request any, r io.Reader) 
 	case <-g.closed():
 		return nil, ErrClosed
 	}
-}
-
-// serveTerms answers ConfirmTerms.
-func (n *Net) serveTerms(_ context.Context, _ string, request []byte) ([]byte, error) {
-	queries, err := decodeTermQueries(request)
-	if err != nil {
-		return nil, err
-	}
-	terms := make([]uint64, len(queries))
-	for i, q := range queries {
-		if g, err := n.local(q.Group, q.Replica); err == nil {
-			if state := g.state(); state != nil {
-				terms[i] = state.CurrentTerm()
-			}
-		}
-	}
-	return appendTerms(nil, n.cfg.Clock(), terms), nil
 }

@@ -15,21 +15,22 @@ type TermQuery struct {
 	Replica string
 }
 
+// termsTimeout bounds how long an answer is waited for by a caller who waits longer.
+const termsTimeout = 10 * time.Second
+
 // maxQueries is far above how many groups there are; it keeps a forged question from growing in memory.
 const maxQueries = 1 << 17
 
-const methodTerms = "raftnet.terms"
-
-// ConfirmTerms asks a node for the current terms of its replicas; 0 stands for one that is not there. The answer comes
-// without a way through any group's main loop, so one slow disk delays no read.
+// ConfirmTerms asks a node for the current terms of its replicas; 0 stands for one that is not there. The question goes with
+// the heartbeats, and the answer comes without a way through any group's main loop: no slow disk delays a read.
 func (n *Net) ConfirmTerms(ctx context.Context, nodeID string, queries []TermQuery) ([]uint64, error) {
 	if len(queries) > maxQueries {
 		return nil, fmt.Errorf("%w: %d questions", errTooLarge, len(queries))
 	}
 	sent := time.Now()
-	answer, err := n.Call(ctx, nodeID, methodTerms, appendTermQueries(nil, queries))
+	answer, err := n.askTerms(ctx, nodeID, appendTermQueries(nil, queries))
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("ask node %s for terms: %w", nodeID, err)
 	}
 	trip := time.Since(sent)
 	at, terms, err := decodeTerms(answer)
@@ -46,6 +47,39 @@ func (n *Net) ConfirmTerms(ctx context.Context, nodeID string, queries []TermQue
 		n.mu.Unlock()
 	}
 	return terms, nil
+}
+
+func (n *Net) askTerms(ctx context.Context, nodeID string, question []byte) ([]byte, error) {
+	p, err := n.peer(nodeID)
+	if err != nil {
+		return nil, err
+	}
+	c, err := p.send(beatConn, &frame{kind: kindTerms, from: n.cfg.NodeID, body: question})
+	if err != nil {
+		return nil, err
+	}
+	answer, err := c.wait(termsTimeout, ctx.Done(), n.ctx.Done())
+	if err != nil && ctx.Err() != nil {
+		err = ctx.Err()
+	}
+	return answer, err
+}
+
+// serveTerms answers ConfirmTerms.
+func (n *Net) serveTerms(question []byte) ([]byte, error) {
+	queries, err := decodeTermQueries(question)
+	if err != nil {
+		return nil, err
+	}
+	terms := make([]uint64, len(queries))
+	for i, q := range queries {
+		if g, err := n.local(q.Group, q.Replica); err == nil {
+			if state := g.state(); state != nil {
+				terms[i] = state.CurrentTerm()
+			}
+		}
+	}
+	return appendTerms(nil, n.cfg.Clock(), terms), nil
 }
 
 func appendTermQueries(dst []byte, queries []TermQuery) []byte {

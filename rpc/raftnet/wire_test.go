@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -148,6 +149,7 @@ func TestForgedFramesEndTheStream(t *testing.T) {
 	_, state := appendRequest(nil, &raft.InstallSnapshotRequest{RPCHeader: header, SnapshotVersion: 1, Configuration: configuration})
 	for name, f := range map[string]frame{
 		"a replica of another node asks": {kind: kindVote, group: group, to: "c/1", from: "x/1", body: vote},
+		"another node asks for terms":    {kind: kindTerms, from: "x", body: appendTermQueries(nil, nil)},
 		"a state comes in a frame":       {kind: kindSnapshot, group: group, to: "c/1", from: "a/1", body: state},
 	} {
 		if err := sendFrames(t, a, "c", f); status.Code(err) != codes.InvalidArgument {
@@ -158,6 +160,28 @@ func TestForgedFramesEndTheStream(t *testing.T) {
 	case rpc := <-g.Consumer():
 		t.Fatalf("Raft got %+v", rpc.Command)
 	default:
+	}
+}
+
+// A question for terms that cannot be read is refused, and the stream goes on with the others' requests.
+func TestAnUnreadableQuestionForTermsIsRefused(t *testing.T) {
+	b := &book{addrs: map[string]string{}}
+	a, c := startNode(t, b, "a", Config{}), startNode(t, b, "c", Config{})
+	defer a.close()
+	defer c.close()
+	c.Group(group, "c/1", nil).Attach(fixedState{term: 5})
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if _, err := a.askTerms(ctx, "c", []byte{1}); err == nil || !strings.Contains(err.Error(), "questions for terms") {
+		t.Errorf("half a question: %v", err)
+	}
+	asked := []TermQuery{{Group: group, Replica: "c/1"}, {Group: group, Replica: "c/2"}}
+	if terms, err := a.ConfirmTerms(ctx, "c", asked); err != nil || !slices.Equal(terms, []uint64{5, 0}) {
+		t.Errorf("the next one: %v, %v", terms, err)
+	}
+	c.server.Stop()
+	if _, err := a.ConfirmTerms(ctx, "c", asked); err == nil {
+		t.Error("a node that is gone answered")
 	}
 }
 
