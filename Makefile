@@ -57,7 +57,7 @@ planted: ## plant bugs, one after the other, and see that the simulation finds e
 .PHONY: sim
 sim: ## clusters in virtual time under faults for SIM_HOURS (8) of it; figures into docs/reliability.md; SIM_SEED= runs one seed again, without figures; SIM_DIR= keeps logs and histories
 	SIM_HOURS=$(SIM_HOURS) SIM_SEED=$(SIM_SEED) SIM_DIR=$(SIM_DIR) SIM_OUT=$${SIM_OUT-$(if $(SIM_HOURS),$(CURDIR)/docs/reliability.md)} \
-		GOMAXPROCS=$${GOMAXPROCS:-1} go test -count 1 -timeout 0 -v -run TestSimulation ./cluster-tests/sim
+		go test -cpu $${GOMAXPROCS:-1} -parallel $${GOMAXPROCS:-1} -count 1 -timeout 0 -v -run TestSimulation ./cluster-tests/sim
 
 .PHONY: bench
 bench: ## Holdfast beside etcd and Redis on this machine, into docs/benchmarks.md (12 minutes; needs redis-server)

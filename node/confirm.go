@@ -12,7 +12,7 @@ import (
 	"github.com/holdfastdb/holdfast/rpc/raftnet"
 )
 
-// confirmer asks the other nodes whether terms are still the newest, for all reads of all groups that wait: one call to
+// confirmer asks the other nodes whether terms are still the newest, for all reads of all groups that wait: one question to
 // each node at a time, which carries everything that gathered while the one before was under way.
 type confirmer struct {
 	self string
@@ -74,7 +74,7 @@ type termAnswer struct {
 	err  error
 }
 
-// confirmTimeout bounds one call.
+// confirmTimeout bounds the wait for one answer.
 const confirmTimeout = 2 * time.Second
 
 // confirm returns nil if a majority of the voters, this replica included, know no newer term. All answers that count

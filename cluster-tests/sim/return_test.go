@@ -11,6 +11,7 @@ import (
 // shard takes no write though a majority of its replicas lives.
 func TestAFollowerThatComesBackCountsAtOnce(t *testing.T) {
 	underLoad(t, func(ctx context.Context, c *Cluster) {
+		time.Sleep(10 * time.Second) // until leadership is where the placement wants it
 		leader := c.leader(1)
 		if leader == nil {
 			t.Fatal("no leader")

@@ -161,3 +161,31 @@ func TestReplicas(t *testing.T) {
 	equal(t, "the other shard", got.Shards[1].Epoch, 1)
 	equal(t, "the shard", got.Shards[0], s)
 }
+
+// The nodes and shards of a known epoch are not read again, whatever else has changed.
+func TestAKnownEpochIsNotReadAgain(t *testing.T) {
+	c := setUp(t, 2)
+	read := func(known *Topology) Topology {
+		t.Helper()
+		v := c.View()
+		defer v.Close()
+		got, found, err := ReadTopology(View(v), known)
+		if err != nil || !found {
+			t.Fatalf("read: %v, found %v", err, found)
+		}
+		return got
+	}
+	first := read(nil)
+	withRecord(c, []byte(prefixNode+"x"), Node{ID: "x", Peer: "h"}) // without a new epoch, as nothing does it
+	equal(t, "nodes of a known epoch", len(read(&first).Nodes), len(first.Nodes))
+	c.create("p")
+	again := read(&first)
+	equal(t, "its revision", again.Cluster.Revision, first.Cluster.Revision+1)
+	equal(t, "its nodes", len(again.Nodes), len(first.Nodes))
+	equal(t, "its shards", len(again.Shards), 2)
+	other := first
+	other.Cluster.ID = "c2"
+	equal(t, "nodes, if another cluster is known", len(read(&other).Nodes), len(first.Nodes)+1)
+	done[Cluster](c, OpPutNode, Node{ID: "y", Peer: "h"})
+	equal(t, "nodes of the next epoch", len(read(&again).Nodes), len(first.Nodes)+2)
+}

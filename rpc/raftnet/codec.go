@@ -11,7 +11,7 @@ import (
 	"github.com/holdfastdb/holdfast/storage/wire"
 )
 
-// Requests between replicas, as a byte in front of them. On the wire: never reorder.
+// Requests between replicas or nodes, as a byte in front of them. On the wire: never reorder.
 type kind byte
 
 const (
@@ -33,7 +33,7 @@ type frame struct {
 	kind     kind
 	id       uint64 // of the request within the stream
 	group    uint32
-	to, from string // replica ids
+	to, from string // replica ids; of a question for terms, none and the node's id
 	body     []byte
 	patient  bool // it may wait for others before it is sent; not part of the encoding
 }

@@ -29,10 +29,18 @@ var installStall = 15 * time.Second
 
 // InstallSnapshot implements raft.Transport, over a connection of its own.
 func (g *GroupTransport) InstallSnapshot(id raft.ServerID, _ raft.ServerAddress, q *raft.InstallSnapshotRequest, a *raft.InstallSnapshotResponse, data io.Reader) error {
-	err := g.awaitSign(id)
-	if err == nil {
+	var err error
+	if g.silent.heard(id, q.Term) == nil {
 		if err = g.install(id, q, a, data); err != nil {
-			g.silent.begin(id)
+			g.silent.begin(id, q.Term)
+		}
+	} else {
+		// The state is a copy on disk, and would be old: Raft makes another one when the replica is back.
+		if c, ok := data.(io.Closer); ok {
+			_ = c.Close() // Raft closes it too, and hears of an error there
+		}
+		if err = g.awaitSign(id, q.Term); err == nil {
+			err = errWasSilent
 		}
 	}
 	if err != nil {

@@ -1,7 +1,7 @@
 // Package raftnet carries the Raft groups' requests between nodes, and the nodes' own calls.
 //
-// All groups share two gRPC streams for each direction between two nodes, one for entries and one for heartbeats and
-// votes; whatever waits travels in one message. States of replicas and calls have connections of their own too, so that
+// All groups share two gRPC streams for each direction between two nodes, one for entries and one for heartbeats, votes
+// and questions for terms; whatever waits travels in one message. States of replicas and calls have connections of their own too, so that
 // nothing large delays heartbeats. Messages are encoded by hand: see codec.go.
 //
 // Two rules keep the Raft library safe. Nothing is handed to it but through its main loop: its fast path for heartbeats
@@ -92,6 +92,7 @@ var (
 	errBusy        = errors.New("raftnet: the replica is behind with its requests")
 	errTooLarge    = errors.New("raftnet: too large for one message")
 	errNotLeader   = errors.New("raftnet: the replica does not lead any more")
+	errWasSilent   = errors.New("raftnet: the replica was silent and is back: send a newer state")
 )
 
 // callTimeout bounds a call whose context has no deadline.

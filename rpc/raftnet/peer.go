@@ -32,7 +32,7 @@ type peer struct {
 // The connections to a node.
 const (
 	entryConn = iota // the stream of all groups' entries
-	beatConn         // the stream of their heartbeats and votes, which megabytes of entries must not delay
+	beatConn         // the stream of heartbeats, votes and questions for terms, which megabytes of entries must not delay
 	callConn         // unary calls
 	bulkConn         // states of replicas
 	conns

@@ -3,6 +3,7 @@ package raftnet
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
 	"testing"
 	"testing/synctest"
@@ -11,9 +12,9 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// An append to a replica that left one unanswered waits, and what ends the wait is told from the error.
+// An append to a replica to which the last one failed waits, and what ends the wait is told from the error.
 func TestAnAppendToASilentReplicaWaits(t *testing.T) {
-	follows := RaftState(leadState{state: raft.Follower})
+	follows, leadsAgain := RaftState(leadState{state: raft.Follower}), RaftState(leadState{fixedState: fixedState{term: 2}, state: raft.Leader})
 	append1 := &raft.AppendEntriesRequest{RPCHeader: header, Term: 1, PrevLogEntry: 1}
 	for name, tc := range map[string]struct {
 		end  func(n *Net, g *GroupTransport) // after 700 ms
@@ -25,10 +26,13 @@ func TestAnAppendToASilentReplicaWaits(t *testing.T) {
 		},
 		"until its transport is closed": {end: func(_ *Net, g *GroupTransport) { _ = g.Close() }, want: ErrClosed, took: 700 * time.Millisecond},
 		"until the network is closed":   {end: func(n *Net, _ *GroupTransport) { n.Close() }, want: ErrClosed, took: 700 * time.Millisecond},
+		"until its own replica leads in a newer term": {
+			end: func(_ *Net, g *GroupTransport) { g.attached.Store(&leadsAgain) }, want: errNotLeader, took: 750 * time.Millisecond,
+		},
 		"until its own replica leads no more": {
 			end: func(_ *Net, g *GroupTransport) { g.attached.Store(&follows) }, want: errNotLeader, took: 750 * time.Millisecond,
 		},
-		"for a minute if nothing else happens":   {end: func(*Net, *GroupTransport) {}, want: errTimeout, took: silenceLimit},
+		"for some minutes if nothing happens":    {end: func(*Net, *GroupTransport) {}, want: errTimeout, took: silenceLimit},
 		"whoever else is heard in the same time": {end: func(_ *Net, g *GroupTransport) { g.silent.end("b/1") }, want: errTimeout, took: silenceLimit},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -46,15 +50,58 @@ func TestAnAppendToASilentReplicaWaits(t *testing.T) {
 				if took := time.Since(begin); !errors.Is(err, tc.want) || took != tc.took {
 					t.Errorf("%v after %v, want %v after %v", err, took, tc.want, tc.took)
 				}
-				if errors.Is(tc.want, ErrNoAddress) && g.silent.heard("c/1") == nil {
+				if errors.Is(tc.want, ErrNoAddress) && g.silent.heard("c/1", 1) == nil {
 					t.Error("it failed again and nobody waits")
+				}
+				if g.silent.heard("c/1", 2) != nil {
+					t.Error("who leads again waits for what was silent in another term")
 				}
 			})
 		})
 	}
 }
 
-// A state for a silent replica waits too, and an answered heartbeat is the sign that lets both go.
+// A state for a silent replica is not kept until it is back: Raft is told then, and makes a newer one.
+func TestAStateForASilentReplicaIsLetGo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := New(Config{NodeID: "a", Resolve: func(string) (string, bool) { return "", false }})
+		defer n.Close()
+		g := n.Group(group, "a/1", nil)
+		g.Attach(leadState{state: raft.Leader})
+		send := func(data io.Reader) error {
+			return g.InstallSnapshot("c/1", "c/1", stateOf(1), &raft.InstallSnapshotResponse{}, data)
+		}
+		if err := send(&copyOnDisk{}); !errors.Is(err, ErrNoAddress) {
+			t.Fatalf("the first one: %v", err)
+		}
+		data, begin := &copyOnDisk{}, time.Now()
+		time.AfterFunc(time.Second, func() {
+			if !data.closed {
+				t.Error("the copy waits with the append")
+			}
+			g.silent.end("c/1")
+		})
+		if err := send(data); !errors.Is(err, errWasSilent) || time.Since(begin) != time.Second {
+			t.Errorf("the second one: %v after %v", err, time.Since(begin))
+		}
+		if data = (&copyOnDisk{}); !errors.Is(send(data), ErrNoAddress) || data.closed {
+			t.Errorf("the third one was not sent")
+		}
+	})
+}
+
+// copyOnDisk is a state that knows whether it was let go.
+type copyOnDisk struct {
+	nobody
+	closed bool
+}
+
+func (c *copyOnDisk) Close() error {
+	c.closed = true
+	return nil
+}
+
+// An answered heartbeat is the sign that lets an append go.
 func TestAnAnsweredHeartbeatEndsTheSilence(t *testing.T) {
 	b := &book{addrs: map[string]string{}}
 	a, c := startNode(t, b, "a", Config{}), startNode(t, b, "c", Config{})

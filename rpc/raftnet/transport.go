@@ -142,7 +142,9 @@ func (g *GroupTransport) start(target raft.ServerID, request any) (*call, error)
 		if g.n.cfg.DiskStalled != nil && g.n.cfg.DiskStalled() {
 			return nil, errDiskStalled
 		}
-		if patient = isHeartbeat(q); !patient {
+		if isHeartbeat(q) {
+			patient = g.silent.heard(target, q.Term) == nil // entries wait for the answer
+		} else {
 			which, request = entryConn, g.committed(q)
 		}
 	}
@@ -209,12 +211,12 @@ const maxPiece = 8 << 20
 // append sends a request in pieces that fit a message, one after the other: each is a lawful append of its own, and the
 // whole has succeeded when the last has.
 func (g *GroupTransport) append(id raft.ServerID, q *raft.AppendEntriesRequest, a *raft.AppendEntriesResponse) error {
-	if err := g.awaitSign(id); err != nil {
+	if err := g.awaitSign(id, q.Term); err != nil {
 		return err
 	}
 	for _, piece := range pieces(q, maxPiece) {
 		if err := g.ask(id, piece, a, appendTimeout); err != nil {
-			g.silent.begin(id)
+			g.silent.begin(id, q.Term)
 			return err
 		}
 		if !a.Success || a.Term > q.Term {
