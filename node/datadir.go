@@ -12,6 +12,7 @@ import (
 
 	"github.com/holdfastdb/holdfast/fsm"
 	"github.com/holdfastdb/holdfast/storage"
+	"github.com/holdfastdb/holdfast/storage/manifest"
 	"github.com/holdfastdb/holdfast/storage/raftlog"
 )
 
@@ -85,7 +86,7 @@ func (n *Node) explained(err error) error {
 
 // damaged tells whether an error says that on the disk is not what was written.
 func damaged(err error) bool {
-	if errors.Is(err, pebble.ErrCorruption) || errors.Is(err, raftlog.ErrCorrupt) || errors.Is(err, storage.ErrCorrupt) {
+	if errors.Is(err, pebble.ErrCorruption) || errors.Is(err, raftlog.ErrCorrupt) || errors.Is(err, storage.ErrCorrupt) || errors.Is(err, manifest.ErrCorrupt) {
 		return true
 	}
 	return err != nil && slices.ContainsFunc(damageWords, func(words string) bool { return strings.Contains(err.Error(), words) })

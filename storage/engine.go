@@ -20,6 +20,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/holdfastdb/holdfast/storage/compaction"
+	"github.com/holdfastdb/holdfast/storage/manifest"
 )
 
 // Options says where and how to keep the state.
@@ -44,7 +45,7 @@ type Options struct {
 type Engine struct {
 	opts    Options
 	db      *pebble.DB
-	seal    seal
+	seal    *manifest.Seal
 	exports chan struct{} // a slot for each snapshot that is being built
 	once    sync.Once
 }
@@ -70,8 +71,8 @@ func Open(opts Options) (*Engine, error) {
 		opts.MemTableBytes = 32 << 20
 	}
 	e := &Engine{opts: opts, exports: make(chan struct{}, 1)}
-	e.seal.fs, e.seal.dir = e.fs(), opts.Dir
-	if err := checkSeal(e.fs(), opts.Dir); err != nil {
+	e.seal = manifest.New(e.fs(), opts.Dir)
+	if err := manifest.Check(e.fs(), opts.Dir); err != nil {
 		return nil, fmt.Errorf("open state database %s: %w", opts.Dir, err)
 	}
 	cache := pebble.NewCache(opts.CacheBytes)
@@ -86,7 +87,7 @@ func Open(opts Options) (*Engine, error) {
 		L0CompactionThreshold:       4,
 		L0StopWritesThreshold:       24,
 		BytesPerSync:                512 << 10,
-		MaxManifestFileSize:         1 << 20, // it is read as a whole to be sealed
+		MaxManifestFileSize:         manifest.MaxBytes,
 		CompactionConcurrencyRange:  func() (int, int) { return 1, max(1, runtime.GOMAXPROCS(0)/2) },
 		FlushDelayDeleteRange:       5 * time.Second,
 		Logger:                      pebbleLogger{opts.Logger, opts.OnFatal},
@@ -146,7 +147,7 @@ func (e *Engine) flushed(info pebble.FlushInfo) {
 
 // sealManifest renews the seal. Without the new one that of before holds, for less.
 func (e *Engine) sealManifest() {
-	if err := e.seal.renew(); err != nil {
+	if err := e.seal.Renew(); err != nil {
 		e.opts.Logger.Error("the list of the state's files is not sealed", "error", err)
 	}
 }
@@ -154,7 +155,7 @@ func (e *Engine) sealManifest() {
 // Close closes the database. Open views, batches and exports must be closed before.
 func (e *Engine) Close() error {
 	var err error
-	e.once.Do(func() { err = errors.Join(e.db.Close(), e.seal.close()) })
+	e.once.Do(func() { err = errors.Join(e.db.Close(), e.seal.Close()) })
 	if err != nil {
 		return fmt.Errorf("close state database: %w", err)
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"github.com/holdfastdb/holdfast/storage/compaction"
+	"github.com/holdfastdb/holdfast/storage/manifest"
 )
 
 // Log is one group's log and stable store. It tolerates gaps between entries, as a received snapshot leaves them, and
@@ -85,6 +86,7 @@ type Options struct {
 type Store struct {
 	opts      Options
 	db        *pebble.DB
+	seal      *manifest.Seal
 	prewriter *prewriter
 	sync      *syncer
 	once      sync.Once
@@ -130,6 +132,7 @@ func Open(opts Options) (*Store, error) {
 		BytesPerSync:                512 << 10,
 		FlushDelayDeleteRange:       5 * time.Second,
 		Logger:                      logger{opts.Logger, opts.OnFatal},
+		MaxManifestFileSize:         manifest.MaxBytes,
 		EventListener:               &pebble.EventListener{},
 	}
 	for i := range options.Levels {
@@ -144,14 +147,23 @@ func Open(opts Options) (*Store, error) {
 	}
 	prewriter := newPrewriter(options.FS, opts.Dir, int64(opts.LogBytes))
 	options.FS = prewriter
-	if err := verify(options.FS, opts.Dir); err != nil {
+	if err := errors.Join(verify(options.FS, opts.Dir), manifest.Check(options.FS, opts.Dir)); err != nil {
 		return nil, fmt.Errorf("open Raft log: %w", err)
+	}
+	seal := manifest.New(options.FS, opts.Dir)
+	options.EventListener.FlushEnd = func(info pebble.FlushInfo) {
+		if info.Err != nil {
+			return
+		}
+		if err := seal.Renew(); err != nil {
+			opts.Logger.Error("the list of the Raft log's files is not sealed", "error", err)
+		}
 	}
 	db, err := pebble.Open(opts.Dir, options)
 	if err != nil {
 		return nil, fmt.Errorf("open Raft log %s: %w", opts.Dir, err)
 	}
-	return &Store{opts: opts, db: db, prewriter: prewriter, sync: newSyncer(db, opts)}, nil
+	return &Store{opts: opts, db: db, seal: seal, prewriter: prewriter, sync: newSyncer(db, opts)}, nil
 }
 
 // Close closes the database. All logs must be out of use.
@@ -160,7 +172,7 @@ func (s *Store) Close() error {
 	s.once.Do(func() {
 		err = s.sync.close()
 		s.prewriter.close()
-		err = errors.Join(err, s.db.Close())
+		err = errors.Join(err, s.db.Close(), s.seal.Close())
 	})
 	if err != nil {
 		return fmt.Errorf("close Raft log: %w", err)

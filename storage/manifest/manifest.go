@@ -1,4 +1,15 @@
-package storage
+// Package manifest finds that one of Pebble's manifests has lost what it had.
+//
+// A manifest lists the tables and write-ahead logs that make a database. One that ends early, or has a damaged record,
+// is to Pebble one whose end a crash cut off: it opens with the list of before. What had been moved from a log into a table
+// since is gone then, for the log was removed, but what later logs have is there. Of a state, the applied index is there
+// too: it says that it has entries that it has not, and no replay brings them back. Of a Raft log, entries and votes of
+// before come back in place of newer ones.
+//
+// So the manifest is sealed after each flush, before Pebble removes the logs that became superfluous by it, and after what
+// is in no log was put in: a marker beside it has its length and checksum. What is written to it later only rearranges
+// tables, or has its logs still.
+package manifest
 
 import (
 	"errors"
@@ -15,27 +26,29 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs/atomicfs"
 )
 
-// Pebble's manifest lists the tables and write-ahead logs that make the state. One that ends early, or has a damaged record,
-// is to Pebble one whose end a crash cut off: it opens with the list of before. What had been moved from a log into a table
-// since is gone then, for the log was removed, but what later logs have is there, the applied index too: the state says
-// that it has entries that it has not, and no replay brings them back.
-//
-// So the manifest is sealed after each flush, before Pebble removes the logs that became superfluous by it, and after a state
-// was put in as a whole, which is in no log: a marker beside it has its length and checksum. What is written to it later
-// only rearranges tables, or has its logs still.
+// ErrCorrupt is returned, wrapped, for a manifest that is not what was sealed.
+var ErrCorrupt = errors.New("manifest: corrupt")
+
+// MaxBytes is at which size Pebble shall begin another manifest: it is read as a whole to be sealed.
+const MaxBytes = 1 << 20
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 const sealMarker = "sealed"
 
-// seal keeps the marker.
-type seal struct {
+// Seal is that of one database. Its methods are safe for concurrent use.
+type Seal struct {
 	fs     vfs.FS
 	dir    string
 	mu     sync.Mutex
-	marker *atomicfs.Marker // nil before the first flush
+	marker *atomicfs.Marker // nil before the first Renew
 }
 
-// renew seals the manifest as it is now.
-func (s *seal) renew() error {
+// New returns the seal of the database in dir, which it does not touch.
+func New(filesystem vfs.FS, dir string) *Seal { return &Seal{fs: filesystem, dir: dir} }
+
+// Renew seals the manifest as it is now. If that fails the seal of before holds, for less.
+func (s *Seal) Renew() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.marker == nil {
@@ -62,15 +75,18 @@ func (s *seal) renew() error {
 	return nil
 }
 
-func (s *seal) close() error {
+// Close lets go of the marker.
+func (s *Seal) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.marker == nil {
 		return nil
 	}
 	return s.marker.Close()
 }
 
-// checkSeal refuses a manifest that has lost what it had when it was sealed.
-func checkSeal(filesystem vfs.FS, dir string) error {
+// Check refuses, a manifest that has lost what it had when it was sealed.
+func Check(filesystem vfs.FS, dir string) error {
 	value, err := atomicfs.ReadMarker(filesystem, dir, sealMarker)
 	if errors.Is(err, fs.ErrNotExist) || err == nil && value == "" {
 		return nil
