@@ -26,6 +26,7 @@ type totals struct {
 	sum      Report // of the numbers
 	sampled  check.Sampled
 	violated map[string]int
+	used     time.Duration // of the CPU, for all of it
 }
 
 func newTotals() *totals {
@@ -92,6 +93,7 @@ func (s *totals) page() string {
 	}
 	row("seeds", "%d, from %d to %d", s.runs, s.first, s.last)
 	row("virtual time under faults", "%.1f hours", s.sum.Faulted.Hours())
+	row("virtual minutes in a minute of one processor's time (goal: 100)", "%.0f", s.sum.Faulted.Minutes()/max(s.used.Minutes(), 1e-9))
 	row("faults that had an effect", "%d", s.faultCount())
 	row("of these, power cuts", "%d", cuts)
 	row("messages lost, repeated or delayed", "%d", s.sum.Messages)
@@ -165,9 +167,10 @@ func TestFiguresGoBetweenTheirMarks(t *testing.T) {
 	}
 	s.add(r, &check.Sampled{Operations: 9})
 	s.add(&Report{Seed: 8, Checked: 1}, &check.Sampled{})
+	s.used = 3 * time.Minute
 	text := s.page()
 	for _, want := range []string{
-		"| seeds | 2, from 7 to 8 |", "| 1.5 hours |", "power cuts | 3 |", "| 0; 0; 4 |", "models, by the logs | 56;", "| sums | 3 |", "| of both, operations on sessions | 5 |", "| violations | 1 |", "| of these, lost | 1 |", "| kill | 2 |",
+		"| seeds | 2, from 7 to 8 |", "| 1.5 hours |", "(goal: 100) | 30 |", "power cuts | 3 |", "| 0; 0; 4 |", "models, by the logs | 56;", "| sums | 3 |", "| of both, operations on sessions | 5 |", "| violations | 1 |", "| of these, lost | 1 |", "| kill | 2 |",
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("the page lacks %q:\n%s", want, text)
