@@ -41,7 +41,7 @@ func flushedState(t *testing.T, disk vfs.FS) (rows int) {
 func TestADamagedManifestIsRefusedOrLosesNothing(t *testing.T) {
 	disk := vfs.NewMem()
 	rows := flushedState(t, disk)
-	storagetest.SpoilManifests(t, disk, "state", func(fs vfs.FS) (refused, lost error) {
+	storagetest.SpoilManifests(t, disk, "state", 1, func(fs vfs.FS) (refused, lost error) {
 		e, err := Open(Options{FS: fs, Dir: "state"})
 		if err != nil {
 			return err, nil

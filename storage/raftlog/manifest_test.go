@@ -45,7 +45,7 @@ func TestADamagedManifestOfTheLogIsRefusedOrLosesNothing(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	storagetest.SpoilManifests(t, disk, "log", func(fs vfs.FS) (refused, lost error) {
+	storagetest.SpoilManifests(t, disk, "log", 5, func(fs vfs.FS) (refused, lost error) {
 		s, l, err := open(fs)
 		if err != nil {
 			return err, nil
