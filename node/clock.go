@@ -17,9 +17,9 @@ const (
 	// maxClockOffset is how far a leader's clock may be from the others'.
 	maxClockOffset = 500 * time.Millisecond
 	clockEvery     = 5 * time.Second
-	// clockSoon is how often a node that has just started compares clocks, so that it knows before it is elected.
-	clockSoon    = 500 * time.Millisecond
-	clockHurries = 10
+	// clockSoon is how often a node compares clocks that has too few to compare with, as after its start: it should know
+	// before it is elected.
+	clockSoon = 500 * time.Millisecond
 )
 
 // clockLoop keeps measuring how far the clocks of the other nodes are from ours, and judges ours.
@@ -27,7 +27,7 @@ func (n *Node) clockLoop() {
 	ticks := time.NewTimer(0)
 	defer ticks.Stop()
 	said := false
-	for round := 0; ; round++ {
+	for {
 		select {
 		case <-n.ctx.Done():
 			return
@@ -44,6 +44,7 @@ func (n *Node) clockLoop() {
 		if known || t != nil && len(t.Nodes) == 1 { // or what was known before still is
 			n.clockBase.Store(drift)
 			n.clockAhead.Store(int64(ahead))
+			n.rememberClock(ahead)
 		}
 		switch wrong := n.clockWrong(); {
 		case !said && wrong:
@@ -52,7 +53,7 @@ func (n *Node) clockLoop() {
 			n.log.Info("this node's clock is right again")
 		}
 		said = n.clockWrong()
-		if len(offsets) < 2 && round < clockHurries {
+		if t == nil || len(offsets) < min(2, len(t.Nodes)-1) {
 			ticks.Reset(clockSoon)
 		} else {
 			ticks.Reset(clockEvery)

@@ -2,10 +2,13 @@ package node
 
 import (
 	"fmt"
+	"log/slog"
 	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/holdfastdb/holdfast/fsm"
 )
@@ -135,5 +138,40 @@ func TestAClockThatIsSetMayBeWrong(t *testing.T) {
 			t.Errorf("set by %v: wrong is %v", set, !wrong)
 		}
 		skew.Store(0)
+	}
+}
+
+// What a node knew of its clock outlives its process, and a power cut: with only one other node to compare with, it would
+// lead by a clock that was wrong before. Once it agrees with another one, the verdict is gone.
+func TestAWrongClockIsWrongAfterARestart(t *testing.T) {
+	disk := vfs.NewCrashableMem()
+	started := func() *Node {
+		disk = disk.CrashClone(vfs.CrashCloneCfg{})
+		n := &Node{cfg: Config{Clock: time.Now, FS: disk, Dir: "data"}, started: time.Now(), log: slog.New(slog.DiscardHandler)}
+		if err := makeDir(disk, "data"); err != nil {
+			t.Fatal(err)
+		}
+		n.clockBase.Store(n.clockDrift())
+		n.recallClock()
+		return n
+	}
+	for _, ahead := range []time.Duration{0, time.Hour, -time.Hour, -time.Hour - 200*time.Millisecond, 600 * time.Millisecond, 0} {
+		started().rememberClock(ahead)
+		if got := started().rightTimeAhead(); (got - ahead).Abs() > maxClockOffset {
+			t.Errorf("the right time was %v ahead, after a restart it is %v", ahead, got)
+		}
+		if n := started(); n.clockWrong() != (ahead != 0) {
+			t.Errorf("the right time was %v ahead, after a restart the clock is wrong: %v", ahead, n.clockWrong())
+		}
+	}
+	if err := replaceFile(disk, "data", clockFile, []byte("{")); err != nil {
+		t.Fatal(err)
+	}
+	if started().clockWrong() {
+		t.Error("of a verdict that cannot be read the node makes one")
+	}
+	started().rememberClock(time.Hour)
+	if !started().clockWrong() {
+		t.Error("a verdict that cannot be read is never replaced")
 	}
 }

@@ -124,13 +124,21 @@ func (id identity) save(filesystem vfs.FS, dir string) error {
 	if b, err = json.MarshalIndent(file, "", "  "); err != nil {
 		return fmt.Errorf("encode the node's identity: %w", err)
 	}
-	path := filesystem.PathJoin(dir, identityFile)
-	if err := writeSynced(filesystem, path+".new", append(b, '\n')); err != nil {
+	if err := replaceFile(filesystem, dir, identityFile, append(b, '\n')); err != nil {
 		return fmt.Errorf("write the node's identity: %w", err)
+	}
+	return nil
+}
+
+// replaceFile writes a file of a directory so that a crash leaves the old one or the new one.
+func replaceFile(filesystem vfs.FS, dir, name string, b []byte) error {
+	path := filesystem.PathJoin(dir, name)
+	if err := writeSynced(filesystem, path+".new", b); err != nil {
+		return err
 	}
 	// If we stop here, the next start removes nothing and writes the file again.
 	if err := filesystem.Rename(path+".new", path); err != nil {
-		return fmt.Errorf("write the node's identity: %w", err)
+		return err
 	}
 	return syncDir(filesystem, dir)
 }

@@ -123,6 +123,8 @@ type Node struct {
 	clockAhead atomic.Int64
 	// clockBase is the difference between the wall clock and the monotonic one when clocks were compared last.
 	clockBase atomic.Int64
+	// clockKept is what the data directory says of clockAhead. Only clockLoop uses it, once the node has started.
+	clockKept time.Duration
 	started   time.Time
 
 	// full tells that the disk has hardly room for more; see disk.go.
@@ -226,6 +228,7 @@ func (n *Node) openStorage() (err error) {
 		}
 	}
 	n.log = n.log.With("node", n.cfg.Name)
+	n.recallClock()
 	n.setCluster(n.identity.ClusterID)
 	if n.catReg, err = fsm.New(catalog.Type()); err != nil {
 		return err
