@@ -3,6 +3,7 @@ package models
 import (
 	"cmp"
 	"fmt"
+	"math"
 	"slices"
 
 	"github.com/holdfastdb/holdfast/fsm"
@@ -17,7 +18,8 @@ type admissions struct {
 	at    map[uint64]int // by hold or take
 }
 
-// admission is n tokens, each used at some moment in [from, to].
+// admission is n tokens, each used at some moment in [from, to]: an interval that has a part of it has them. If nobody knows
+// exactly when they were used, from is the latest moment and to the earliest, and only an interval with both has them.
 type admission struct {
 	from, to fsm.Time
 	n        int64
@@ -121,9 +123,9 @@ func (a *admissions) checkRate(burst int64) error {
 	window, rate := a.rules.Window, int64(a.rules.Rate)
 	starts, ended := a.by(from), a.by(to)
 	ends := ended.sorted
-	begin := starts.sorted[0].from // times are small from here on
+	begin := min(starts.sorted[0].from, ends[0].to) // times are small from here on
 	// The worst x so far; x may be any end: the tokens that end there still count.
-	worst, at := int64(0), begin
+	worst, at := int64(math.MaxInt64), begin
 	consider := func(x fsm.Time) {
 		if w := ended.before(x)*window - rate*int64(x-begin); w < worst {
 			worst, at = w, x
@@ -136,7 +138,7 @@ func (a *admissions) checkRate(burst int64) error {
 			consider(ends[i].to)
 		}
 		consider(y) // an interval of one moment
-		if starts.before(y+1)*window-rate*int64(y-begin)-worst > burst*window {
+		if starts.before(y+1)*window-rate*int64(y-begin) > burst*window+worst {
 			return fmt.Errorf("over-admission between %d and %d: more than %d and %d a window of %d ms", at, y, burst, rate, window)
 		}
 	}
@@ -163,6 +165,9 @@ func (a *admissions) checkFixed() error {
 		start, end := calendarWindow(a.rules.Calendar, x.from, a.rules.Window)
 		if x.to >= end {
 			return fmt.Errorf("%d tokens of the window from %d to %d could be used at %d", x.n, start, end, x.to)
+		}
+		if x.to < start {
+			continue // it may have been in the window before
 		}
 		if sums[start] += x.n; sums[start] > int64(a.rules.Rate) {
 			return fmt.Errorf("over-admission in the window from %d: %d, at most %d", start, sums[start], a.rules.Rate)

@@ -136,9 +136,10 @@ func (l *simLimits) step(by *Process) (err error) {
 	case n < 98:
 		err = by.Do(LimitOp{Kind: KindReset, Request: q, Limited: true}, func(ctx context.Context) (any, error) { return by.Client.Limits().Reset(ctx, q) })
 	default:
-		rate := 5 + l.changes.Add(1)%10 // another one than before: what changes nothing is no change
+		n := l.changes.Add(1)
+		rate, text := 5+n%10, fmt.Sprint("change ", n) // what changes nothing is no change, and the rate may be what it was
 		err = by.Do(PolicyOp{l.changed, rate}, func(ctx context.Context) (any, error) {
-			return pb.NewPoliciesClient(l.admin.Conn()).UpdatePolicy(ctx, &pb.UpdatePolicyRequest{PolicyId: l.changed, RateLimit: &rate})
+			return pb.NewPoliciesClient(l.admin.Conn()).UpdatePolicy(ctx, &pb.UpdatePolicyRequest{PolicyId: l.changed, RateLimit: &rate, Description: &text})
 		})
 	}
 	return err
