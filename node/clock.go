@@ -44,7 +44,10 @@ func (n *Node) clockLoop() {
 		if known || t != nil && len(t.Nodes) == 1 { // or what was known before still is
 			n.clockBase.Store(drift)
 			n.clockAhead.Store(int64(ahead))
-			n.rememberClock(ahead)
+			select {
+			case n.clockNews <- struct{}{}:
+			default:
+			}
 		}
 		switch wrong := n.clockWrong(); {
 		case !said && wrong:

@@ -2,7 +2,8 @@ package node
 
 import (
 	"fmt"
-	"log/slog"
+	"os"
+	"path/filepath"
 	"slices"
 	"sync/atomic"
 	"testing"
@@ -141,37 +142,97 @@ func TestAClockThatIsSetMayBeWrong(t *testing.T) {
 	}
 }
 
-// What a node knew of its clock outlives its process, and a power cut: with only one other node to compare with, it would
-// lead by a clock that was wrong before. Once it agrees with another one, the verdict is gone.
+// What a node knows of its clock outlives its process: with only one other node to compare with, it would lead by a clock
+// that was wrong before. Once it agrees with another one, the verdict is gone.
 func TestAWrongClockIsWrongAfterARestart(t *testing.T) {
-	disk := vfs.NewCrashableMem()
-	started := func() *Node {
-		disk = disk.CrashClone(vfs.CrashCloneCfg{})
-		n := &Node{cfg: Config{Clock: time.Now, FS: disk, Dir: "data"}, started: time.Now(), log: slog.New(slog.DiscardHandler)}
-		if err := makeDir(disk, "data"); err != nil {
+	var skew atomic.Int64
+	dirs := []string{t.TempDir(), t.TempDir(), t.TempDir()}
+	join := ""
+	start := func(i int) *Node {
+		return startTestNode(t, fmt.Sprint("n", i+1), dirs[i], join, func(c *Config) {
+			if i == 2 {
+				c.Clock = func() time.Time { return time.Now().Add(time.Duration(skew.Load())) }
+			}
+		})
+	}
+	stop := func(nodes ...*Node) {
+		for _, n := range nodes {
+			if err := n.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	skew.Store(int64(time.Hour))
+	nodes := []*Node{start(0)}
+	join = nodes[0].gossip.Addr()
+	nodes = append(nodes, start(1), start(2))
+	eventually(t, "three voters everywhere", func() bool { return allVoters(nodes...) })
+	kept := func() time.Duration {
+		ahead, err := keptClock(vfs.Default, dirs[2])
+		if err != nil {
 			t.Fatal(err)
 		}
-		n.clockBase.Store(n.clockDrift())
-		n.recallClock()
-		return n
+		return ahead
 	}
-	for _, ahead := range []time.Duration{0, time.Hour, -time.Hour, -time.Hour - 200*time.Millisecond, 600 * time.Millisecond, 0} {
-		started().rememberClock(ahead)
-		if got := started().rightTimeAhead(); (got - ahead).Abs() > maxClockOffset {
-			t.Errorf("the right time was %v ahead, after a restart it is %v", ahead, got)
-		}
-		if n := started(); n.clockWrong() != (ahead != 0) {
-			t.Errorf("the right time was %v ahead, after a restart the clock is wrong: %v", ahead, n.clockWrong())
+	eventually(t, "the verdict is kept", func() bool { return (kept() + time.Hour).Abs() < time.Second })
+	stop(nodes...)
+
+	wrong := start(2) // alone
+	if !wrong.clockWrong() {
+		t.Error("it took its clock for right before it could lead")
+	}
+	join = wrong.gossip.Addr() // the ports are others now
+	other := start(0)
+	for end := time.Now().Add(4 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		for group, m := range wrong.members() {
+			if m.IsLeader() {
+				t.Fatalf("it leads group %d", group)
+			}
 		}
 	}
-	if err := replaceFile(disk, "data", clockFile, []byte("{")); err != nil {
+	eventually(t, "the right one leads", func() bool {
+		g, ok := other.Group(1)
+		return ok && g.IsLeader()
+	})
+
+	skew.Store(0)
+	eventually(t, "set right, it is right", func() bool { return !wrong.clockWrong() })
+	eventually(t, "and that is kept", func() bool { return kept() == 0 })
+	stop(wrong, other)
+}
+
+func TestAVerdictThatCannotBeReadIsReplaced(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, clockFile), []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if started().clockWrong() {
-		t.Error("of a verdict that cannot be read the node makes one")
+	n := startTestNode(t, "n1", dir, "")
+	defer func() {
+		if err := n.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	if n.clockWrong() {
+		t.Error("of a verdict that cannot be read it made one")
 	}
-	started().rememberClock(time.Hour)
-	if !started().clockWrong() {
-		t.Error("a verdict that cannot be read is never replaced")
+	eventually(t, "there is one that can be read", func() bool {
+		_, err := keptClock(vfs.Default, dir)
+		return err == nil
+	})
+}
+
+// A crash leaves the last verdict or the one before.
+func TestAVerdictSurvivesAPowerCut(t *testing.T) {
+	disk := vfs.NewCrashableMem()
+	if err := makeDir(disk, "data"); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []time.Duration{time.Hour, -16700 * time.Millisecond, 0} {
+		if err := keepClock(disk, "data", want); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := keptClock(disk.CrashClone(vfs.CrashCloneCfg{}), "data"); got != want || err != nil {
+			t.Errorf("%v, %v, want %v", got, err, want)
+		}
 	}
 }

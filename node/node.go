@@ -123,8 +123,7 @@ type Node struct {
 	clockAhead atomic.Int64
 	// clockBase is the difference between the wall clock and the monotonic one when clocks were compared last.
 	clockBase atomic.Int64
-	// clockKept is what the data directory says of clockAhead. Only clockLoop uses it, once the node has started.
-	clockKept time.Duration
+	clockNews chan struct{} // wakes clockKeeper
 	started   time.Time
 
 	// full tells that the disk has hardly room for more; see disk.go.
@@ -163,7 +162,7 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 	if cfg.PeerAddr == "" {
 		cfg.PeerAddr = cfg.Peer.Addr().String()
 	}
-	n := &Node{cfg: cfg, log: cfg.Logger, groups: make(map[uint32]*member), poke: make(chan struct{}, 1), started: time.Now()}
+	n := &Node{cfg: cfg, log: cfg.Logger, groups: make(map[uint32]*member), poke: make(chan struct{}, 1), clockNews: make(chan struct{}, 1), started: time.Now()}
 	n.clockBase.Store(n.clockDrift())
 	n.watchers.list = make(map[int]func())
 	n.ctx, n.stop = context.WithCancel(context.Background())
@@ -176,6 +175,7 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 	if err := n.openStorage(); err != nil {
 		return nil, n.explained(err)
 	}
+	kept := n.recallClock() // before any replica can be elected
 	if err := n.openNetwork(); err != nil {
 		return nil, err
 	}
@@ -184,6 +184,7 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 	}
 	n.loop.Go(n.reconcileLoop)
 	n.work.Go(n.clockLoop)
+	n.work.Go(func() { n.clockKeeper(kept) })
 	n.work.Go(n.watchDisk)
 	n.work.Go(n.watchSpace)
 	return n, nil
@@ -228,7 +229,6 @@ func (n *Node) openStorage() (err error) {
 		}
 	}
 	n.log = n.log.With("node", n.cfg.Name)
-	n.recallClock()
 	n.setCluster(n.identity.ClusterID)
 	if n.catReg, err = fsm.New(catalog.Type()); err != nil {
 		return err

@@ -143,6 +143,9 @@ func (r *run) judge(res *Result, ops []history.Op, logs []*replicaLog, settled m
 		violate(replayed.Violations)
 		res.Replayed, res.Unclear = replayed.Checked, replayed.Unclear
 		res.Lent, res.ByType = replayed.Lent, replayed.ByType
+		if res.Replayed == 0 || res.Lent == 0 {
+			r.violate("the replay judged %d answers and %d decisions from leases", res.Replayed, res.Lent)
+		}
 		unclear := 0
 		for _, part := range r.w.parts {
 			unclear += part.Unclear(ops, replayed.UnclearOps)

@@ -214,11 +214,15 @@ func (r *replay) judge(op *history.Op) {
 		}
 		return
 	}
-	if err := m.Alone(op); err != nil {
+	err := m.Alone(op)
+	if err != nil {
 		r.add(KindResult, op, "%v", err)
 	}
 	if op.Trace.Shard == 0 {
 		r.Local++
+		if op.Outcome == history.Definite && err == nil && !m.Unasked(op) {
+			r.add(KindLost, op, "a shard must have answered it, and it does not tell which")
+		}
 		return
 	}
 	s := r.shards[op.Trace.Shard]
@@ -227,7 +231,7 @@ func (r *replay) judge(op *history.Op) {
 		return
 	}
 	if op.Trace.Query {
-		if op.Outcome == history.Definite && op.Trace.Index > s.Index {
+		if op.Outcome == history.Definite && (op.Trace.Index == 0 || op.Trace.Index > s.Index) {
 			r.add(KindLost, op, "a query was answered at entry %d, the log ends at %d", op.Trace.Index, s.Index)
 		}
 		return

@@ -86,6 +86,12 @@ func TestReplayFinds(t *testing.T) {
 			w.ops[11].Output = w.ops[3].Output
 		}},
 		{"a query of what is not committed", "lost", func(w *world) { w.peek("b").Trace.Index = 10_000 }},
+		{"a query that does not tell of its place", "lost", func(w *world) { w.peek("b").Trace.Index = 0 }},
+		{"an answer that does not tell of its shard", "lost", func(w *world) {
+			w.limited()
+			w.ops[4].Trace = client.Trace{}
+			w.ops = w.ops[:len(w.ops)-1]
+		}},
 		{"an answer without the limit that applies", "result", func(w *world) {
 			w.ops[5].Output = client.Decision{Allowed: true, Remaining: client.Unlimited}
 			w.limited()

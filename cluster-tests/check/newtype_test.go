@@ -94,6 +94,7 @@ func (m *registerModel) Local([]*history.Op, func(*history.Op) ([16]byte, bool))
 }
 func (m *registerModel) Sweep(*models.Moment, string)          {}
 func (m *registerModel) Alone(*history.Op) error               { return nil }
+func (m *registerModel) Unasked(*history.Op) bool              { return false }
 func (m *registerModel) Learn(*history.Op, []models.Execution) {}
 func (m *registerModel) Rows() int                             { return int(m.written) }
 func (m *registerModel) Broken() []string                      { return nil }

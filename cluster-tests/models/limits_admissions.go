@@ -19,7 +19,7 @@ type admissions struct {
 }
 
 // admission is n tokens, each used at some moment in [from, to]: an interval that has a part of it has them. If nobody knows
-// exactly when they were used, from is the latest moment and to the earliest, and only an interval with both has them.
+// exactly when they were used, from is the latest moment and to the earliest, and only an interval with both surely has them.
 type admission struct {
 	from, to fsm.Time
 	n        int64
@@ -27,6 +27,18 @@ type admission struct {
 
 func newAdmissions(rules counter.Params) *admissions {
 	return &admissions{rules: rules, at: make(map[uint64]int)}
+}
+
+// known are the admissions without those of which nobody knows exactly when they were used: check takes these off from an
+// interval that lies between their moments, though it has nothing of them.
+func (a *admissions) known() *admissions {
+	some := newAdmissions(a.rules)
+	for _, x := range a.all {
+		if x.from <= x.to {
+			some.all = append(some.all, x)
+		}
+	}
+	return some
 }
 
 func (a *admissions) add(id uint64, n int64, from, to fsm.Time) {

@@ -33,6 +33,14 @@ func (l *limits) Alone(op *history.Op) error {
 	return nil
 }
 
+// Unasked implements Model: holders of leases decide by themselves, as does who falls back to what the policy says, and where
+// no limit applies there is nothing to ask for.
+func (l *limits) Unasked(op *history.Op) bool {
+	in := op.Input.(LimitOp)
+	d, _ := op.Output.(client.Decision)
+	return in.Kind == KindLease || d.Fallback || !in.Limited
+}
+
 // Compare implements Model.
 func (l *limits) Compare(op *history.Op, done []Execution) error {
 	in := op.Input.(LimitOp)

@@ -30,7 +30,11 @@ func judgePromises(ops []history.Op, rules map[string]counter.Params, at ShardTi
 		for _, since := range betweenResets(ops) {
 			a := newAdmissions(rules[key[0]])
 			judged += a.observe(since, at)
-			if err := a.check(); err != nil {
+			err := a.check()
+			if err == nil { // an interval in which one of unknown moment lies partly has less than nothing of it
+				err = a.known().check()
+			}
+			if err != nil {
 				broken = append(broken, violation(BrokenPromise, "%s of %s: callers were told of an %v", key[0], key[1], err))
 			}
 		}

@@ -51,6 +51,7 @@ func TestCallersWhoWereAllowedTooMuchAreFound(t *testing.T) {
 		{"too many after a reset", []history.Op{told("bucket", KindReset, 500, false), check("bucket", 600), check("bucket", 600), check("bucket", 600)}, true},
 		{"of a lease", []history.Op{check("bucket", 100), check("bucket", 120), lease(105, 110)}, true},
 		{"of a lease, maybe later", []history.Op{check("bucket", 100), check("bucket", 100), lease(105, 1105)}, false},
+		{"too many while one of a lease may come any time", []history.Op{lease(5, 2005), check("bucket", 100), check("bucket", 100), check("bucket", 1099)}, true},
 		{"a log", []history.Op{check("log", 100), check("log", 1099), check("log", 1099)}, true},
 		{"a slot", []history.Op{check("slots", 100), release(500), check("slots", 500)}, false},
 		{"a slot that is in use", []history.Op{check("slots", 100), release(500), check("slots", 499)}, true},

@@ -63,6 +63,8 @@ type Model interface {
 	Compare(op *history.Op, done []Execution) error
 	// Alone judges a client's answer by itself, whatever the state is.
 	Alone(op *history.Op) error
+	// Unasked tells that a client may have had this answer without asking a shard. Any other answer has its place in a log.
+	Unasked(op *history.Op) bool
 	// Local judges, at the end of the log, answers that no shard gave but that follow from what shards lent. It tells how
 	// many it could judge. holder is the client whose loans an operation may use; ok is false if nobody knows.
 	Local(ops []*history.Op, holder func(op *history.Op) (client [16]byte, ok bool)) (judged int, broken []string)

@@ -303,6 +303,12 @@ func (s *sessions) Alone(op *history.Op) error {
 	return nil
 }
 
+// Unasked implements Model: an SDK remembers whom it validated, and sees by itself that a token is none.
+func (s *sessions) Unasked(op *history.Op) bool {
+	in := op.Input.(SessionOp)
+	return in.Kind == KindValidate && (in.Stale > 0 || in.Forged)
+}
+
 // Local implements Model: what an SDK answered from what it remembered was true within the time that the caller allowed.
 func (s *sessions) Local(ops []*history.Op, _ func(*history.Op) ([16]byte, bool)) (judged int, broken []string) {
 	for _, op := range ops {
