@@ -31,8 +31,8 @@ type frame struct {
 	ops     []*operation
 	request *pb.FrameRequest
 	packed  time.Time
-	until   time.Time
-	end     *time.Timer // at until
+	until   time.Time   // it is not tried again after: nobody waits for it, or its time is over
+	end     *time.Timer // when its time is over
 	tries   int
 
 	mu     sync.Mutex

@@ -233,17 +233,19 @@ func (l *lane) acked() uint64 {
 	return acked
 }
 
-// hopeless tells that an operation has waited long for its turn and its caller will hardly wait for the answer. When there
-// is more to do than can be done, those at the head of the queue are all about to leave: without this, what is done would
-// be done for nobody. An operation that did not have to wait is always tried. Called with mu held.
+// hopeless tells that an operation has waited for its turn and its caller will hardly wait for the answer. When there is
+// more to do than can be done, those at the head of the queue are all about to leave: without this, what is done would be
+// done for nobody. An operation that hardly had to wait is always tried. Called with mu held.
 func (l *lane) hopeless(o *operation, now time.Time) bool {
-	return !o.until.IsZero() && now.Sub(o.since) > l.took && o.until.Sub(now) < 2*l.took
+	return !o.until.IsZero() && now.Sub(o.since) > l.took/4 && o.until.Sub(now) < 2*l.took
 }
 
 // pack takes the operations of a frame off the queue; nil if there is none worth sending.
 func (l *lane) pack() *frame {
 	var ops []*operation
 	size, n, now := 0, 0, time.Now()
+	var until time.Time // the latest deadline of a caller
+	bounded := true     // all have one
 	for ; n < len(l.waiting) && len(ops) < maxOps; n++ {
 		o := l.waiting[n]
 		if l.hopeless(o, now) {
@@ -259,6 +261,10 @@ func (l *lane) pack() *frame {
 		o.mu.Unlock()
 		if !gone {
 			ops = append(ops, o)
+			bounded = bounded && !o.until.IsZero()
+			if o.until.After(until) {
+				until = o.until
+			}
 		}
 	}
 	left := copy(l.waiting, l.waiting[n:])
@@ -275,8 +281,11 @@ func (l *lane) pack() *frame {
 	} else {
 		l.late.Reset(gap)
 	}
+	if last := now.Add(l.c.cfg.Timeout); !bounded || until.After(last) {
+		until = last
+	}
 	q := &pb.FrameRequest{
-		Client: l.c.id[:], Shard: l.shard, Query: l.query, TimeoutMs: uint32(l.c.cfg.Timeout.Milliseconds()),
+		Client: l.c.id[:], Shard: l.shard, Query: l.query, TimeoutMs: uint32(max(until.Sub(now).Milliseconds(), 1)),
 		Ops: make([]*pb.Op, len(ops)),
 	}
 	if !l.query {
@@ -287,7 +296,7 @@ func (l *lane) pack() *frame {
 		rows[i].Type, rows[i].Method, rows[i].Request = o.typ, o.method, o.request
 		q.Ops[i] = &rows[i]
 	}
-	f := &frame{l: l, seq: l.seq, ops: ops, request: q, packed: now, until: now.Add(l.c.cfg.Timeout)}
+	f := &frame{l: l, seq: l.seq, ops: ops, request: q, packed: now, until: until}
 	f.end = time.AfterFunc(l.c.cfg.Timeout, f.giveUp)
 	return f
 }

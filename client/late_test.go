@@ -76,6 +76,44 @@ func TestAnOverloadedShardIsLeftAloneAsLongAsItSays(t *testing.T) {
 	}
 }
 
+// Nobody waits for what comes after all callers have left: the shard need not do it, and it is not sent again.
+func TestAFrameEndsWithItsCallers(t *testing.T) {
+	f := newFake(t, "n1")
+	const timeout = 10 * time.Second
+	c := f.client(timeout)
+	for _, tt := range []struct {
+		name     string
+		patience time.Duration
+		want     time.Duration // of the frame
+	}{{"one without a deadline", 0, timeout}, {"one that waits for a second", time.Second, time.Second}, {"one that waits for longer", time.Minute, timeout}} {
+		ctx := t.Context()
+		if tt.patience > 0 {
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithTimeout(ctx, tt.patience)
+			defer cancel()
+		}
+		if _, err := c.Limits().Check(ctx, subject(1)); err != nil {
+			t.Fatal(err)
+		}
+		log := f.log()
+		if got := time.Duration(log[len(log)-1].TimeoutMs) * time.Millisecond; got > tt.want || got < tt.want*3/4 {
+			t.Errorf("%s: the frame has %v, want %v", tt.name, got, tt.want)
+		}
+	}
+	f.on("n1", always(refusal(pb.FrameError_REASON_OVERLOADED, "")))
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if _, err := c.Limits().Check(ctx, subject(1)); !errors.Is(err, context.DeadlineExceeded) {
+		t.Error(err)
+	}
+	time.Sleep(time.Second) // an attempt that was under way may come
+	sent := len(f.log())
+	time.Sleep(time.Second) // retries are 250 ms apart at most
+	if n := len(f.log()); n != sent {
+		t.Errorf("it was sent %d times more after its caller had left", n-sent)
+	}
+}
+
 // A node that is paused, hangs or has vanished ends no connection. Once another one leads, the frame goes there; the SDK
 // waited until the connection was found dead, 15 seconds, before.
 func TestASilentLeaderIsLeftOnceAnotherOneLeads(t *testing.T) {

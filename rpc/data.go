@@ -235,6 +235,10 @@ func (x *stream) frame(q *pb.FrameRequest) {
 		x.refuse(q, pb.FrameError_REASON_NOT_LEADER, "this node does not lead the shard")
 		return
 	}
+	if !q.Query && replica.Busy() { // before there is work for it
+		x.failed(q, fsm.ErrOverloaded)
+		return
+	}
 	ops := make([]op, len(q.Ops))
 	f := &fsm.Frame{Client: [16]byte(q.Client), Seq: q.Seq, AckUpTo: q.AckUpTo, Calls: make([]fsm.Call, len(q.Ops))}
 	x.bodies = make([]byte, 0, callBytes*len(ops))

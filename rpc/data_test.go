@@ -115,6 +115,7 @@ func TestAStreamEndsWithTheServiceWhenAllIsAnswered(t *testing.T) {
 type leader struct {
 	Node
 	now    fsm.Time
+	busy   bool
 	frames []*fsm.Frame
 }
 
@@ -131,6 +132,8 @@ func (l leading) Watch(func(uint64, fsm.Time, []fsm.Event)) func() {
 func (l leading) Query(context.Context, []fsm.Call) ([]fsm.Result, fsm.Applied, error) {
 	return nil, fsm.Applied{}, fsm.ErrNotLeader
 }
+func (l leading) Busy() bool { return l.busy }
+
 func (l leading) ProposeAsync(f *fsm.Frame, _ func(fsm.FrameOutcome, error)) error {
 	l.frames = append(l.frames, f)
 	return nil
@@ -148,6 +151,16 @@ func TestADeadlineOfAnotherNodeIsTaken(t *testing.T) {
 		if (len(node.frames) == 1) != taken || (len(x.queue) == 0) != taken {
 			t.Errorf("%d ms ahead: %d frames proposed, answers %v", deadline-now, len(node.frames), x.queue)
 		}
+	}
+}
+
+// What a busy shard would refuse is refused before it costs any work, and may be tried again.
+func TestABusyShardIsGivenNoFrames(t *testing.T) {
+	node := &leader{now: 1, busy: true}
+	x := newStream(t.Context(), &data{node: node, metrics: NewMetrics()})
+	x.frame(&pb.FrameRequest{Client: make([]byte, 16), Shard: 1, Seq: 1, Ops: []*pb.Op{{}}})
+	if len(node.frames) != 0 || len(x.queue) != 1 || x.queue[0].Error.GetReason() != pb.FrameError_REASON_OVERLOADED || x.queue[0].Error.RetryAfterMs == 0 {
+		t.Errorf("%d frames proposed, answers %v", len(node.frames), x.queue)
 	}
 }
 

@@ -51,6 +51,8 @@ type Replica interface {
 	IsLeader() bool
 	// Now is the leader's time.
 	Now() fsm.Time
+	// Busy tells that ProposeAsync would refuse a frame, as it would wait too long for its turn.
+	Busy() bool
 	// ProposeAsync executes a frame and calls done once, unless it returns an error. done must not block.
 	ProposeAsync(f *fsm.Frame, done func(fsm.FrameOutcome, error)) error
 	// Watch calls f, in order, for each entry applied from now on whose commands emitted events; f must not block. What a

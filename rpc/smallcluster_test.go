@@ -184,6 +184,8 @@ func (r smallReplica) IsLeader() bool {
 
 func (r smallReplica) Now() fsm.Time { return now() }
 
+func (r smallReplica) Busy() bool { return false }
+
 func (r smallReplica) ProposeAsync(f *fsm.Frame, done func(fsm.FrameOutcome, error)) error {
 	done(r.s.propose(f))
 	return nil

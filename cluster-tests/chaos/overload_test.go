@@ -1,90 +1,24 @@
 package chaos
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"runtime"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
-
-	"github.com/holdfastdb/holdfast/client"
-	"github.com/holdfastdb/holdfast/client/load"
 )
 
 const (
-	peakCallers     = 4096            // frames are full, which is when the cluster does most
-	mostAtOnce      = 4 * peakCallers // calls under way; what is due beyond that is refused by the load itself
+	peakFrames      = 6 // under way in each shard, which is when the cluster does most
 	overloadFactor  = 3
+	begunLeast      = 2.5 // times the peak
 	overloadTime    = 60 * time.Second
 	overloadPatient = time.Second // how long each caller waits for its answer
 	goodputLeast    = 0.8         // of the peak
 	normalWithin    = 10 * time.Second
 	watched         = 2 * normalWithin
 )
-
-// offered is what came of checks that were begun at a fixed rate, whatever became of those before.
-type offered struct {
-	mu            sync.Mutex
-	due, unbegun  int // of those that were due, some the load itself could not begin
-	good          int
-	under         atomic.Int64
-	refused, late int
-	took          []time.Duration // of the good ones
-}
-
-// begun is how many checks were sent on their way.
-func (o *offered) begun() int { return o.due - o.unbegun }
-
-// offer begins checks at a rate for some time. Callers that have waited long enough leave.
-func offer(ctx context.Context, cl *client.Client, perSecond float64, length time.Duration) *offered {
-	o := &offered{}
-	var running sync.WaitGroup
-	begin := time.Now()
-	tick := time.NewTicker(2 * time.Millisecond)
-	defer tick.Stop()
-	for now := begin; now.Sub(begin) < length && ctx.Err() == nil; now = <-tick.C {
-		// Those who begin together leave together: a timer for each would take more of the CPU than the calls.
-		patient, cancel := context.WithTimeout(ctx, overloadPatient)
-		running.Go(func() {
-			<-patient.Done()
-			cancel()
-		})
-		for due := int(now.Sub(begin).Seconds() * perSecond); o.due < due; o.due++ {
-			if o.under.Load() >= mostAtOnce {
-				o.unbegun++
-				continue
-			}
-			o.under.Add(1)
-			key := o.due % 1000
-			running.Go(func() { o.one(patient, cl, key) })
-		}
-	}
-	running.Wait()
-	return o
-}
-
-func (o *offered) one(ctx context.Context, cl *client.Client, key int) {
-	begin := time.Now()
-	_, err := cl.Limits().Check(ctx, client.Request{Client: fmt.Sprint("client-", key), Resource: benched})
-	took := time.Since(begin)
-	o.under.Add(-1)
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	switch {
-	case err == nil:
-		o.good++
-		o.took = append(o.took, took)
-	case errors.Is(err, client.ErrExhausted):
-		o.refused++
-	default:
-		o.late++
-	}
-}
 
 // cpuTime is what this process has used.
 func cpuTime() time.Duration {
@@ -113,25 +47,32 @@ func TestOverload(t *testing.T) {
 	if err := readyBench(cl); err != nil {
 		t.Fatal(err)
 	}
-	ctx := t.Context()
-	closed := load.Load{Callers: peakCallers, Keys: 1000, Warmup: 2 * time.Second, Duration: 10 * time.Second}
-	peak := closed.Run(ctx, func(ctx context.Context, _, key int) error {
-		_, err := cl.Limits().Check(ctx, client.Request{Client: fmt.Sprint("client-", key), Resource: benched})
-		return err
-	}).PerSecond
-	before := offer(ctx, cl, peak/2, 5*time.Second)
-	usual := quantile(before.took, 0.99)
+	w, err := newWire(t.Context(), cl, benched)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.close()
+	offer := func(perSecond float64, length time.Duration) *served {
+		o, err := w.offer(perSecond, length)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return o
+	}
+	w.closed(peakFrames, 2*time.Second) // warm
+	peak := w.closed(peakFrames, 10*time.Second)
+	usual := quantile(offer(peak/2, 5*time.Second).took, 0.99)
 	t.Logf("peak %.0f/s; at half of that p99 %v", peak, usual)
 
 	spent := cpuTime()
-	over := offer(ctx, cl, overloadFactor*peak, overloadTime)
+	over := offer(overloadFactor*peak, overloadTime)
 	f := overload{
 		peak: peak, due: overloadFactor * peak, begun: float64(over.begun()) / overloadTime.Seconds(), good: float64(over.good) / overloadTime.Seconds(),
 		p99: quantile(over.took, 0.99), refused: over.refused, late: over.late, unbegun: over.unbegun, normal: -1,
 		own: float64(cpuTime()-spent) / float64(overloadTime) / float64(runtime.NumCPU()),
 	}
 	for begin := time.Now(); f.normal < 0 && time.Since(begin) < watched; {
-		second := offer(ctx, cl, peak/2, time.Second)
+		second := offer(peak/2, time.Second)
 		p99 := quantile(second.took, 0.99)
 		at := time.Since(begin)
 		t.Logf("%.0f s after: %d of %d served, p99 %v", at.Seconds(), second.good, second.due, p99)
@@ -140,6 +81,9 @@ func TestOverload(t *testing.T) {
 		}
 	}
 	t.Logf("\n%s", f)
+	if f.begun < begunLeast*peak || f.refused == 0 {
+		t.Errorf("it was no overload: %.1f times the peak was begun, and the cluster refused %d", f.begun/peak, f.refused)
+	}
 	if f.good < goodputLeast*peak {
 		t.Errorf("goodput is %.0f %% of the peak, at least %.0f %% are promised", 100*f.good/peak, 100*goodputLeast)
 	}
@@ -157,7 +101,7 @@ func TestOverload(t *testing.T) {
 type overload struct {
 	peak, due, begun, good float64
 	p99                    time.Duration
-	refused, late, unbegun int
+	late, unbegun, refused int           // refused are frames, each as often as it was
 	normal                 time.Duration // the end of the first second after that was as usual, -1 if there was none
 	own                    float64       // share of all CPUs that the load took
 }
@@ -170,14 +114,14 @@ func (f overload) String() string {
 	}
 	row(fmt.Sprintf("%d times the peak for %v, callers wait %v", overloadFactor, overloadTime, overloadPatient), "")
 	row("---", "---")
-	row(fmt.Sprintf("peak, %d callers, closed loop", peakCallers), "%.0f/s", f.peak)
+	row(fmt.Sprintf("peak of checks, %d frames of %d under way in each of four shards", peakFrames, frameOps), "%.0f/s", f.peak)
 	row("due", "%.0f/s", f.due)
 	row("begun", "%.0f/s, %.1f times the peak", f.begun, f.begun/f.peak)
 	row(fmt.Sprintf("served in time (goal: %.0f %% of the peak)", 100*goodputLeast), "%.0f/s, %.0f %%: %s", f.good, 100*f.good/f.peak, verdict(f.good >= goodputLeast*f.peak))
 	row("p99 of those served", "%v", f.p99.Round(time.Millisecond))
 	row("refused by the cluster", "%d", f.refused)
 	row("too late", "%d", f.late)
-	row(fmt.Sprintf("due, but not begun: %d were under way", mostAtOnce), "%d", f.unbegun)
+	row(fmt.Sprintf("due, but not begun: %d frames were under way in a shard", wireSenders), "%d", f.unbegun)
 	normal := fmt.Sprintf("not within %v: missed", watched)
 	if f.normal >= 0 {
 		normal = fmt.Sprintf("%v: %s", f.normal.Round(time.Second), verdict(f.normal <= normalWithin))
@@ -193,7 +137,7 @@ func TestOverloadPage(t *testing.T) {
 	f := overload{peak: 1000, due: 3000, begun: 1500, good: 700, refused: 3, late: 4, unbegun: 5, normal: -1}
 	for _, want := range []string{
 		"| due | 3000/s |", "| begun | 1500/s, 1.5 times the peak |", "700/s, 70 %: missed", "| refused by the cluster | 3 |", "| too late | 4 |",
-		"under way | 5 |", "| not within 20s: missed |",
+		"in a shard | 5 |", "| not within 20s: missed |",
 	} {
 		if page := f.String(); !strings.Contains(page, want) {
 			t.Errorf("no %q in:\n%s", want, page)

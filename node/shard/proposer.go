@@ -17,8 +17,9 @@ type proposer struct {
 
 	mu      sync.Mutex
 	waiting []proposal
-	ops     int // in waiting
-	bytes   int // in waiting
+	ops     int       // in waiting
+	bytes   int       // in waiting
+	emptied time.Time // when nothing was waiting last
 	closed  bool
 
 	wake     chan struct{}
@@ -31,6 +32,7 @@ type proposer struct {
 type proposal struct {
 	frame *fsm.Frame
 	size  int
+	since time.Time
 	done  func(fsm.FrameOutcome, error)
 }
 
@@ -45,6 +47,11 @@ const (
 	// maxWaitingOps and maxWaitingBytes bound the queue: at full speed less than half a second of work.
 	maxWaitingOps   = 32 * 1024
 	maxWaitingBytes = 32 << 20
+	// A queue that was empty within maxStanding takes up a burst, or a disk that halted. One that was not only makes all wait
+	// for their turn, so long that many have left by then: more work than can be done for nobody. Then a frame is only taken
+	// in if none has waited for longer than maxWait (K. Nichols, V. Jacobson: Controlling Queue Delay, 2012).
+	maxStanding = time.Second
+	maxWait     = 200 * time.Millisecond
 	// enqueueTimeout is how long Raft may take to accept an entry.
 	enqueueTimeout = 5 * time.Second
 )
@@ -72,7 +79,11 @@ func (p *proposer) submit(f *fsm.Frame, done func(fsm.FrameOutcome, error)) erro
 	case p.ops > 0 && (p.ops+len(f.Calls) > maxWaitingOps || p.bytes+size > maxWaitingBytes):
 		return fsm.ErrOverloaded
 	}
-	p.waiting = append(p.waiting, proposal{frame: f, size: size, done: done})
+	now := time.Now()
+	if p.busy(now) {
+		return fsm.ErrOverloaded
+	}
+	p.waiting = append(p.waiting, proposal{frame: f, size: size, since: now, done: done})
 	p.ops += len(f.Calls)
 	p.bytes += size
 	select {
@@ -80,6 +91,15 @@ func (p *proposer) submit(f *fsm.Frame, done func(fsm.FrameOutcome, error)) erro
 	default:
 	}
 	return nil
+}
+
+// busy tells that a frame would wait too long for its turn. Called with mu held.
+func (p *proposer) busy(now time.Time) bool {
+	if len(p.waiting) == 0 {
+		p.emptied = now
+		return false
+	}
+	return now.Sub(p.emptied) > maxStanding && now.Sub(p.waiting[0].since) > maxWait
 }
 
 // next takes the frames of the next entry off the queue.
@@ -96,7 +116,9 @@ func (p *proposer) next() []proposal {
 		size += w.size
 	}
 	taken := p.waiting[:n:n]
-	p.waiting = p.waiting[n:]
+	if p.waiting = p.waiting[n:]; len(p.waiting) == 0 {
+		p.emptied = time.Now()
+	}
 	p.ops -= ops
 	p.bytes -= size
 	return taken
@@ -177,6 +199,13 @@ func (g *Group) ProposeAsync(f *fsm.Frame, done func(fsm.FrameOutcome, error)) e
 		return fsm.ErrDiskFull
 	}
 	return g.proposer.submit(f, done)
+}
+
+// Busy tells that ProposeAsync would refuse a frame as it would wait too long for its turn.
+func (g *Group) Busy() bool {
+	g.proposer.mu.Lock()
+	defer g.proposer.mu.Unlock()
+	return g.proposer.busy(time.Now())
 }
 
 // Propose has the group execute a frame and waits for the outcome. If ctx ends first the outcome is unknown.
