@@ -233,11 +233,16 @@ func (l *lane) acked() uint64 {
 	return acked
 }
 
-// hopeless tells that an operation has waited for its turn and its caller will hardly wait for the answer. When there is
-// more to do than can be done, those at the head of the queue are all about to leave: without this, what is done would be
-// done for nobody. An operation that hardly had to wait is always tried. Called with mu held.
+// hopeless tells that an operation had to wait for its turn and its caller will hardly wait for the answer: that takes as
+// long as it took lately, and the longer the queue the less is certain. When there is more to do than can be done, those at
+// the head of the queue are all about to leave: without this, what is done would be done for nobody. An operation that
+// hardly had to wait is always tried. Called with mu held.
 func (l *lane) hopeless(o *operation, now time.Time) bool {
-	return !o.until.IsZero() && now.Sub(o.since) > l.took/4 && o.until.Sub(now) < 2*l.took
+	if o.until.IsZero() {
+		return false
+	}
+	waited := now.Sub(o.since)
+	return waited > l.took/4 && o.until.Sub(now) < l.took+min(waited, l.took)
 }
 
 // pack takes the operations of a frame off the queue; nil if there is none worth sending.

@@ -7,6 +7,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/holdfastdb/holdfast/cluster-tests/results"
 )
 
 const (
@@ -91,7 +93,7 @@ func TestOverload(t *testing.T) {
 		t.Errorf("it is not as before within %v", normalWithin)
 	}
 	if s.out != "" {
-		if err := writeSection(s.out, "overload", f.String()); err != nil {
+		if err := results.Write(s.out, "overload", f.String()); err != nil {
 			t.Error(err)
 		}
 	}
@@ -128,7 +130,7 @@ func (f overload) String() string {
 	}
 	row(fmt.Sprintf("normal again after (goal: %v)", normalWithin), "%s", normal)
 	fmt.Fprintf(&b, "\n%d CPUs, of which the load took %.0f %% for itself; %s, %s, commit %s.\n",
-		runtime.NumCPU(), 100*f.own, runtime.Version(), time.Now().UTC().Format(time.DateOnly), commit())
+		runtime.NumCPU(), 100*f.own, runtime.Version(), time.Now().UTC().Format(time.DateOnly), results.Commit())
 	return b.String()
 }
 

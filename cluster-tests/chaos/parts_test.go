@@ -11,6 +11,7 @@ import (
 
 	"github.com/holdfastdb/holdfast/cluster-tests/check"
 	"github.com/holdfastdb/holdfast/cluster-tests/history"
+	"github.com/holdfastdb/holdfast/cluster-tests/results"
 	"github.com/holdfastdb/holdfast/fsm"
 )
 
@@ -25,10 +26,10 @@ func TestPublish(t *testing.T) {
 		Gaps: map[string][]time.Duration{"kill-leader": {time.Second, 3 * time.Second, 2 * time.Second}}, Network: "a network",
 	}
 	all := &Result{Name: "kill-all", Nodes: 5, Definite: 20, Failed: 2, Faults: []Fault{{Kind: "kill-all", Led: []uint32{1, 2}}}, Violations: []string{"x"}}
-	shows := func(kind string, results []*Result, want ...string) {
+	shows := func(kind string, histories []*Result, want ...string) {
 		t.Helper()
 		y := newTally()
-		for _, r := range results {
+		for _, r := range histories {
 			y.add(r)
 		}
 		if err := publish(path, kind, y); err != nil {
@@ -38,7 +39,7 @@ func TestPublish(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, text := range append(want, "before\n<!-- measured: chaos -->\n", "<!-- end: chaos -->\nafter\n", commit()) {
+		for _, text := range append(want, "before\n<!-- measured: chaos -->\n", "<!-- end: chaos -->\nafter\n", results.Commit()) {
 			if !strings.Contains(string(page), text) {
 				t.Errorf("no %q in:\n%s", text, page)
 			}

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/holdfastdb/holdfast/cluster-tests/results"
 	"github.com/holdfastdb/holdfast/storage/plant"
 )
 
@@ -67,8 +68,8 @@ func TestPlantedBugs(t *testing.T) {
 		})
 	}
 	if s.out != "" {
-		fmt.Fprintf(&page, "\n%s, commit %s.\n", time.Now().UTC().Format(time.DateOnly), commit())
-		if err := writeSection(s.out, planted, page.String()); err != nil {
+		fmt.Fprintf(&page, "\n%s, commit %s.\n", time.Now().UTC().Format(time.DateOnly), results.Commit())
+		if err := results.Write(s.out, planted, page.String()); err != nil {
 			t.Error(err)
 		}
 	}

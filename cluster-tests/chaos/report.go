@@ -8,12 +8,12 @@ import (
 	"fmt"
 	"maps"
 	"os"
-	"os/exec"
 	"runtime"
 	"slices"
 	"strings"
-	"sync"
 	"time"
+
+	"github.com/holdfastdb/holdfast/cluster-tests/results"
 )
 
 // lanTiming is the heartbeat of the profile for one data centre.
@@ -41,7 +41,7 @@ type tally struct {
 
 func newTally() *tally {
 	return &tally{
-		Date: time.Now().UTC().Format(time.DateOnly), Commit: commit(), Gaps: make(map[string][]time.Duration), Looked: make(map[string]int), ByType: make(map[string]int),
+		Date: time.Now().UTC().Format(time.DateOnly), Commit: results.Commit(), Gaps: make(map[string][]time.Duration), Looked: make(map[string]int), ByType: make(map[string]int),
 		Machine: fmt.Sprintf("%d CPUs, %s", runtime.NumCPU(), runtime.Version()),
 	}
 }
@@ -247,7 +247,7 @@ func publish(page, kind string, y *tally) error {
 		fmt.Fprintf(&b, "%s\n%q: %s", map[bool]string{true: "{", false: ","}[i == 0], name, text)
 	}
 	b.WriteString("\n}\n")
-	return errors.Join(os.WriteFile(data, b.Bytes(), 0o644), writeSection(page, "chaos", all.page()))
+	return errors.Join(os.WriteFile(data, b.Bytes(), 0o644), results.Write(page, "chaos", all.page()))
 }
 
 // verdict tells whether a goal was met.
@@ -256,35 +256,4 @@ func verdict(met bool) string {
 		return "met"
 	}
 	return "missed"
-}
-
-// commit names what was tested, as far as git can tell. A + says that there were changes beside it.
-var commit = sync.OnceValue(func() string {
-	head, err := exec.Command("git", "rev-parse", "--short", "HEAD").Output()
-	if err != nil {
-		return "unknown"
-	}
-	name := strings.TrimSpace(string(head))
-	if changes, err := exec.Command("git", "status", "--porcelain", "--untracked-files=no", "--", ":/", ":!/docs").Output(); err != nil || len(changes) > 0 {
-		name += "+"
-	}
-	return name
-})
-
-// writeSection replaces what stands between the marks of a section of a page, or appends it.
-func writeSection(path, name, text string) error {
-	begin, end := "<!-- measured: "+name+" -->\n", "<!-- end: "+name+" -->\n"
-	section := begin + text + end
-	old, err := os.ReadFile(path)
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	doc := string(old)
-	i, j := strings.Index(doc, begin), strings.Index(doc, end)
-	if i < 0 || j < i {
-		doc += section
-	} else {
-		doc = doc[:i] + section + doc[j+len(end):]
-	}
-	return os.WriteFile(path, []byte(doc), 0o644)
 }

@@ -3,7 +3,6 @@ package sim
 import (
 	"fmt"
 	"maps"
-	"os"
 	"runtime"
 	"slices"
 	"strings"
@@ -13,6 +12,7 @@ import (
 
 	"github.com/holdfastdb/holdfast/cluster-tests/check"
 	"github.com/holdfastdb/holdfast/cluster-tests/history"
+	"github.com/holdfastdb/holdfast/cluster-tests/results"
 )
 
 // totals sums up the runs of a test.
@@ -125,41 +125,11 @@ func (s *totals) page() string {
 	for _, kind := range slices.Sorted(maps.Keys(s.faults)) {
 		row(kind, "%d", s.faults[kind])
 	}
-	fmt.Fprintf(&b, "\n%s, %s.\n", runtime.Version(), time.Now().Format(time.DateOnly))
+	fmt.Fprintf(&b, "\n%s, %s, commit %s.\n", runtime.Version(), time.Now().Format(time.DateOnly), results.Commit())
 	return b.String()
 }
 
-// The marks between which the figures are on the page.
-const (
-	figuresBegin = "<!-- sim: measured -->\n"
-	figuresEnd   = "<!-- end: sim -->"
-)
-
-// publish puts the figures between the marks of a text.
-func publish(text, figures string) (string, error) {
-	before, rest, ok := strings.Cut(text, figuresBegin)
-	_, after, ok2 := strings.Cut(rest, figuresEnd)
-	if !ok || !ok2 {
-		return "", fmt.Errorf("the page has no section from %q to %q", figuresBegin, figuresEnd)
-	}
-	return before + figuresBegin + figures + figuresEnd + after, nil
-}
-
-func (s *totals) publish(t *testing.T, path string) {
-	text, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	page, err := publish(string(text), s.page())
-	if err != nil {
-		t.Fatalf("%s: %v", path, err)
-	}
-	if err := os.WriteFile(path, []byte(page), 0o644); err != nil {
-		t.Fatal(err)
-	}
-}
-
-func TestFiguresGoBetweenTheirMarks(t *testing.T) {
+func TestFigures(t *testing.T) {
 	s := newTotals()
 	r := &Report{
 		Seed: 7, Faulted: 90 * time.Minute, Faults: map[string]int{"kill": 2, "power cut of all": 3}, Ops: map[history.Outcome]int{history.Unknown: 4},
@@ -175,12 +145,5 @@ func TestFiguresGoBetweenTheirMarks(t *testing.T) {
 		if !strings.Contains(text, want) {
 			t.Errorf("the page lacks %q:\n%s", want, text)
 		}
-	}
-	page, err := publish("a\n"+figuresBegin+"old\n"+figuresEnd+"\nz", "new\n")
-	if want := "a\n" + figuresBegin + "new\n" + figuresEnd + "\nz"; page != want || err != nil {
-		t.Errorf("%q, %v", page, err)
-	}
-	if _, err := publish("a", "new"); err == nil {
-		t.Error("a page without the marks")
 	}
 }

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/holdfastdb/holdfast/cluster-tests/results"
 )
 
 // simulate runs a seed in a bubble of its own. With SIM_DIR it leaves the nodes' log and the history there.
@@ -97,7 +99,9 @@ func TestSimulation(t *testing.T) {
 	sum.used = cpu() - before
 	t.Log("\n" + sum.page())
 	if out := os.Getenv("SIM_OUT"); out != "" {
-		sum.publish(t, out)
+		if err := results.Write(out, "sim", sum.page()); err != nil {
+			t.Error(err)
+		}
 	}
 	if !chosen && !long && (sum.sum.Faulted < time.Hour || sum.faultCount() < 60) {
 		t.Error("less than an hour and 60 faults were simulated")

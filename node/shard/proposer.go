@@ -17,9 +17,12 @@ type proposer struct {
 
 	mu      sync.Mutex
 	waiting []proposal
-	ops     int       // in waiting
-	bytes   int       // in waiting
-	emptied time.Time // when nothing was waiting last
+	ops     int           // in waiting
+	bytes   int           // in waiting
+	emptied time.Time     // when nothing was waiting last
+	taken   time.Time     // when operations were taken off last and others stayed, zero if none did,
+	batch   int           // and how many
+	pace    time.Duration // that an operation takes lately while others wait
 	closed  bool
 
 	wake     chan struct{}
@@ -32,7 +35,6 @@ type proposer struct {
 type proposal struct {
 	frame *fsm.Frame
 	size  int
-	since time.Time
 	done  func(fsm.FrameOutcome, error)
 }
 
@@ -49,7 +51,7 @@ const (
 	maxWaitingBytes = 32 << 20
 	// A queue that was empty within maxStanding takes up a burst, or a disk that halted. One that was not only makes all wait
 	// for their turn, so long that many have left by then: more work than can be done for nobody. Then a frame is only taken
-	// in if none has waited for longer than maxWait (K. Nichols, V. Jacobson: Controlling Queue Delay, 2012).
+	// in if it need not wait for longer than maxWait (after K. Nichols, V. Jacobson: Controlling Queue Delay, 2012).
 	maxStanding = time.Second
 	maxWait     = 200 * time.Millisecond
 	// enqueueTimeout is how long Raft may take to accept an entry.
@@ -83,7 +85,7 @@ func (p *proposer) submit(f *fsm.Frame, done func(fsm.FrameOutcome, error)) erro
 	if p.busy(now) {
 		return fsm.ErrOverloaded
 	}
-	p.waiting = append(p.waiting, proposal{frame: f, size: size, since: now, done: done})
+	p.waiting = append(p.waiting, proposal{frame: f, size: size, done: done})
 	p.ops += len(f.Calls)
 	p.bytes += size
 	select {
@@ -99,7 +101,7 @@ func (p *proposer) busy(now time.Time) bool {
 		p.emptied = now
 		return false
 	}
-	return now.Sub(p.emptied) > maxStanding && now.Sub(p.waiting[0].since) > maxWait
+	return time.Duration(p.ops)*p.pace > maxWait && now.Sub(p.emptied) > maxStanding
 }
 
 // next takes the frames of the next entry off the queue.
@@ -116,8 +118,14 @@ func (p *proposer) next() []proposal {
 		size += w.size
 	}
 	taken := p.waiting[:n:n]
-	if p.waiting = p.waiting[n:]; len(p.waiting) == 0 {
-		p.emptied = time.Now()
+	p.waiting = p.waiting[n:]
+	now := time.Now()
+	if !p.taken.IsZero() {
+		p.pace += (now.Sub(p.taken)/time.Duration(p.batch) - p.pace) / 8
+	}
+	p.taken, p.batch = now, ops
+	if len(p.waiting) == 0 {
+		p.emptied, p.taken = now, time.Time{}
 	}
 	p.ops -= ops
 	p.bytes -= size

@@ -9,40 +9,61 @@ import (
 	"github.com/holdfastdb/holdfast/fsm"
 )
 
-// A burst, or a disk that halts for a moment, makes a queue that goes away again: everybody waits and is served. With more
-// work than can be done it never goes, and if it grew all would wait until their callers had left.
-func TestAQueueThatStandsIsKeptShort(t *testing.T) {
+// A burst, or a disk that halts for a moment, makes a queue that goes away again: everybody waits and is served.
+func TestAQueueThatWasEmptyLatelyTakesUpABurst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := newProposer(nil)
-		frame := &fsm.Frame{Calls: make([]fsm.Call, fsm.MaxOps)}
-		submit := func(what string, want error) {
-			t.Helper()
+		p, frame := newProposer(nil), &fsm.Frame{Calls: make([]fsm.Call, fsm.MaxOps)}
+		submit := func() error {
 			err := p.submit(frame, func(fsm.FrameOutcome, error) {})
-			if p.mu.Lock(); p.busy(time.Now()) != (want != nil) {
-				t.Errorf("%s: busy is not what a frame is told", what)
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			if busy := p.busy(time.Now()); err != nil && !busy {
+				t.Errorf("it is not busy, and a frame is told: %v", err)
 			}
-			p.mu.Unlock()
-			if !errors.Is(err, want) {
-				t.Errorf("%s: %v, want %v", what, err, want)
+			return err
+		}
+		const each = maxWait / 4 // for an entry
+		for round := range 3 {
+			for range 12 {
+				if err := submit(); err != nil {
+					t.Fatalf("round %d: %v", round, err)
+				}
+			}
+			for len(p.next()) > 0 {
+				time.Sleep(each)
 			}
 		}
-		for range 10 {
-			submit("a burst", nil)
-		}
-		time.Sleep(maxStanding)
-		submit("nothing was done for a second", nil)
-		time.Sleep(time.Millisecond)
-		submit("nothing was done for longer", fsm.ErrOverloaded)
-		for range 10 {
+		for range 2 * maxStanding / each { // what is taken off comes again, and more
+			_ = submit()
+			_ = submit()
+			time.Sleep(each)
 			p.next()
 		}
-		submit("of what stands, nothing has waited for long", nil)
-		time.Sleep(maxWait + time.Millisecond)
-		submit("of what stands, the first has", fsm.ErrOverloaded)
-		for len(p.next()) > 0 {
+		_ = submit()
+		if err := submit(); !errors.Is(err, fsm.ErrOverloaded) {
+			t.Errorf("a queue that stands: %v", err)
 		}
-		submit("nothing waited", nil)
-		time.Sleep(2 * maxWait)
-		submit("nothing waited lately", nil)
 	})
+}
+
+// With more work than can be done the queue never goes away, and if it grew all would wait until their callers had left: it
+// is as long as what is done in maxWait.
+func TestAQueueThatStandsIsKeptShort(t *testing.T) {
+	for _, each := range []time.Duration{5 * time.Millisecond, 100 * time.Millisecond} { // for an entry
+		synctest.Test(t, func(t *testing.T) {
+			p, frame := newProposer(nil), &fsm.Frame{Calls: make([]fsm.Call, fsm.MaxOps)}
+			begin := time.Now()
+			for time.Since(begin) < 10*time.Second {
+				for range 8 {
+					_ = p.submit(frame, func(fsm.FrameOutcome, error) {}) // some are refused
+				}
+				time.Sleep(each)
+				p.next()
+				wait := time.Duration(p.ops/fsm.MaxOps) * each
+				if time.Since(begin) > 8*time.Second && (wait > maxWait+each || wait < maxWait-2*each) {
+					t.Fatalf("at %v an entry who comes last waits for %v", each, wait)
+				}
+			}
+		})
+	}
 }
