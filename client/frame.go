@@ -80,9 +80,7 @@ func (f *frame) watch(addr string, turn int) {
 func (f *frame) look(addr string, turn int) {
 	c := f.l.c
 	c.silent.Store(&addr)
-	ctx, cancel := context.WithDeadline(c.ctx, f.until)
-	_ = c.refresh(ctx) // or what is known stays
-	cancel()
+	f.refresh()
 	leader := c.routes.Load().leaders[f.l.shard]
 	if leader == addr {
 		f.watch(addr, turn)
@@ -97,6 +95,14 @@ func (f *frame) look(addr string, turn int) {
 	} else {
 		f.retry(errSilent, atOnce)
 	}
+}
+
+// refresh fetches the cluster map, or what is known stays. It takes its time even if this frame's callers are about to leave:
+// those of the next frames need to know as well.
+func (f *frame) refresh() {
+	ctx, cancel := context.WithDeadline(f.l.c.ctx, f.packed.Add(f.l.c.cfg.Timeout))
+	defer cancel()
+	_ = f.l.c.refresh(ctx)
 }
 
 // attempt sends the frame to the leader as far as it is known.
@@ -208,9 +214,11 @@ func (f *frame) retry(err error, pause time.Duration) {
 				f.giveUp()
 				return
 			}
-			ctx, cancel := context.WithDeadline(c.ctx, f.until)
-			_ = c.refresh(ctx) // or the next attempt tries what is known
-			cancel()
+			f.refresh()
+		}
+		if time.Now().After(f.until) {
+			f.giveUp()
+			return
 		}
 		f.attempt()
 	})
@@ -219,19 +227,25 @@ func (f *frame) retry(err error, pause time.Duration) {
 // giveUp ends the frame without an answer, if it has none yet.
 func (f *frame) giveUp() {
 	f.mu.Lock()
-	maybe, err := f.maybe || f.sent, f.last
+	ended, maybe, err := f.ended, f.maybe || f.sent, f.last
+	f.ended = true // in the same moment, so that no attempt begins of which nothing is told
 	f.mu.Unlock()
+	if ended {
+		return
+	}
 	if err == nil {
 		err = errors.New("no answer in time")
 	}
 	switch {
 	case f.l.c.ctx.Err() != nil && !maybe:
-		f.fail(ErrClosed)
+		err = ErrClosed
 	case maybe && !f.l.query:
-		f.fail(fmt.Errorf("%w: %w", ErrOutcomeUnknown, err))
+		err = fmt.Errorf("%w: %w", ErrOutcomeUnknown, err)
 	default:
-		f.fail(fmt.Errorf("%w: %w", ErrUnavailable, err))
+		err = fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
+	f.release()
+	f.tell(err)
 }
 
 func (f *frame) succeed(r *pb.FrameResponse) {
@@ -247,26 +261,36 @@ func (f *frame) succeed(r *pb.FrameResponse) {
 }
 
 func (f *frame) fail(err error) {
-	if !f.close() {
-		return
+	if f.close() {
+		f.tell(err)
 	}
+}
+
+func (f *frame) tell(err error) {
 	for _, o := range f.ops {
 		o.finish(nil, err)
 	}
 }
 
-// close makes room for the lane's next frame; false if the frame had ended.
+// close ends the frame; false if it had ended.
 func (f *frame) close() bool {
 	f.mu.Lock()
 	ended := f.ended
 	f.ended = true
+	f.mu.Unlock()
+	if !ended {
+		f.release()
+	}
+	return !ended
+}
+
+// release makes room for the lane's next frame.
+func (f *frame) release() {
+	f.mu.Lock()
 	if f.lookup != nil {
 		f.lookup.Stop()
 	}
 	f.mu.Unlock()
-	if ended {
-		return false
-	}
 	l := f.l
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -274,5 +298,4 @@ func (f *frame) close() bool {
 	delete(l.open, f.seq)
 	l.took += (time.Since(f.packed) - l.took) / 8
 	l.signal()
-	return true
 }

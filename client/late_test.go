@@ -150,6 +150,28 @@ func TestASilentLeaderIsLeftOnceAnotherOneLeads(t *testing.T) {
 }
 
 // What the old leader says after all has no effect on the next attempt.
+func TestASilentLeaderIsLeftByCallersWithoutPatience(t *testing.T) {
+	f := newFake(t, "n1", "n2")
+	f.on("n1", always(silence))
+	c := f.client(0)
+	try := func() error {
+		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+		defer cancel()
+		_, err := c.Limits().Check(ctx, subject(1))
+		return err
+	}
+	if err := try(); !errors.Is(err, client.ErrOutcomeUnknown) {
+		t.Fatalf("of a leader that says nothing: %v", err)
+	}
+	f.lead(1, "n2")
+	f.lead(2, "n2")
+	for begin := time.Now(); try() != nil; {
+		if time.Since(begin) > 5*time.Second {
+			t.Fatal("they never come to the new leader")
+		}
+	}
+}
+
 func TestALateAnswerOfALeaderThatWasLeftIsIgnored(t *testing.T) {
 	f := newFake(t, "n1", "n2")
 	late := make(chan struct{})

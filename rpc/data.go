@@ -235,12 +235,11 @@ func (x *stream) frame(q *pb.FrameRequest) {
 		x.refuse(q, pb.FrameError_REASON_NOT_LEADER, "this node does not lead the shard")
 		return
 	}
-	if !q.Query && replica.Busy() { // before there is work for it
-		x.failed(q, fsm.ErrOverloaded)
+	if !q.Query && !x.admit(q, replica) {
 		return
 	}
 	ops := make([]op, len(q.Ops))
-	f := &fsm.Frame{Client: [16]byte(q.Client), Seq: q.Seq, AckUpTo: q.AckUpTo, Calls: make([]fsm.Call, len(q.Ops))}
+	f := &fsm.Frame{Client: [16]byte(q.Client), Seq: q.Seq, AckUpTo: q.AckUpTo, Deadline: fsm.Time(q.DeadlineMs), Calls: make([]fsm.Call, len(q.Ops))}
 	x.bodies = make([]byte, 0, callBytes*len(ops))
 	for i, o := range q.Ops {
 		ops[i].place = i
@@ -251,22 +250,31 @@ func (x *stream) frame(q *pb.FrameRequest) {
 		x.work.Go(func() { x.query(q, ops, replica, begin) })
 		return
 	}
+	err := replica.ProposeAsync(f, func(out fsm.FrameOutcome, err error) { x.executed(q, ops, out, err, begin) })
+	if err != nil {
+		x.failed(q, err)
+	}
+}
+
+// admit stamps a frame's deadline, and refuses what would not be executed in time before there is work for it.
+func (x *stream) admit(q *pb.FrameRequest, replica Replica) bool {
+	now := int64(replica.Now())
 	if q.DeadlineMs == 0 {
 		timeout := q.TimeoutMs
 		if timeout == 0 {
 			timeout = defaultFrameTimeout
 		}
-		q.DeadlineMs = int64(replica.Now()) + int64(timeout)
+		q.DeadlineMs = now + int64(timeout)
 	}
-	f.Deadline = fsm.Time(q.DeadlineMs)
-	if f.Deadline > replica.Now()+fsm.MaxDeadline+maxSkew {
+	switch {
+	case q.DeadlineMs > now+fsm.MaxDeadline+maxSkew:
 		x.refuse(q, pb.FrameError_REASON_INVALID, "the deadline is too far away")
-		return
+	case replica.Busy():
+		x.failed(q, fsm.ErrOverloaded)
+	default:
+		return true
 	}
-	err := replica.ProposeAsync(f, func(out fsm.FrameOutcome, err error) { x.executed(q, ops, out, err, begin) })
-	if err != nil {
-		x.failed(q, err)
-	}
+	return false
 }
 
 func (x *stream) failed(q *pb.FrameRequest, err error) {

@@ -51,7 +51,7 @@ type Replica interface {
 	IsLeader() bool
 	// Now is the leader's time.
 	Now() fsm.Time
-	// Busy tells that ProposeAsync would refuse a frame, as it would wait too long for its turn.
+	// Busy tells that a frame would wait too long for its turn: it is better refused.
 	Busy() bool
 	// ProposeAsync executes a frame and calls done once, unless it returns an error. done must not block.
 	ProposeAsync(f *fsm.Frame, done func(fsm.FrameOutcome, error)) error

@@ -26,6 +26,7 @@ type wire struct {
 
 	mu      sync.Mutex
 	streams map[wireEnd]*wireStream
+	broken  error // of a stream that ended
 }
 
 // wireEnd is one end of a stream: a node, and one of the services that call it.
@@ -144,7 +145,14 @@ func (w *wire) to(end wireEnd) *wireStream {
 	if s == nil {
 		s = &wireStream{queue: make(chan *pb.FrameRequest, 8*wireSenders), waiting: make(map[uint64]func(*pb.FrameResponse))}
 		w.streams[end] = s
-		w.work.Go(func() { s.run(w.ctx, end.addr) })
+		w.work.Go(func() {
+			err := s.run(w.ctx, end.addr)
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			if w.ctx.Err() == nil { // what is due on it is not sent any more
+				w.broken = fmt.Errorf("a stream to %s has ended: %w", end.addr, err)
+			}
+		})
 	}
 	return s
 }
@@ -174,7 +182,7 @@ func (s *wireStream) send(q *pb.FrameRequest, done func(*pb.FrameResponse)) {
 	s.queue <- q // there are not more senders than that
 }
 
-func (s *wireStream) run(ctx context.Context, addr string) {
+func (s *wireStream) run(ctx context.Context, addr string) error {
 	defer func() {
 		s.mu.Lock()
 		waiting := s.waiting
@@ -186,7 +194,7 @@ func (s *wireStream) run(ctx context.Context, addr string) {
 	}()
 	conn, err := grpc.NewClient("passthrough:"+addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
-		return
+		return err
 	}
 	defer conn.Close()
 	ctx, cancel := context.WithCancel(ctx)
@@ -195,7 +203,7 @@ func (s *wireStream) run(ctx context.Context, addr string) {
 	defer cancel()
 	st, err := pb.NewDataClient(conn).Frames(ctx)
 	if err != nil {
-		return
+		return err
 	}
 	writing.Go(func() {
 		for {
@@ -212,7 +220,7 @@ func (s *wireStream) run(ctx context.Context, addr string) {
 	for {
 		r, err := st.Recv()
 		if err != nil {
-			return
+			return err
 		}
 		s.mu.Lock()
 		done := s.waiting[r.Id]
@@ -239,10 +247,16 @@ func (o *served) note(r *pb.FrameResponse, took time.Duration) {
 	switch {
 	case r.GetError().GetReason() == pb.FrameError_REASON_OVERLOADED:
 		o.refused += frameOps
-	case r == nil || r.Error != nil || took > overloadPatient:
+	case r == nil || r.Error != nil || len(r.Results) != frameOps || took > overloadPatient:
 		o.late += frameOps
 	default:
-		o.good += frameOps
+		for _, one := range r.Results {
+			if one.Code == 0 {
+				o.good++
+			} else {
+				o.late++
+			}
+		}
 		o.took = append(o.took, took)
 	}
 }
@@ -258,7 +272,7 @@ func (w *wire) closed(depth int, length time.Duration) float64 {
 	for _, l := range w.shards {
 		for range depth {
 			running.Go(func() {
-				for answered := make(chan struct{}); time.Since(begin) < length && w.ctx.Err() == nil; <-answered {
+				for answered := make(chan struct{}, 1); time.Since(begin) < length && w.ctx.Err() == nil; <-answered {
 					if !l.begin(func(r *pb.FrameResponse, took time.Duration) {
 						o.note(r, took)
 						answered <- struct{}{}
@@ -291,7 +305,9 @@ func (w *wire) offer(perSecond float64, length time.Duration) (*served, error) {
 		all := o.answered == o.begun()
 		o.mu.Unlock()
 		if all {
-			return o, nil
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			return o, w.broken
 		}
 	}
 	return o, errors.New("frames have no answer, not even that they were refused")

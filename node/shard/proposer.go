@@ -22,7 +22,8 @@ type proposer struct {
 	emptied time.Time     // when nothing was waiting last
 	taken   time.Time     // when operations were taken off last and others stayed, zero if none did,
 	batch   int           // and how many
-	pace    time.Duration // that an operation takes lately while others wait
+	spent   time.Duration // lately, on an entry while others waited,
+	did     float64       // which had so many operations
 	closed  bool
 
 	wake     chan struct{}
@@ -81,9 +82,8 @@ func (p *proposer) submit(f *fsm.Frame, done func(fsm.FrameOutcome, error)) erro
 	case p.ops > 0 && (p.ops+len(f.Calls) > maxWaitingOps || p.bytes+size > maxWaitingBytes):
 		return fsm.ErrOverloaded
 	}
-	now := time.Now()
-	if p.busy(now) {
-		return fsm.ErrOverloaded
+	if len(p.waiting) == 0 {
+		p.emptied = time.Now()
 	}
 	p.waiting = append(p.waiting, proposal{frame: f, size: size, done: done})
 	p.ops += len(f.Calls)
@@ -98,10 +98,9 @@ func (p *proposer) submit(f *fsm.Frame, done func(fsm.FrameOutcome, error)) erro
 // busy tells that a frame would wait too long for its turn. Called with mu held.
 func (p *proposer) busy(now time.Time) bool {
 	if len(p.waiting) == 0 {
-		p.emptied = now
 		return false
 	}
-	return time.Duration(p.ops)*p.pace > maxWait && now.Sub(p.emptied) > maxStanding
+	return float64(p.ops)*float64(p.spent) > float64(maxWait)*p.did && now.Sub(p.emptied) > maxStanding
 }
 
 // next takes the frames of the next entry off the queue.
@@ -121,7 +120,8 @@ func (p *proposer) next() []proposal {
 	p.waiting = p.waiting[n:]
 	now := time.Now()
 	if !p.taken.IsZero() {
-		p.pace += (now.Sub(p.taken)/time.Duration(p.batch) - p.pace) / 8
+		p.spent += (now.Sub(p.taken) - p.spent) / 8
+		p.did += (float64(p.batch) - p.did) / 8
 	}
 	p.taken, p.batch = now, ops
 	if len(p.waiting) == 0 {
@@ -209,7 +209,8 @@ func (g *Group) ProposeAsync(f *fsm.Frame, done func(fsm.FrameOutcome, error)) e
 	return g.proposer.submit(f, done)
 }
 
-// Busy tells that ProposeAsync would refuse a frame as it would wait too long for its turn.
+// Busy tells that a frame would wait too long for its turn. Whoever has a choice offers none then; the steps of what has
+// begun elsewhere are taken in as long as there is room.
 func (g *Group) Busy() bool {
 	g.proposer.mu.Lock()
 	defer g.proposer.mu.Unlock()
