@@ -103,7 +103,7 @@ func TestOverload(t *testing.T) {
 type overload struct {
 	peak, due, begun, good float64
 	p99                    time.Duration
-	late, unbegun, refused int           // refused are frames, each as often as it was
+	refused, late, unbegun int
 	normal                 time.Duration // the end of the first second after that was as usual, -1 if there was none
 	own                    float64       // share of all CPUs that the load took
 }
