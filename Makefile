@@ -24,9 +24,10 @@ build: ## bin/holdfast
 	go build -o bin/holdfast ./cmd/holdfast
 
 .PHONY: vet
-vet: ## gofmt and go vet
+vet: ## gofmt, go vet, and that all builds without its tests
 	@unformatted=$$(git ls-files '*.go' | xargs -r gofmt -l); \
 	if [ -n "$$unformatted" ]; then echo "not formatted, run gofmt -w on:"; echo "$$unformatted"; exit 1; fi
+	go build ./...
 	go vet ./...
 
 .PHONY: lint
@@ -100,7 +101,7 @@ proto: ## generate rpc/holdfastpb again (needs protoc, the Debian package protob
 	PATH=$(CURDIR)/bin:$$PATH protoc -I rpc/proto --descriptor_set_in=bin/googleapi.binpb \
 		--go-vtproto_out=. --go-vtproto_opt=module=github.com/holdfastdb/holdfast \
 		--go-vtproto_opt=features=marshal+size+unmarshal+unmarshal_unsafe \
-		holdfast/v1/data.proto holdfast/v1/limit.proto holdfast/v1/sessionframe.proto
+		holdfast/v1/data.proto holdfast/v1/limit.proto holdfast/v1/packedframe.proto holdfast/v1/sessionframe.proto
 	# Not unmarshal: what others send has values in values, and the library alone bounds their depth.
 	PATH=$(CURDIR)/bin:$$PATH protoc -I rpc/proto --descriptor_set_in=bin/googleapi.binpb \
 		--go-vtproto_out=. --go-vtproto_opt=module=github.com/holdfastdb/holdfast \

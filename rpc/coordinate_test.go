@@ -146,7 +146,7 @@ func planOf(weight uint32, limits ...counter.Limit) *plan {
 
 // requestOf is the caller of an operation of an SDK's frame.
 func (g *groups) requestOf(seq uint64) caller {
-	return framed(g, &pb.FrameRequest{Client: []byte("0123456789abcdef"), Shard: 1, Seq: seq, DeadlineMs: int64(g.now) + 10_000}, 0)
+	return framed(g, &pb.PackedFrame{Client: []byte("0123456789abcdef"), Shard: 1, Seq: seq, DeadlineMs: int64(g.now) + 10_000}, 0)
 }
 
 const (

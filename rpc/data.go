@@ -73,6 +73,7 @@ type stream struct {
 	freed chan struct{} // it holds less than it did
 
 	// Scratch of the reader, which prepares one operation after the other.
+	in     pb.Op
 	check  pb.CheckRequest
 	bodies []byte
 }
@@ -115,8 +116,8 @@ func (s *data) Frames(st grpc.BidiStreamingServer[pb.FrameRequest, pb.FrameRespo
 // shards.
 func (x *stream) read(st grpc.BidiStreamingServer[pb.FrameRequest, pb.FrameResponse]) error {
 	for x.share() {
-		q, err := st.Recv()
-		if err != nil {
+		q := &pb.PackedFrame{}
+		if err := st.RecvMsg(q); err != nil {
 			return err
 		}
 		all := x.hold(requestMemory(q))
@@ -169,7 +170,7 @@ func (x *stream) write(st grpc.BidiStreamingServer[pb.FrameRequest, pb.FrameResp
 }
 
 // answer ends a frame.
-func (x *stream) answer(q *pb.FrameRequest, r *pb.FrameResponse) {
+func (x *stream) answer(q *pb.PackedFrame, r *pb.FrameResponse) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if x.ended {
@@ -199,7 +200,7 @@ func (x *stream) drop(answers []*pb.FrameResponse) {
 	}
 }
 
-func (x *stream) refuse(q *pb.FrameRequest, reason pb.FrameError_Reason, message string) {
+func (x *stream) refuse(q *pb.PackedFrame, reason pb.FrameError_Reason, message string) {
 	e := &pb.FrameError{Reason: reason, Message: message}
 	switch reason {
 	case pb.FrameError_REASON_NOT_LEADER:
@@ -222,7 +223,7 @@ func (s *data) leaderAddr(group uint32) string {
 }
 
 // frame handles one request of the stream; it does not wait for the outcome.
-func (x *stream) frame(q *pb.FrameRequest) {
+func (x *stream) frame(q *pb.PackedFrame) {
 	begin := time.Now()
 	s := x.s
 	if len(q.Client) != 16 || q.Shard == 0 || len(q.Ops) == 0 || len(q.Ops) > fsm.MaxOps ||
@@ -241,9 +242,9 @@ func (x *stream) frame(q *pb.FrameRequest) {
 	ops := make([]op, len(q.Ops))
 	f := &fsm.Frame{Client: [16]byte(q.Client), Seq: q.Seq, AckUpTo: q.AckUpTo, Deadline: fsm.Time(q.DeadlineMs), Calls: make([]fsm.Call, len(q.Ops))}
 	x.bodies = make([]byte, 0, callBytes*len(ops))
-	for i, o := range q.Ops {
+	for i, packed := range q.Ops {
 		ops[i].place = i
-		x.prepare(&ops[i], o, q)
+		x.prepare(&ops[i], packed, q)
 		f.Calls[i] = ops[i].call
 	}
 	if q.Query {
@@ -257,7 +258,7 @@ func (x *stream) frame(q *pb.FrameRequest) {
 }
 
 // admit stamps a frame's deadline, and refuses what would not be executed in time before there is work for it.
-func (x *stream) admit(q *pb.FrameRequest, replica Replica) bool {
+func (x *stream) admit(q *pb.PackedFrame, replica Replica) bool {
 	now := int64(replica.Now())
 	if q.DeadlineMs == 0 {
 		timeout := q.TimeoutMs
@@ -277,7 +278,7 @@ func (x *stream) admit(q *pb.FrameRequest, replica Replica) bool {
 	return false
 }
 
-func (x *stream) failed(q *pb.FrameRequest, err error) {
+func (x *stream) failed(q *pb.PackedFrame, err error) {
 	reason := pb.FrameError_REASON_UNKNOWN_OUTCOME
 	switch {
 	case errors.Is(err, fsm.ErrNotLeader):
@@ -297,7 +298,7 @@ var frameReasons = map[fsm.Code]pb.FrameError_Reason{
 }
 
 // executed is called by the group; what takes time goes on elsewhere.
-func (x *stream) executed(q *pb.FrameRequest, ops []op, out fsm.FrameOutcome, err error, begin time.Time) {
+func (x *stream) executed(q *pb.PackedFrame, ops []op, out fsm.FrameOutcome, err error, begin time.Time) {
 	if err != nil {
 		x.failed(q, err)
 		return
@@ -342,7 +343,7 @@ func (x *stream) executed(q *pb.FrameRequest, ops []op, out fsm.FrameOutcome, er
 }
 
 // carry executes operations that need other groups than the frame's, several at a time, and fills their results in.
-func (x *stream) carry(ctx context.Context, q *pb.FrameRequest, ops []op, which []int, results []*pb.OpResult) {
+func (x *stream) carry(ctx context.Context, q *pb.PackedFrame, ops []op, which []int, results []*pb.OpResult) {
 	var running sync.WaitGroup
 	slots := make(chan struct{}, maxElsewhere)
 	for _, i := range which {
@@ -364,7 +365,7 @@ func (x *stream) carry(ctx context.Context, q *pb.FrameRequest, ops []op, which 
 
 // query answers a frame of queries: what this shard alone knows in one view of it, the others where they find their
 // leaders.
-func (x *stream) query(q *pb.FrameRequest, ops []op, replica Replica, begin time.Time) {
+func (x *stream) query(q *pb.PackedFrame, ops []op, replica Replica, begin time.Time) {
 	timeout := requestTimeout
 	if q.TimeoutMs != 0 {
 		timeout = min(timeout, time.Duration(q.TimeoutMs)*time.Millisecond)

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -20,27 +21,40 @@ import (
 
 // sdk is the other end of a stream.
 type sdk struct {
-	grpc.ServerStream
+	grpc.BidiStreamingServer[pb.FrameRequest, pb.FrameResponse]
 	ctx     context.Context
-	frames  chan *pb.FrameRequest
+	frames  chan *pb.PackedFrame
 	answers chan *pb.FrameResponse // not read: it takes no answers
 	got     int                    // frames that were taken from it
 }
 
 func newSDK(ctx context.Context, room int) *sdk {
-	return &sdk{ctx: ctx, frames: make(chan *pb.FrameRequest), answers: make(chan *pb.FrameResponse, room)}
+	return &sdk{ctx: ctx, frames: make(chan *pb.PackedFrame), answers: make(chan *pb.FrameResponse, room)}
 }
 
 func (s *sdk) Context() context.Context { return s.ctx }
 
-func (s *sdk) Recv() (*pb.FrameRequest, error) {
+func (s *sdk) RecvMsg(m any) error {
 	select {
 	case q := <-s.frames:
 		s.got++
-		return q, nil
+		proto.Merge(m.(*pb.PackedFrame), q)
+		return nil
 	case <-s.ctx.Done():
-		return nil, io.EOF
+		return io.EOF
 	}
+}
+
+// packed are operations as nodes read them.
+func packed(ops ...*pb.Op) (list [][]byte) {
+	for _, o := range ops {
+		b, err := proto.Marshal(o)
+		if err != nil {
+			panic(err) // there are no texts in it
+		}
+		list = append(list, b)
+	}
+	return list
 }
 
 func (s *sdk) Send(r *pb.FrameResponse) error {
@@ -63,7 +77,7 @@ func TestAStreamThatTakesNoAnswersIsNotReadOn(t *testing.T) {
 		go func() {
 			for {
 				select {
-				case s.frames <- &pb.FrameRequest{}: // malformed, so it is answered at once
+				case s.frames <- &pb.PackedFrame{}: // malformed, so it is answered at once
 				case <-ctx.Done():
 					return
 				}
@@ -93,7 +107,7 @@ func TestAStreamEndsWithTheServiceWhenAllIsAnswered(t *testing.T) {
 		service := &data{metrics: NewMetrics(), closing: make(chan struct{})}
 		done := make(chan error, 1)
 		go func() { done <- service.Frames(s) }()
-		s.frames <- &pb.FrameRequest{Id: 7}
+		s.frames <- &pb.PackedFrame{Id: 7}
 		synctest.Wait()
 		close(service.closing)
 		synctest.Wait()
@@ -147,9 +161,29 @@ func TestADeadlineOfAnotherNodeIsTaken(t *testing.T) {
 	} {
 		node := &leader{now: now}
 		x := newStream(t.Context(), &data{node: node, metrics: NewMetrics()})
-		x.frame(&pb.FrameRequest{Client: make([]byte, 16), Shard: 1, Seq: 1, DeadlineMs: deadline, Ops: []*pb.Op{{}}})
+		x.frame(&pb.PackedFrame{Client: make([]byte, 16), Shard: 1, Seq: 1, DeadlineMs: deadline, Ops: packed(&pb.Op{})})
 		if (len(node.frames) == 1) != taken || (len(x.queue) == 0) != taken {
 			t.Errorf("%d ms ahead: %d frames proposed, answers %v", deadline-now, len(node.frames), x.queue)
+		}
+	}
+}
+
+// An operation that is no message fails alone.
+func TestABrokenOperationFailsAlone(t *testing.T) {
+	node := &leader{now: 1}
+	x := newStream(t.Context(), &data{node: node, metrics: NewMetrics()})
+	ops := append(packed(&pb.Op{Type: 77}), []byte{0xff})
+	x.frame(&pb.PackedFrame{Client: make([]byte, 16), Shard: 1, Seq: 1, Ops: ops})
+	if len(node.frames) != 1 || len(node.frames[0].Calls) != 2 {
+		t.Fatalf("proposed: %v, answers %v", node.frames, x.queue)
+	}
+	prepared := make([]op, 2)
+	for i := range ops {
+		x.prepare(&prepared[i], ops[i], &pb.PackedFrame{})
+		for _, want := range []string{"no data type 77", "malformed operation"}[i : i+1] {
+			if _, err := prepared[i].finish(fsm.Result{Code: fsm.Skipped}, 1); err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("operation %d: %v, want %q", i, err, want)
+			}
 		}
 	}
 }
@@ -158,7 +192,7 @@ func TestADeadlineOfAnotherNodeIsTaken(t *testing.T) {
 func TestABusyShardIsGivenNoFrames(t *testing.T) {
 	node := &leader{now: 1, busy: true}
 	x := newStream(t.Context(), &data{node: node, metrics: NewMetrics()})
-	x.frame(&pb.FrameRequest{Client: make([]byte, 16), Shard: 1, Seq: 1, Ops: []*pb.Op{{}}})
+	x.frame(&pb.PackedFrame{Client: make([]byte, 16), Shard: 1, Seq: 1, Ops: packed(&pb.Op{})})
 	if len(node.frames) != 0 || len(x.queue) != 1 || x.queue[0].Error.GetReason() != pb.FrameError_REASON_OVERLOADED || x.queue[0].Error.RetryAfterMs == 0 {
 		t.Errorf("%d frames proposed, answers %v", len(node.frames), x.queue)
 	}
@@ -166,7 +200,7 @@ func TestABusyShardIsGivenNoFrames(t *testing.T) {
 
 // leaderless is an operation in a shard that nobody leads.
 func leaderless() op {
-	return op{method: methodPeek, call: fsm.Noop(), elsewhere: func(ctx context.Context, _ *pb.FrameRequest, _ int) (proto.Message, error) {
+	return op{method: methodPeek, call: fsm.Noop(), elsewhere: func(ctx context.Context, _ *pb.PackedFrame, _ int) (proto.Message, error) {
 		<-ctx.Done()
 		return nil, fmt.Errorf("shard 2: %w: %w", fsm.ErrNotLeader, ctx.Err())
 	}}
@@ -177,7 +211,7 @@ func TestAQueryEndsWhenItsTimeIsOver(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			x := newStream(t.Context(), &data{metrics: NewMetrics()})
 			begin := time.Now()
-			x.query(&pb.FrameRequest{Query: true, TimeoutMs: ms}, []op{leaderless(), leaderless()}, nil, begin)
+			x.query(&pb.PackedFrame{Query: true, TimeoutMs: ms}, []op{leaderless(), leaderless()}, nil, begin)
 			if took := time.Since(begin); took != want {
 				t.Errorf("a timeout of %d ms: it took %v", ms, took)
 			}

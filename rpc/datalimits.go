@@ -33,7 +33,7 @@ var limitMethods = map[uint32]string{
 }
 
 // prepareLimit turns an operation on limits into a call.
-func (x *stream) prepareLimit(o *op, in *pb.Op, q *pb.FrameRequest) {
+func (x *stream) prepareLimit(o *op, in *pb.Op, q *pb.PackedFrame) {
 	if (in.Method >= methodPeek) != q.Query {
 		o.fail(invalidf("method %d of limits does not go into this kind of frame", in.Method))
 		return
@@ -55,12 +55,12 @@ func (x *stream) prepareLimit(o *op, in *pb.Op, q *pb.FrameRequest) {
 		o.fail(invalidf("no method %d of limits", in.Method))
 		return
 	}
-	o.elsewhere = func(ctx context.Context, q *pb.FrameRequest, i int) (proto.Message, error) {
+	o.elsewhere = func(ctx context.Context, q *pb.PackedFrame, i int) (proto.Message, error) {
 		return run(withFrame(ctx, q, i))
 	}
 }
 
-func (x *stream) prepareCheck(o *op, in *pb.Op, q *pb.FrameRequest) {
+func (x *stream) prepareCheck(o *op, in *pb.Op, q *pb.PackedFrame) {
 	s := x.s
 	x.check.Reset() // the plan keeps nothing of it but texts
 	if err := codec.Unmarshal(in.Request, &x.check); err != nil {
@@ -83,7 +83,7 @@ func (x *stream) prepareCheck(o *op, in *pb.Op, q *pb.FrameRequest) {
 }
 
 // checkElsewhere carries out a check that the frame's shard did not decide.
-func (s *data) checkElsewhere(ctx context.Context, q *pb.FrameRequest, i int, p *plan) (proto.Message, error) {
+func (s *data) checkElsewhere(ctx context.Context, q *pb.PackedFrame, i int, p *plan) (proto.Message, error) {
 	d, err := decide(ctx, p, framed(s.node, q, i))
 	return s.checked(new(answerRoom), p, d, err)
 }
@@ -97,7 +97,7 @@ func (s *data) checked(room *answerRoom, p *plan, d decision, err error) (proto.
 	return m, nil
 }
 
-func (s *data) prepareLease(o *op, in *pb.Op, q *pb.FrameRequest) {
+func (s *data) prepareLease(o *op, in *pb.Op, q *pb.PackedFrame) {
 	var request pb.LeaseRequest
 	if err := codec.Unmarshal(in.Request, &request); err != nil {
 		o.fail(invalidf("malformed lease: %v", err))
@@ -124,7 +124,7 @@ func (s *data) prepareLease(o *op, in *pb.Op, q *pb.FrameRequest) {
 
 // prepareQuery has a question that this shard alone answers asked in the frame's own view: the position in the answer is
 // then that of what it tells.
-func (s *data) prepareQuery(o *op, in *pb.Op, q *pb.FrameRequest) {
+func (s *data) prepareQuery(o *op, in *pb.Op, q *pb.PackedFrame) {
 	p, answer, err := s.limits.planQuery(in)
 	switch {
 	case err != nil:
@@ -140,7 +140,7 @@ func (s *data) prepareQuery(o *op, in *pb.Op, q *pb.FrameRequest) {
 			return answer(d), err
 		}
 	default:
-		o.elsewhere = func(ctx context.Context, _ *pb.FrameRequest, _ int) (proto.Message, error) {
+		o.elsewhere = func(ctx context.Context, _ *pb.PackedFrame, _ int) (proto.Message, error) {
 			d, err := s.limits.peek(ctx, p)
 			return answer(d), err
 		}
@@ -151,22 +151,22 @@ func (s *data) prepareQuery(o *op, in *pb.Op, q *pb.FrameRequest) {
 func (s *data) limitMethod(in *pb.Op) func(context.Context) (proto.Message, error) {
 	switch in.Method {
 	case methodReset:
-		return method(in, &pb.LimitResetRequest{}, s.limits.Reset)
+		return method(in.Request, &pb.LimitResetRequest{}, s.limits.Reset)
 	case methodReserve:
-		return method(in, &pb.ReserveRequest{}, s.limits.Reserve)
+		return method(in.Request, &pb.ReserveRequest{}, s.limits.Reserve)
 	case methodCommit:
-		return method(in, &pb.CommitRequest{}, s.limits.Commit)
+		return method(in.Request, &pb.CommitRequest{}, s.limits.Commit)
 	case methodRefund:
-		return method(in, &pb.RefundRequest{}, s.limits.Refund)
+		return method(in.Request, &pb.RefundRequest{}, s.limits.Refund)
 	case methodRelease:
-		return method(in, &pb.ReleaseRequest{}, s.limits.Release)
+		return method(in.Request, &pb.ReleaseRequest{}, s.limits.Release)
 	}
 	return nil
 }
 
-func method[Q, R proto.Message](in *pb.Op, q Q, run func(context.Context, Q) (R, error)) func(context.Context) (proto.Message, error) {
+func method[Q, R proto.Message](request []byte, q Q, run func(context.Context, Q) (R, error)) func(context.Context) (proto.Message, error) {
 	return func(ctx context.Context) (proto.Message, error) {
-		if err := codec.Unmarshal(in.Request, q); err != nil {
+		if err := codec.Unmarshal(request, q); err != nil {
 			return nil, invalidf("malformed request: %v", err)
 		}
 		return run(ctx, q)
@@ -175,7 +175,7 @@ func method[Q, R proto.Message](in *pb.Op, q Q, run func(context.Context, Q) (R,
 
 // framed executes the calls of one operation of a frame in other groups, under a client id that follows from the
 // operation: a repeated frame repeats them without effect.
-func framed(node Node, q *pb.FrameRequest, i int) caller {
+func framed(node Node, q *pb.PackedFrame, i int) caller {
 	hash := operationHash([16]byte(q.Client), q.Shard, q.Seq, i)
 	client := fsm.OneShot(hash.Bytes())
 	return caller{id: hash.Lo, named: true, propose: func(ctx context.Context, group uint32, s step, call fsm.Call) (fsm.FrameOutcome, error) {
@@ -204,12 +204,12 @@ func operationHash(client [16]byte, shard uint32, seq uint64, op int) xxh3.Uint1
 
 // frameOp is an operation of a frame, for the plain calls that carry it out.
 type frameOp struct {
-	q *pb.FrameRequest
+	q *pb.PackedFrame
 	i int
 }
 
 type frameKey struct{}
 
-func withFrame(ctx context.Context, q *pb.FrameRequest, i int) context.Context {
+func withFrame(ctx context.Context, q *pb.PackedFrame, i int) context.Context {
 	return context.WithValue(ctx, frameKey{}, frameOp{q, i})
 }

@@ -26,14 +26,14 @@ type op struct {
 	again func(ctx context.Context, r fsm.Result, at fsm.Time) (proto.Message, error)
 	place int // in its frame
 	// elsewhere carries the operation out in several groups.
-	elsewhere func(ctx context.Context, q *pb.FrameRequest, i int) (proto.Message, error)
+	elsewhere func(ctx context.Context, q *pb.PackedFrame, i int) (proto.Message, error)
 }
 
 // repeat has the answer built again, from the result of the first time.
 func (o *op) repeat(r fsm.Result, at fsm.Time) {
 	again := o.again
 	r.Body = bytes.Clone(r.Body)
-	o.elsewhere = func(ctx context.Context, _ *pb.FrameRequest, _ int) (proto.Message, error) { return again(ctx, r, at) }
+	o.elsewhere = func(ctx context.Context, _ *pb.PackedFrame, _ int) (proto.Message, error) { return again(ctx, r, at) }
 }
 
 // goesElsewhere tells whether the operation is still to be carried out. What the shard answered decides, not the plan:
@@ -49,9 +49,15 @@ const (
 )
 
 // prepare turns an operation into a call.
-func (x *stream) prepare(o *op, in *pb.Op, q *pb.FrameRequest) {
-	o.method = in.Method
+func (x *stream) prepare(o *op, packed []byte, q *pb.PackedFrame) {
 	o.call = fsm.Noop()
+	in := &x.in // nothing keeps it, but its request
+	in.Reset()
+	if err := codec.Unmarshal(packed, in); err != nil {
+		o.fail(invalidf("malformed operation: %v", err))
+		return
+	}
+	o.method = in.Method
 	if o.of = dataTypeOf(in.Type); o.of == nil {
 		o.fail(invalidf("no data type %d", in.Type))
 		return

@@ -40,15 +40,16 @@ var sessionMethods = map[uint32]string{
 }
 
 // prepareSession turns an operation on sessions into a call.
-func (x *stream) prepareSession(o *op, in *pb.Op, q *pb.FrameRequest) {
+func (x *stream) prepareSession(o *op, in *pb.Op, q *pb.PackedFrame) {
 	if (in.Method >= methodValidate) != q.Query {
 		o.fail(invalidf("method %d of sessions does not go into this kind of frame", in.Method))
 		return
 	}
 	s := x.s.sessions
 	if in.Method == methodSetAttributes { // it reads first
-		o.elsewhere = func(ctx context.Context, q *pb.FrameRequest, i int) (proto.Message, error) {
-			return method(in, &pb.SetAttributesRequest{}, s.SetAttributes)(withFrame(ctx, q, i))
+		request := in.Request
+		o.elsewhere = func(ctx context.Context, q *pb.PackedFrame, i int) (proto.Message, error) {
+			return method(request, &pb.SetAttributesRequest{}, s.SetAttributes)(withFrame(ctx, q, i))
 		}
 		return
 	}
@@ -74,7 +75,7 @@ func (x *stream) prepareSession(o *op, in *pb.Op, q *pb.FrameRequest) {
 }
 
 // planFrame reads an operation and makes its step.
-func (s *sessions) planFrame(in *pb.Op, q *pb.FrameRequest, place int) (*sessionStep, error) {
+func (s *sessions) planFrame(in *pb.Op, q *pb.PackedFrame, place int) (*sessionStep, error) {
 	switch in.Method {
 	case methodCreateSession:
 		var m pb.CreateSessionRequest

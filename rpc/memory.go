@@ -16,7 +16,7 @@ const (
 	// maxStreamMemory is enough for all frames that an SDK has under way to eight shards.
 	maxStreamMemory = 32 << 20
 	maxMemory       = 256 << 20
-	// opMemory is about what an operation takes beside its request: its message, its plan, its call; resultMemory what a
+	// opMemory is about what an operation takes beside its request: its plan, its call; resultMemory what a
 	// result takes beside its bytes.
 	opMemory     = 1 << 10
 	resultMemory = 128
@@ -26,10 +26,10 @@ const (
 
 var errStalled = status.Error(codes.ResourceExhausted, "the answers of this stream are not taken")
 
-func requestMemory(q *pb.FrameRequest) int64 {
+func requestMemory(q *pb.PackedFrame) int64 {
 	n := opMemory * (1 + len(q.Ops))
 	for _, o := range q.Ops {
-		n += len(o.Request)
+		n += len(o)
 	}
 	return int64(n)
 }

@@ -13,16 +13,16 @@ import (
 )
 
 // asking is a frame of queries, of no data type that there is.
-func asking(ops int) *pb.FrameRequest {
-	q := &pb.FrameRequest{Client: make([]byte, 16), Shard: 1, Query: true}
+func asking(ops int) *pb.PackedFrame {
+	q := &pb.PackedFrame{Client: make([]byte, 16), Shard: 1, Query: true}
 	for range ops {
-		q.Ops = append(q.Ops, &pb.Op{Type: 99, Method: methodPeek, Request: make([]byte, 1<<10)})
+		q.Ops = append(q.Ops, packed(&pb.Op{Type: 99, Method: methodPeek, Request: make([]byte, 1<<10)})...)
 	}
 	return q
 }
 
 // stuff sends frames until the stream ends or takes no more.
-func stuff(ctx context.Context, s *sdk, q *pb.FrameRequest) {
+func stuff(ctx context.Context, s *sdk, q *pb.PackedFrame) {
 	for {
 		select {
 		case s.frames <- q:

@@ -16,8 +16,11 @@ func TestFramesAreCountedByDataType(t *testing.T) {
 	m := NewMetrics()
 	x := newStream(t.Context(), &data{metrics: m})
 	ops := make([]op, 4)
-	for i, in := range []*pb.Op{{Type: uint32(counter.TypeID), Method: methodReset}, {Type: uint32(counter.TypeID), Method: methodReset}, {Type: uint32(counter.TypeID), Method: 9}, {Type: 77, Method: methodReset}} {
-		x.prepare(&ops[i], in, &pb.FrameRequest{})
+	for i, in := range packed(
+		&pb.Op{Type: uint32(counter.TypeID), Method: methodReset}, &pb.Op{Type: uint32(counter.TypeID), Method: methodReset},
+		&pb.Op{Type: uint32(counter.TypeID), Method: 9}, &pb.Op{Type: 77, Method: methodReset},
+	) {
+		x.prepare(&ops[i], in, &pb.PackedFrame{})
 	}
 	m.frame(ops, time.Now())
 	w := httptest.NewRecorder()

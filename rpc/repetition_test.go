@@ -108,7 +108,7 @@ func TestAFrameSentAgainUnderOtherPoliciesTakesNothingMore(t *testing.T) {
 	// What becomes of the request, in shard 1, with each of the plans in turn.
 	send := func(seq uint64, plans ...op) (rows []int) {
 		for _, o := range plans {
-			q := &pb.FrameRequest{Client: []byte("0123456789abcdef"), Shard: 1, Seq: seq, DeadlineMs: int64(g.now) + 10_000, Ops: []*pb.Op{{}}}
+			q := &pb.PackedFrame{Client: []byte("0123456789abcdef"), Shard: 1, Seq: seq, DeadlineMs: int64(g.now) + 10_000, Ops: packed(&pb.Op{})}
 			out, err := g.Propose(t.Context(), 1, &fsm.Frame{Client: [16]byte(q.Client), Seq: seq, Deadline: fsm.Time(q.DeadlineMs), Calls: []fsm.Call{o.call}})
 			x := newStream(t.Context(), service)
 			x.executed(q, []op{o}, out, err, time.Now())

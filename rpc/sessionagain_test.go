@@ -73,7 +73,7 @@ func TestAttributesAreChangedOnceHoweverOftenAFrameComes(t *testing.T) {
 		t.Fatal(err)
 	}
 	change := func(seq uint64, value string, version *uint32) (*pb.SetAttributesResponse, error) {
-		frame := &pb.FrameRequest{Client: make([]byte, 16), Shard: 1, Seq: seq, DeadlineMs: int64(g.now) + 1000}
+		frame := &pb.PackedFrame{Client: make([]byte, 16), Shard: 1, Seq: seq, DeadlineMs: int64(g.now) + 1000}
 		set, err := structpb.NewStruct(map[string]any{"theme": value})
 		if err != nil {
 			t.Fatal(err)

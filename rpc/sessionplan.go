@@ -458,7 +458,7 @@ func (s *sessions) exchange(k session.Key, call fsm.Call, t tokens) *sessionStep
 
 // familyOf makes the secret that the refresh tokens of a login share. It follows from the operation of the frame, so that
 // the frame that is sent again makes the same: the client's id in it is as good as a key.
-func familyOf(q *pb.FrameRequest, i int) (s sessiontoken.Secret) {
+func familyOf(q *pb.PackedFrame, i int) (s sessiontoken.Secret) {
 	h := sha256.New()
 	h.Write([]byte("holdfast refresh family"))
 	h.Write(q.Client)

@@ -344,9 +344,9 @@ func (c *small) frame(shard uint32, seq uint64, method uint32, q proto.Message, 
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	f := &pb.FrameRequest{
+	f := &pb.PackedFrame{
 		Client: clientID, Shard: shard, Seq: seq, AckUpTo: seq - min(seq, 8), DeadlineMs: int64(now()) + 10_000, Query: method >= methodValidate,
-		Ops: []*pb.Op{{Type: session.TypeID, Method: method, Request: body}},
+		Ops: packed(&pb.Op{Type: session.TypeID, Method: method, Request: body}),
 	}
 	x := newStream(context.Background(), c.server.data)
 	x.frame(f)

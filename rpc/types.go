@@ -13,7 +13,7 @@ type dataType struct {
 	// methods names the operations in data frames.
 	methods map[uint32]string
 	// prepare turns an operation into a call.
-	prepare func(x *stream, o *op, in *pb.Op, q *pb.FrameRequest)
+	prepare func(x *stream, o *op, in *pb.Op, q *pb.PackedFrame)
 }
 
 // dataTypes is THE list of data types that shards hold.

@@ -12,14 +12,13 @@ import (
 )
 
 const (
-	peakFrames      = 6 // under way in each shard, which is when the cluster does most
-	overloadFactor  = 3
-	begunLeast      = 2.5 // times the peak
-	overloadTime    = 60 * time.Second
-	overloadPatient = time.Second // how long each caller waits for its answer
-	goodputLeast    = 0.8         // of the peak
-	normalWithin    = 10 * time.Second
-	watched         = 2 * normalWithin
+	peakFrames     = 6 // under way in each shard, which is when the cluster does most
+	overloadFactor = 3
+	begunLeast     = 2.5 // times the peak
+	overloadTime   = 60 * time.Second
+	goodputLeast   = 0.8 // of the peak
+	normalWithin   = 10 * time.Second
+	watched        = 2 * normalWithin
 )
 
 // cpuTime is what this process has used.

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/holdfastdb/holdfast/client"
+	"github.com/holdfastdb/holdfast/rpc/codec"
 	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
 )
 
@@ -47,15 +48,16 @@ type wireShard struct {
 // sender is one client to the cluster, with one frame under way at most.
 type sender struct {
 	service int
-	frame   *pb.FrameRequest
+	frame   *pb.PackedFrame // its operations are encoded once
 }
 
 const (
-	frameOps    = 512  // checks in a frame: as many as it holds
-	wireSenders = 1024 // in each shard
-	services    = 32   // processes that call: each has a stream to each node
-	checkType   = 1    // as data.proto says
-	checkMethod = 1
+	frameOps        = 512         // checks in a frame: as many as it holds
+	wireSenders     = 1024        // in each shard
+	overloadPatient = time.Second // how long each caller waits for its answer
+	services        = 32          // processes that call: each has a stream to each node
+	checkType       = 1           // as data.proto says
+	checkMethod     = 1
 )
 
 // newWire prepares a load on a resource. cl finds out in which shards its counters are.
@@ -70,7 +72,7 @@ func newWire(ctx context.Context, cl *client.Client, resource string) (*wire, er
 	for _, n := range m.Nodes {
 		addrs[n.NodeId] = n.GrpcAddr
 	}
-	ops := make(map[uint32][]*pb.Op)
+	ops := make(map[uint32][][]byte)
 	for key := 0; ; key++ {
 		name := fmt.Sprint("client-", key)
 		var at client.Trace
@@ -81,7 +83,11 @@ func newWire(ctx context.Context, cl *client.Client, resource string) (*wire, er
 		if err != nil {
 			return nil, err
 		}
-		ops[at.Shard] = append(ops[at.Shard], &pb.Op{Type: checkType, Method: checkMethod, Request: request})
+		op, err := proto.Marshal(&pb.Op{Type: checkType, Method: checkMethod, Request: request})
+		if err != nil {
+			return nil, err
+		}
+		ops[at.Shard] = append(ops[at.Shard], op)
 		if key >= 1000 && len(ops) == len(m.Shards) {
 			break
 		}
@@ -94,7 +100,7 @@ func newWire(ctx context.Context, cl *client.Client, resource string) (*wire, er
 		for i := range wireSenders {
 			var id [16]byte
 			_, _ = rand.Read(id[:]) // never fails
-			q := &pb.FrameRequest{Client: id[:], Shard: s.Shard, TimeoutMs: uint32(overloadPatient.Milliseconds())}
+			q := &pb.PackedFrame{Client: id[:], Shard: s.Shard, TimeoutMs: uint32(overloadPatient.Milliseconds())}
 			for j := range frameOps {
 				q.Ops = append(q.Ops, ops[s.Shard][(i*frameOps+j)%len(ops[s.Shard])])
 			}
@@ -118,7 +124,7 @@ func (l *wireShard) begin(done func(r *pb.FrameResponse, took time.Duration)) bo
 	l.mu.Unlock()
 	old, begin := s.frame, time.Now()
 	// What is being sent must not change.
-	s.frame = &pb.FrameRequest{Client: old.Client, Shard: old.Shard, TimeoutMs: old.TimeoutMs, Ops: old.Ops, Seq: old.Seq + 1, AckUpTo: old.Seq}
+	s.frame = &pb.PackedFrame{Client: old.Client, Shard: old.Shard, TimeoutMs: old.TimeoutMs, Ops: old.Ops, Seq: old.Seq + 1, AckUpTo: old.Seq}
 	l.w.to(wireEnd{addr, s.service}).send(s.frame, func(r *pb.FrameResponse) {
 		if r.GetError().GetReason() == pb.FrameError_REASON_NOT_LEADER && r.Error.LeaderHint != "" {
 			l.mu.Lock()
@@ -143,7 +149,7 @@ func (w *wire) to(end wireEnd) *wireStream {
 	defer w.mu.Unlock()
 	s := w.streams[end]
 	if s == nil {
-		s = &wireStream{queue: make(chan *pb.FrameRequest, 8*wireSenders), waiting: make(map[uint64]func(*pb.FrameResponse))}
+		s = &wireStream{queue: make(chan *pb.PackedFrame, 8*wireSenders), waiting: make(map[uint64]func(*pb.FrameResponse))}
 		w.streams[end] = s
 		w.work.Go(func() {
 			err := s.run(w.ctx, end.addr)
@@ -159,14 +165,14 @@ func (w *wire) to(end wireEnd) *wireStream {
 
 // wireStream is a stream to a node.
 type wireStream struct {
-	queue chan *pb.FrameRequest
+	queue chan *pb.PackedFrame
 
 	mu      sync.Mutex
 	last    uint64
 	waiting map[uint64]func(*pb.FrameResponse) // nil when the stream has ended
 }
 
-func (s *wireStream) send(q *pb.FrameRequest, done func(*pb.FrameResponse)) {
+func (s *wireStream) send(q *pb.PackedFrame, done func(*pb.FrameResponse)) {
 	s.mu.Lock()
 	ended := s.waiting == nil
 	if !ended {
@@ -192,7 +198,8 @@ func (s *wireStream) run(ctx context.Context, addr string) error {
 			done(nil)
 		}
 	}()
-	conn, err := grpc.NewClient("passthrough:"+addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := grpc.NewClient("passthrough:"+addr, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(codec.GRPC{})))
 	if err != nil {
 		return err
 	}
@@ -209,7 +216,7 @@ func (s *wireStream) run(ctx context.Context, addr string) error {
 		for {
 			select {
 			case q := <-s.queue:
-				if st.Send(q) != nil {
+				if st.SendMsg(q) != nil {
 					return // the reader has the reason
 				}
 			case <-ctx.Done():

@@ -20,6 +20,7 @@ func messages() map[string]proto.Message {
 		"empty":  &pb.CheckRequest{},
 		"answer": &pb.CheckResponse{Allowed: true, RemainingQuota: 7, ResetTime: &timestamppb.Timestamp{Seconds: 5, Nanos: 6}, Limits: []*pb.LimitState{{PolicyId: "p1", Limit: 9, Window: 0.5}, {}}},
 		"frame":  &pb.FrameRequest{Client: make([]byte, 16), Shard: 1, Seq: 2, Ops: []*pb.Op{{Type: 1, Method: 2, Request: []byte("x")}}},
+		"packed": &pb.PackedFrame{Client: make([]byte, 16), Shard: 1, Seq: 2, Ops: [][]byte{{8, 1}, {}}},
 		"plain":  &pb.CreatePolicyRequest{Name: "n", RateLimit: 5},
 	}
 }
@@ -90,7 +91,7 @@ func FuzzUnmarshal(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		// What both decoders accept says the same to both.
-		for _, empty := range []proto.Message{&pb.FrameRequest{}, &pb.FrameResponse{}, &pb.CheckRequest{}, &pb.CheckResponse{}, &pb.LeaseRequest{}} {
+		for _, empty := range []proto.Message{&pb.FrameRequest{}, &pb.PackedFrame{}, &pb.FrameResponse{}, &pb.CheckRequest{}, &pb.CheckResponse{}, &pb.LeaseRequest{}} {
 			theirs, own := empty.ProtoReflect().New().Interface(), empty.ProtoReflect().New().Interface()
 			if codec.Unmarshal(b, own) != nil || proto.Unmarshal(b, theirs) != nil {
 				// Ours refuses known fields of another type, which protobuf takes for unknown ones, and accepts text that is
