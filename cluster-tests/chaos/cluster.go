@@ -2,6 +2,7 @@
 package chaos
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -50,6 +51,8 @@ type Options struct {
 	Disks bool
 	// Shards, default 4; each has a replica on every node.
 	Shards int
+	// Checksum is how often replicas compare their states, default checksumEvery.
+	Checksum time.Duration
 	// What follows are the nodes' settings; nothing means their defaults.
 	Heartbeat         time.Duration
 	TrailingEntries   uint64
@@ -58,8 +61,12 @@ type Options struct {
 	Bug plant.Bug
 }
 
-// checksumEvery is how often replicas compare their states: every history has some of it.
-const checksumEvery = 5 * time.Second
+const (
+	// checksumEvery is how often replicas compare their states: every history has some of it.
+	checksumEvery = 5 * time.Second
+	// checksumUsual is how often they do it by default: what measures does not pay for it sixty times.
+	checksumUsual = 5 * time.Minute
+)
 
 // Cluster is a set of processes on a network of their own.
 type Cluster struct {
@@ -316,7 +323,7 @@ func (n *Node) Start() error {
 func (n *Node) command() *exec.Cmd {
 	p := n.place
 	args := slices.Concat(p.wrap, []string{
-		n.c.binary, "start", "--name", n.Name, "--data", n.data, "--log-format", "json", "--checksum-interval", checksumEvery.String(),
+		n.c.binary, "start", "--name", n.Name, "--data", n.data, "--log-format", "json", "--checksum-interval", cmp.Or(n.c.opts.Checksum, checksumEvery).String(),
 		"--grpc", p.grpc, "--http", p.http, "--peer", p.peer, "--gossip", p.gossip,
 	}, p.flags, n.join)
 	if n.c.opts.Heartbeat > 0 {

@@ -37,7 +37,7 @@ func TestOverload(t *testing.T) {
 	if s.minutes == 0 || !s.wants(overloaded) {
 		t.Skip("two minutes with both CPUs busy: make chaos runs it")
 	}
-	c, err := Start(t, Options{Nodes: 3, Dir: artefacts(t, s.dir, "overload")})
+	c, err := Start(t, Options{Nodes: 3, Dir: artefacts(t, s.dir, "overload"), Checksum: checksumUsual})
 	if err != nil {
 		t.Fatal(err)
 	}
