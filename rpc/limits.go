@@ -28,6 +28,9 @@ type limits struct {
 	leases   *leaser
 }
 
+// now is the cluster's time as this node knows it.
+func (l *limits) now() fsm.Time { return l.node.Now(0) }
+
 // headerIdempotency names a request, so that its repetition within a day gets the same answer and has no effect.
 const headerIdempotency = "idempotency-key"
 

@@ -97,7 +97,7 @@ func (l *limits) plan(q *pb.CheckRequest) (*plan, error) {
 		return nil, invalidf("client_id %q stands for every client; give a client's own", catalog.Everyone)
 	}
 	var err error
-	if p.matches, err = l.resolver.Resolve(p.room.matches[:0], &request, l.node.Now(0)); err != nil {
+	if p.matches, err = l.resolver.Resolve(p.room.matches[:0], &request, l.now); err != nil {
 		return nil, err
 	}
 	if len(p.matches) == 0 {

@@ -294,8 +294,9 @@ func (c *candidate) offer(r *rule, rate uint32, priority int32) {
 	}
 }
 
-// Resolve appends the limits that apply to a request at a time, at most one for each scope.
-func (r *Resolver) Resolve(matches []Match, q *Request, now fsm.Time) ([]Match, error) {
+// Resolve appends the limits that apply to a request now, at most one for each scope. It asks for the time only if there are
+// assignments that are effective for a time: as often as this is called, the clock is dear.
+func (r *Resolver) Resolve(matches []Match, q *Request, now func() fsm.Time) ([]Match, error) {
 	x := r.index.Load()
 	var own []catalog.Assignment
 	if q.Client != "" && r.assigned.Load() {
@@ -338,7 +339,7 @@ func (r *Resolver) Resolve(matches []Match, q *Request, now fsm.Time) ([]Match, 
 }
 
 // offerFirst offers the first entry of each scope that qualifies.
-func offerFirst(best *[scopes]candidate, list []entry, q *Request, given int, now fsm.Time) {
+func offerFirst(best *[scopes]candidate, list []entry, q *Request, given int, now func() fsm.Time) {
 	done := -1
 	for i := range list {
 		e := &list[i]
@@ -351,7 +352,7 @@ func offerFirst(best *[scopes]candidate, list []entry, q *Request, given int, no
 }
 
 // named applies the policies that the request names.
-func (x *index) named(matches []Match, q *Request, own []catalog.Assignment, given int, now fsm.Time) ([]Match, error) {
+func (x *index) named(matches []Match, q *Request, own []catalog.Assignment, given int, now func() fsm.Time) ([]Match, error) {
 	if len(q.Policies) > counter.MaxLimits {
 		return nil, fsm.Errorf(fsm.Invalid, "at most %d policies in one request", counter.MaxLimits)
 	}
@@ -382,8 +383,12 @@ func (x *index) named(matches []Match, q *Request, own []catalog.Assignment, giv
 	return matches, nil
 }
 
-func effective(a *catalog.Assignment, now fsm.Time) bool {
-	return now >= a.From && (a.To == 0 || now < a.To)
+func effective(a *catalog.Assignment, now func() fsm.Time) bool {
+	if a.From == 0 && a.To == 0 {
+		return true
+	}
+	t := now()
+	return t >= a.From && (a.To == 0 || t < a.To)
 }
 
 func (r *rule) applies(q *Request, given int) bool {

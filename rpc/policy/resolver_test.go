@@ -83,10 +83,12 @@ func resolver(t testing.TB, s *source) *policy.Resolver {
 	return r
 }
 
+func atStart() fsm.Time { return catalogtest.Start }
+
 // found lists the names of the policies that apply, with their rates, in order.
 func found(t testing.TB, r *policy.Resolver, q policy.Request) string {
 	t.Helper()
-	matches, err := r.Resolve(nil, &q, catalogtest.Start)
+	matches, err := r.Resolve(nil, &q, atStart)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -263,7 +265,7 @@ func TestNamesThatDoNotExistAreRefused(t *testing.T) {
 		"what the request lacks":   {policy.Request{Client: "a", Policies: []string{"by-ip"}}, fsm.Invalid},
 		"more than a check can do": {policy.Request{Client: "a", Policies: many}, fsm.Invalid},
 	} {
-		_, err := r.Resolve(nil, &tt.q, 0)
+		_, err := r.Resolve(nil, &tt.q, atStart)
 		refusal, ok := err.(*fsm.Error) //nolint:errorlint // it is not wrapped
 		if !ok || refusal.Code != tt.code {
 			t.Errorf("%s: %v, want %v", name, err, tt.code)
@@ -286,7 +288,7 @@ func TestCountersHavePlacesAndKeysOfTheirOwn(t *testing.T) {
 	}
 	places := make(map[string]place) // by policy and values
 	for _, q := range []policy.Request{{Client: "a", IP: "1"}, {Client: "a", IP: "2"}, {Client: "b", IP: "1"}, {Client: "a1"}, {IP: "1"}, {Client: "a", IP: "1"}} {
-		matches, err := r.Resolve(nil, &q, 0)
+		matches, err := r.Resolve(nil, &q, atStart)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -390,7 +392,7 @@ func BenchmarkResolve(b *testing.B) {
 			for i := range b.N {
 				q := policy.Request{Client: fmt.Sprint("client-", i%10_000), Resource: "/r/0"}
 				var err error
-				if matches, err = r.Resolve(matches[:0], &q, catalogtest.Start); err != nil || len(matches) != 1 {
+				if matches, err = r.Resolve(matches[:0], &q, atStart); err != nil || len(matches) != 1 {
 					b.Fatal(matches, err)
 				}
 			}
