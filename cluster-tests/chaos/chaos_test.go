@@ -75,7 +75,7 @@ func (s *settings) plan(kind string) *Plan {
 	case mixed:
 		p.Kinds = nil
 		for _, n := range nemeses {
-			if !n.once && !n.behind && (!n.disks || missingForDisks() == nil) {
+			if !n.once && !n.behind && (n.needs == nil || n.needs() == nil) {
 				p.Kinds = append(p.Kinds, n.name)
 			}
 		}
@@ -95,8 +95,12 @@ func (p *Plan) missing() error {
 	if err != nil {
 		return nil //nolint:nilerr // the history will tell
 	}
-	if slices.ContainsFunc(list, func(n nemesis) bool { return n.disks }) {
-		return missingForDisks()
+	for _, n := range list {
+		if n.needs != nil {
+			if err := n.needs(); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
 }

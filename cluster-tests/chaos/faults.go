@@ -21,6 +21,8 @@ type nemesis struct {
 	serving bool
 	// disks: nodes need file systems of their own.
 	disks bool
+	// needs tells what this machine lacks for it, nil if it has all; nothing if it needs nothing.
+	needs func() error
 	// once: another one would leave no majority. behind: logs must be short. Neither is part of a mixed history.
 	once, behind bool
 	// strike does it and returns what ends it.
@@ -45,11 +47,12 @@ var nemeses = []nemesis{
 	{name: "bad-network", hold: 4 * time.Second, strike: (*run).impairAll},
 	{name: "transfer", hold: 10 * time.Millisecond, serving: true, strike: (*run).transfer},
 	{name: "rolling-restart", hold: time.Millisecond, serving: true, strike: (*run).rollingRestart},
-	{name: "disk-full", hold: 2 * time.Second, serving: true, disks: true, strike: onLeader((*run).fillDisk)},
-	{name: "disk-hang", hold: 5 * time.Second, serving: true, disks: true, strike: onLeader((*run).hangDisk)},
+	{name: "disk-full", hold: 2 * time.Second, serving: true, disks: true, needs: missingForDisks, strike: onLeader((*run).fillDisk)},
+	{name: "disk-hang", hold: 5 * time.Second, serving: true, disks: true, needs: missingForDisks, strike: onLeader((*run).hangDisk)},
 	{name: "slow-follower", hold: 4 * time.Second, serving: true, strike: onFollower((*run).slow)},
 	{name: "hot-shard", hold: 3 * time.Second, serving: true, strike: (*run).heatShard},
 	{name: "fd-limit", hold: 4 * time.Second, serving: true, strike: onLeader((*run).limitFiles)},
+	{name: "out-of-memory", hold: 2500 * time.Millisecond, serving: true, needs: missingForMemory, strike: onLeader((*run).starve)},
 	{name: "wipe", hold: time.Second, serving: true, once: true, strike: (*run).wipe},
 	{name: "bit-rot", hold: time.Millisecond, serving: true, once: true, strike: (*run).rot},
 	{name: "fall-behind", hold: time.Millisecond, serving: true, behind: true, strike: onFollower((*run).leaveBehind)},
