@@ -24,8 +24,8 @@ type wrongClocks struct {
 }
 
 type wrongLead struct {
-	at   time.Time
-	skew time.Duration // the largest of all nodes
+	at            time.Time
+	ahead, behind time.Duration // the furthest of all nodes
 }
 
 // clockHandler is a log's handler that hears a node say so.
@@ -42,7 +42,8 @@ func (h *clockHandler) Handle(ctx context.Context, r slog.Record) error {
 	if strings.HasPrefix(r.Message, "leading with a wrong clock") {
 		lead := wrongLead{at: time.Now()}
 		for _, s := range h.c.list() {
-			lead.skew = max(lead.skew, time.Duration(s.skew.Load()))
+			skew := time.Duration(s.skew.Load())
+			lead.ahead, lead.behind = max(lead.ahead, skew), max(lead.behind, -skew)
 		}
 		h.c.wrong.mu.Lock()
 		h.c.wrong.leads = append(h.c.wrong.leads, lead)
@@ -82,8 +83,9 @@ func judgeClocks(ops []history.Op, begin time.Time, leads []wrongLead) (judged, 
 		}
 		why := false
 		for _, lead := range leads {
-			// Time that is ahead stands still until the true one has caught up.
-			why = why || !lead.at.After(late) && (behind > 0 || !told.After(late.Add(lead.skew)))
+			// Time that is ahead stands still until the true one has caught up; none is further behind than the clock.
+			wrong := ahead <= lead.ahead && behind <= lead.behind
+			why = why || !lead.at.After(late) && wrong
 		}
 		if why {
 			excused++

@@ -26,7 +26,7 @@ func TestShardTimesByNoRightClockAreFound(t *testing.T) {
 			Trace: client.Trace{Shard: 1, Index: 9, Query: query, Time: begin.Add(told)},
 		}
 	}
-	said := []wrongLead{{begin.Add(time.Minute), time.Hour}}
+	said := []wrongLead{{at: begin.Add(time.Minute), ahead: time.Hour, behind: 30 * time.Second}}
 	for _, test := range []struct {
 		name  string
 		op    history.Op
@@ -40,8 +40,10 @@ func TestShardTimesByNoRightClockAreFound(t *testing.T) {
 		{"a question on an old state", op(time.Second, true), nil, false},
 		{"a question ahead", op(time.Hour, true), nil, true},
 		{"ahead by a clock that is said to be wrong", op(time.Hour, false), said, false},
+		{"behind by a clock that is said to be wrong", op(30*time.Second, false), said, false},
+		{"behind all clocks", op(20*time.Second, false), said, true},
 		{"ahead of all clocks", op(2*time.Hour, false), said, true},
-		{"before the wrong clock led", op(time.Hour, false), []wrongLead{{begin.Add(time.Hour), time.Hour}}, true},
+		{"before the wrong clock led", op(time.Hour, false), []wrongLead{{at: begin.Add(time.Hour), ahead: time.Hour}}, true},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			judged, excused, found := judgeClocks([]history.Op{test.op}, begin, test.leads)

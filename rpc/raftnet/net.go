@@ -1,8 +1,8 @@
 // Package raftnet carries the Raft groups' requests between nodes, and the nodes' own calls.
 //
 // All groups share two gRPC streams for each direction between two nodes, one for entries and one for heartbeats, votes
-// and questions for terms; whatever waits travels in one message. States of replicas and calls have connections of their own too, so that
-// nothing large delays heartbeats. Messages are encoded by hand: see codec.go.
+// and questions for terms; whatever waits travels in one message. States of replicas and calls have connections of their
+// own too, so that nothing large delays heartbeats. Messages are encoded by hand: see codec.go.
 //
 // Two rules keep the Raft library safe. Nothing is handed to it but through its main loop: its fast path for heartbeats
 // changes the term from another goroutine (hashicorp/raft #695). And nothing here blocks for ever: every request has a

@@ -1,6 +1,7 @@
 package raftnet
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -61,7 +62,7 @@ func (n *node) close() {
 func startNode(t *testing.T, b *book, id string, cfg Config) *node {
 	t.Helper()
 	cfg.NodeID, cfg.Resolve, cfg.Logger = id, b.find, slog.New(slog.DiscardHandler)
-	cfg.Heartbeat = 300 * time.Millisecond
+	cfg.Heartbeat = cmp.Or(cfg.Heartbeat, 300*time.Millisecond)
 	if cfg.ClusterID == nil {
 		cfg.ClusterID = func() string { return "one" }
 	}

@@ -141,6 +141,48 @@ func TestAnAnsweredHeartbeatEndsTheSilence(t *testing.T) {
 	}
 }
 
+// A heartbeat waits for those of other groups, but not one to a replica that is silent: an append waits for its answer.
+func TestAHeartbeatToASilentReplicaGoesAtOnce(t *testing.T) {
+	const timeout = 3 * time.Second
+	patience := newQueue(timeout * 3 / 10).patience
+	b := &book{addrs: map[string]string{}}
+	a, c := startNode(t, b, "a", Config{Heartbeat: timeout}), startNode(t, b, "c", Config{})
+	defer a.close()
+	defer c.close()
+	from, to := a.Group(group, "a/1", nil), c.Group(group, "c/1", nil)
+	from.Attach(leadState{state: raft.Leader})
+	to.Attach(fixedState{term: 9, last: 40})
+	beat := func() time.Duration {
+		begin := time.Now()
+		err := from.AppendEntries("c/1", "c/1", &raft.AppendEntriesRequest{RPCHeader: header, Term: 9}, &raft.AppendEntriesResponse{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return time.Since(begin)
+	}
+	go func() {
+		for {
+			select {
+			case rpc := <-to.Consumer():
+				rpc.Respond(&raft.AppendEntriesResponse{Term: 9, Success: true}, nil)
+			case <-t.Context().Done():
+				return
+			}
+		}
+	}()
+	beat() // connects
+	from.silent.begin("c/1", 9)
+	if took := beat(); took >= patience {
+		t.Errorf("to a silent replica: after %v", took)
+	}
+	if from.silent.heard("c/1", 9) != nil {
+		t.Error("its answer is no sign of life")
+	}
+	if took := beat(); took < patience {
+		t.Errorf("to one that is heard: after %v", took)
+	}
+}
+
 // nobody reads nothing.
 type nobody struct{}
 
