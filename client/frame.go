@@ -41,6 +41,7 @@ type frame struct {
 	lookup *time.Timer // of the attempt under way
 	sent   bool        // a node has it and did not answer yet
 	maybe  bool        // it may have reached a leader
+	astray bool        // it had to look for the leader
 	last   error
 }
 
@@ -200,6 +201,7 @@ const (
 func (f *frame) retry(err error, pause time.Duration) {
 	f.mu.Lock()
 	f.last, f.sent = err, false
+	f.astray = f.astray || pause <= 0
 	f.mu.Unlock()
 	f.tries++
 	c := f.l.c
@@ -290,12 +292,15 @@ func (f *frame) release() {
 	if f.lookup != nil {
 		f.lookup.Stop()
 	}
+	astray := f.astray
 	f.mu.Unlock()
 	l := f.l
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	f.end.Stop()
 	delete(l.open, f.seq)
-	l.took += (time.Since(f.packed) - l.took) / 8
+	if !astray { // that tells nothing of how long the next ones take
+		l.took += (time.Since(f.packed) - l.took) / 8
+	}
 	l.signal()
 }

@@ -172,6 +172,37 @@ func TestASilentLeaderIsLeftByCallersWithoutPatience(t *testing.T) {
 	}
 }
 
+// How long a frame looked for a leader says nothing of those after it.
+func TestATimeWithoutALeaderIsNoReasonToRefuse(t *testing.T) {
+	f := newFake(t, "n1")
+	c := f.client(0)
+	begin := time.Now()
+	f.on("n1", func(q *pb.FrameRequest) reaction {
+		if time.Since(begin) < 3*time.Second {
+			return refusal(pb.FrameError_REASON_NOT_LEADER, "")
+		}
+		return f.execute(q)
+	})
+	if _, err := startCheck(t.Context(), c, subject(1)).wait(t); err != nil {
+		t.Fatal(err)
+	}
+	f.on("n1", f.first(func(q *pb.FrameRequest) reaction {
+		time.Sleep(400 * time.Millisecond)
+		return f.execute(q)
+	}))
+	before := len(f.log())
+	one := startCheck(t.Context(), c, subject(1))
+	f.await("a frame that takes its time", func() bool { return len(f.log()) > before })
+	ctx, cancel := context.WithTimeout(t.Context(), 700*time.Millisecond)
+	defer cancel()
+	if _, err := startCheck(ctx, c, subject(1)).wait(t); err != nil { // it leaves after 250 ms, when the one before is late
+		t.Errorf("who would wait for 0.45 s more: %v", err)
+	}
+	if _, err := one.wait(t); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestALateAnswerOfALeaderThatWasLeftIsIgnored(t *testing.T) {
 	f := newFake(t, "n1", "n2")
 	late := make(chan struct{})

@@ -247,6 +247,8 @@ func (x *stream) frame(q *pb.PackedFrame) {
 		x.prepare(&ops[i], packed, q)
 		f.Calls[i] = ops[i].call
 	}
+	x.in.Reset() // they point into the frame, which is not to be kept as long as the stream
+	x.check.Reset()
 	if q.Query {
 		x.work.Go(func() { x.query(q, ops, replica, begin) })
 		return

@@ -27,7 +27,8 @@ const (
 var errStalled = status.Error(codes.ResourceExhausted, "the answers of this stream are not taken")
 
 func requestMemory(q *pb.PackedFrame) int64 {
-	n := opMemory * (1 + len(q.Ops))
+	// What this version does not know was copied too.
+	n := opMemory*(1+len(q.Ops)) + len(q.Client) + 2*len(q.ProtoReflect().GetUnknown())
 	for _, o := range q.Ops {
 		n += len(o)
 	}

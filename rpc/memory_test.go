@@ -8,7 +8,10 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
 
+	"github.com/holdfastdb/holdfast/rpc/codec"
 	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
 )
 
@@ -51,6 +54,22 @@ func TestTheMemoryOfAStreamIsBounded(t *testing.T) {
 		}
 		cancel()
 	})
+}
+
+// What a node does not know of a frame takes memory all the same, in the frame and as a copy.
+func TestUnknownFieldsOfAFrameCount(t *testing.T) {
+	const size = 1 << 20
+	text, err := proto.Marshal(asking(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var q pb.PackedFrame
+	if err := codec.Unmarshal(protowire.AppendBytes(protowire.AppendTag(text, 1000, protowire.BytesType), make([]byte, size)), &q); err != nil {
+		t.Fatal(err)
+	}
+	if more := requestMemory(&q) - requestMemory(asking(1)); more < 2*size {
+		t.Errorf("%d bytes more are counted", more)
+	}
 }
 
 func TestWhenTheNodeHoldsTooMuchFramesAreRefused(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"testing"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/holdfastdb/holdfast/fsm"
@@ -178,5 +179,37 @@ func TestTokensThatCannotBeIssuedAgain(t *testing.T) {
 	v, err := s.Validate(t.Context(), &pb.ValidateSessionRequest{Token: m.(*pb.SessionTokens).Token})
 	if err != nil || v.Valid {
 		t.Errorf("its token: %v, %v", v, err)
+	}
+}
+
+// Operations of one frame that are carried out later are carried out with what each of them says.
+func TestEachOperationOfAFrameKeepsItsRequest(t *testing.T) {
+	c := newSmall(t, nil)
+	defer c.close()
+	themes := []string{"dark", "light", "blue"}
+	var ops []*pb.Op
+	var ids []string
+	for _, theme := range themes {
+		set, err := structpb.NewStruct(map[string]any{"theme": theme})
+		if err != nil {
+			t.Fatal(err)
+		}
+		id := c.login("ada").SessionId
+		body, err := proto.Marshal(&pb.SetAttributesRequest{SessionId: id, Set: set})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ids, ops = append(ids, id), append(ops, &pb.Op{Type: session.TypeID, Method: methodSetAttributes, Request: body})
+	}
+	x := newStream(t.Context(), c.server.data)
+	x.frame(&pb.PackedFrame{Client: clientID, Shard: 1, Seq: 1, DeadlineMs: int64(now()) + 10_000, Ops: packed(ops...)})
+	<-x.wake
+	for i, id := range ids {
+		if r := x.queue[0].Results[i]; r.Code != 0 {
+			t.Errorf("operation %d: %v", i, r)
+		}
+		if got := c.get(id).Attributes.AsMap()["theme"]; got != themes[i] {
+			t.Errorf("session %d has %v, want %s", i, got, themes[i])
+		}
 	}
 }

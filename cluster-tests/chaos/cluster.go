@@ -64,7 +64,7 @@ type Options struct {
 const (
 	// checksumEvery is how often replicas compare their states: every history has some of it.
 	checksumEvery = 5 * time.Second
-	// checksumUsual is how often they do it by default: what measures does not pay for it sixty times.
+	// checksumUsual is how often they do it by default. What measures is over before the first time.
 	checksumUsual = 5 * time.Minute
 )
 

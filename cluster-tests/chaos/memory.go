@@ -102,6 +102,7 @@ func (r *run) starve(n *Node) (func() error, error) {
 	}
 	select {
 	case <-ended:
+		r.faults[len(r.faults)-1].From = r.w.now() // the pause in writes begins here
 	case <-time.After(starveTime):
 		if err := errors.Join(g.close(), n.revive()); err != nil {
 			return nil, err

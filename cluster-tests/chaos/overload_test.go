@@ -69,7 +69,7 @@ func TestOverload(t *testing.T) {
 	spent := cpuTime()
 	over := offer(overloadFactor*peak, overloadTime)
 	f := overload{
-		peak: peak, due: overloadFactor * peak, begun: float64(over.begun()) / overloadTime.Seconds(), good: float64(over.good) / overloadTime.Seconds(),
+		peak: peak, due: overloadFactor * peak, begun: float64(over.begun()) / overloadTime.Seconds(), good: float64(over.good) / over.length.Seconds(),
 		p99: quantile(over.took, 0.99), refused: over.refused, late: over.late, unbegun: over.unbegun, normal: -1,
 		own: float64(cpuTime()-spent) / float64(overloadTime) / float64(runtime.NumCPU()),
 	}

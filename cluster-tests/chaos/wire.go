@@ -245,6 +245,7 @@ type served struct {
 	due, unbegun                  int
 	good, refused, late, answered int
 	took                          []time.Duration // of the good ones
+	length                        time.Duration   // until all had an answer
 }
 
 func (o *served) note(r *pb.FrameResponse, took time.Duration) {
@@ -312,6 +313,7 @@ func (w *wire) offer(perSecond float64, length time.Duration) (*served, error) {
 		all := o.answered == o.begun()
 		o.mu.Unlock()
 		if all {
+			o.length = time.Since(begin)
 			w.mu.Lock()
 			defer w.mu.Unlock()
 			return o, w.broken

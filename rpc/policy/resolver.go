@@ -294,10 +294,25 @@ func (c *candidate) offer(r *rule, rate uint32, priority int32) {
 	}
 }
 
-// Resolve appends the limits that apply to a request now, at most one for each scope. It asks for the time only if there are
-// assignments that are effective for a time: as often as this is called, the clock is dear.
+// moment is when a request is resolved: all of it at one time, which is asked for only if there are assignments that are
+// effective for a time. As often as requests are resolved, the clock is dear.
+type moment struct {
+	ask   func() fsm.Time
+	asked bool
+	time  fsm.Time
+}
+
+func (m *moment) now() fsm.Time {
+	if !m.asked {
+		m.asked, m.time = true, m.ask()
+	}
+	return m.time
+}
+
+// Resolve appends the limits that apply to a request now, at most one for each scope.
 func (r *Resolver) Resolve(matches []Match, q *Request, now func() fsm.Time) ([]Match, error) {
 	x := r.index.Load()
+	at := &moment{ask: now}
 	var own []catalog.Assignment
 	if q.Client != "" && r.assigned.Load() {
 		var err error
@@ -307,7 +322,7 @@ func (r *Resolver) Resolve(matches []Match, q *Request, now func() fsm.Time) ([]
 	}
 	given := q.dims()
 	if len(q.Policies) > 0 {
-		return x.named(matches, q, own, given, now)
+		return x.named(matches, q, own, given, at)
 	}
 	if len(own) == 0 && len(x.all) == 0 && len(x.exact) == 0 && len(x.prefixes) == 0 {
 		return matches, nil
@@ -316,16 +331,16 @@ func (r *Resolver) Resolve(matches []Match, q *Request, now func() fsm.Time) ([]
 	for i := range own {
 		a := &own[i]
 		rule := x.byNumber[a.Policy]
-		if rule != nil && rule.applies(q, given) && effective(a, now) {
+		if rule != nil && rule.applies(q, given) && effective(a, at) {
 			best[rule.scope].offer(rule, a.Rate, a.EffectivePriority(rule.policy))
 		}
 	}
-	offerFirst(&best, x.all, q, given, now)
+	offerFirst(&best, x.all, q, given, at)
 	if q.Resource != "" {
-		offerFirst(&best, x.exact[q.Resource], q, given, now)
+		offerFirst(&best, x.exact[q.Resource], q, given, at)
 		for _, n := range x.lengths {
 			if n <= len(q.Resource) {
-				offerFirst(&best, x.prefixes[q.Resource[:n]], q, given, now)
+				offerFirst(&best, x.prefixes[q.Resource[:n]], q, given, at)
 			}
 		}
 	}
@@ -339,11 +354,11 @@ func (r *Resolver) Resolve(matches []Match, q *Request, now func() fsm.Time) ([]
 }
 
 // offerFirst offers the first entry of each scope that qualifies.
-func offerFirst(best *[scopes]candidate, list []entry, q *Request, given int, now func() fsm.Time) {
+func offerFirst(best *[scopes]candidate, list []entry, q *Request, given int, at *moment) {
 	done := -1
 	for i := range list {
 		e := &list[i]
-		if e.scope == done || !e.applies(q, given) || !effective(&e.assignment, now) {
+		if e.scope == done || !e.applies(q, given) || !effective(&e.assignment, at) {
 			continue
 		}
 		best[e.scope].offer(e.rule, e.assignment.Rate, e.priority)
@@ -352,7 +367,7 @@ func offerFirst(best *[scopes]candidate, list []entry, q *Request, given int, no
 }
 
 // named applies the policies that the request names.
-func (x *index) named(matches []Match, q *Request, own []catalog.Assignment, given int, now func() fsm.Time) ([]Match, error) {
+func (x *index) named(matches []Match, q *Request, own []catalog.Assignment, given int, at *moment) ([]Match, error) {
 	if len(q.Policies) > counter.MaxLimits {
 		return nil, fsm.Errorf(fsm.Invalid, "at most %d policies in one request", counter.MaxLimits)
 	}
@@ -374,7 +389,7 @@ func (x *index) named(matches []Match, q *Request, own []catalog.Assignment, giv
 		seen[rule.policy.Number] = true
 		var rate uint32
 		for i := range own {
-			if own[i].Policy == rule.policy.Number && effective(&own[i], now) {
+			if own[i].Policy == rule.policy.Number && effective(&own[i], at) {
 				rate = own[i].Rate
 			}
 		}
@@ -383,12 +398,11 @@ func (x *index) named(matches []Match, q *Request, own []catalog.Assignment, giv
 	return matches, nil
 }
 
-func effective(a *catalog.Assignment, now func() fsm.Time) bool {
+func effective(a *catalog.Assignment, at *moment) bool {
 	if a.From == 0 && a.To == 0 {
 		return true
 	}
-	t := now()
-	return t >= a.From && (a.To == 0 || t < a.To)
+	return at.now() >= a.From && (a.To == 0 || at.now() < a.To)
 }
 
 func (r *rule) applies(q *Request, given int) bool {

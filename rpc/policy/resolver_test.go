@@ -251,6 +251,24 @@ func TestChangesAreSeenByTheNextRequest(t *testing.T) {
 	}
 }
 
+// When one assignment ends and another begins, one of the two applies at any time: a request is resolved at one moment.
+func TestARequestIsResolvedAtOneMoment(t *testing.T) {
+	s := newSource(t)
+	for i, name := range []string{"first", "second"} {
+		s.put(name, nil)
+		const change = catalogtest.Start + 1
+		s.assign([]catalog.Assign{
+			{Policy: name, Clients: []string{"a"}, From: change}, // not yet, when it is looked at
+			{Policy: name, Clients: []string{"a"}, To: change},   // not any more, if the clock went on since
+		}[i])
+	}
+	now, asked := catalogtest.Start, 0
+	matches, err := resolver(t, s).Resolve(nil, &policy.Request{Client: "a"}, func() fsm.Time { now++; asked++; return now - 1 })
+	if err != nil || len(matches) != 1 || asked != 1 {
+		t.Errorf("%d limits apply, %v; the clock was asked %d times", len(matches), err, asked)
+	}
+}
+
 func TestNamesThatDoNotExistAreRefused(t *testing.T) {
 	s := newSource(t)
 	s.put("by-ip", func(p *catalog.Policy) { p.Scope = "ip" })
