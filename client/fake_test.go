@@ -57,6 +57,7 @@ type fakeNode struct {
 	// Guarded by the cluster's mutex.
 	serve  func(q *pb.FrameRequest) reaction
 	noMap  bool
+	stale  func(*pb.ClusterMapResponse) // what it believes instead of what is
 	create func(*pb.CreatePolicyRequest) (*pb.Policy, error)
 	sweep  func(*pb.RevokeMatchingRequest) (*pb.RevokeMatchingResponse, error)
 	put    func(*pb.PutSessionPolicyRequest) (*pb.SessionPolicy, error)
@@ -178,6 +179,9 @@ func (n *fakeNode) ClusterMap(context.Context, *pb.ClusterMapRequest) (*pb.Clust
 	}}
 	for _, name := range f.members {
 		m.Nodes = append(m.Nodes, &pb.NodeInfo{NodeId: name, Name: name, GrpcAddr: name, State: "up"})
+	}
+	if n.stale != nil {
+		n.stale(m)
 	}
 	return m, nil
 }

@@ -1,10 +1,12 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/zeebo/xxh3"
@@ -43,7 +45,15 @@ func (r *routes) shardAt(slot uint16) uint32 {
 // refreshPause keeps a cluster in trouble from being asked for its map all the time.
 const refreshPause = 50 * time.Millisecond
 
-// refresh fetches the cluster map from any node that answers. Several callers share one fetch.
+const (
+	// mostAsked bounds the nodes that are asked for the map at a time.
+	mostAsked  = 5
+	mapTimeout = 2 * time.Second
+	// mapGrace is how long the others may take to answer after the first has.
+	mapGrace = 50 * time.Millisecond
+)
+
+// refresh fetches the cluster map. Several callers share one fetch.
 func (c *Client) refresh(ctx context.Context) error {
 	asked := time.Now()
 	select {
@@ -64,26 +74,69 @@ func (c *Client) refresh(ctx context.Context) error {
 			return err
 		}
 	}
-	failed := errors.New("asked for the cluster map")
-	for _, addr := range c.known() {
-		conn, err := c.conn(addr)
-		if err != nil {
-			failed = fmt.Errorf("%w; %w", failed, err)
-			continue
-		}
-		try, cancel := context.WithTimeout(ctx, 2*time.Second)
-		m, err := pb.NewDataClient(conn).ClusterMap(try, &pb.ClusterMapRequest{})
-		cancel()
-		if err == nil && len(m.Shards) > 0 {
-			c.learn(m)
-			return nil
-		}
-		if err == nil {
-			err = errors.New("knows of no shards")
-		}
-		failed = fmt.Errorf("%w; %s: %w", failed, addr, err)
+	maps, err := c.askForMap(ctx)
+	if len(maps) == 0 {
+		return err
 	}
-	return failed
+	c.learn(maps)
+	return nil
+}
+
+// askForMap asks several nodes at a time: one alone may be cut off from all others and not know it, and would be believed as
+// long as that lasts.
+func (c *Client) askForMap(ctx context.Context) (maps []*pb.ClusterMapResponse, failed error) {
+	type answer struct {
+		m   *pb.ClusterMapResponse
+		err error
+	}
+	var asking sync.WaitGroup
+	defer asking.Wait()
+	ctx, cancel := context.WithTimeout(ctx, mapTimeout)
+	defer cancel()
+	addrs := c.known()
+	addrs = addrs[:min(len(addrs), mostAsked)]
+	answers := make(chan answer, len(addrs))
+	for _, addr := range addrs {
+		asking.Go(func() {
+			m, err := c.mapOf(ctx, addr)
+			if err != nil {
+				err = fmt.Errorf("%s: %w", addr, err)
+			}
+			answers <- answer{m, err}
+		})
+	}
+	failed = errors.New("asked for the cluster map")
+	var grace <-chan time.Time
+	for range addrs {
+		select {
+		case a := <-answers:
+			if a.err != nil {
+				failed = fmt.Errorf("%w; %w", failed, a.err)
+				continue
+			}
+			maps = append(maps, a.m)
+			if grace == nil {
+				t := time.NewTimer(mapGrace)
+				defer t.Stop()
+				grace = t.C
+			}
+		case <-grace:
+			return maps, failed
+		}
+	}
+	return maps, failed
+}
+
+func (c *Client) mapOf(ctx context.Context, addr string) (*pb.ClusterMapResponse, error) {
+	conn, err := c.conn(addr)
+	if err != nil {
+		return nil, err
+	}
+	m, err := pb.NewDataClient(conn).ClusterMap(ctx, &pb.ClusterMapRequest{})
+	if err == nil && len(m.Shards) == 0 {
+		err = errors.New("knows of no shards")
+	}
+	return m, err
 }
 
 // known lists addresses to try, the configured ones after those of the map, and at the end one that has been silent.
@@ -105,28 +158,47 @@ func (c *Client) known() []string {
 	return addrs
 }
 
-func (c *Client) learn(m *pb.ClusterMapResponse) {
+// learn takes over what nodes say. Shards and nodes are as in the newest map, or in that of who reaches most nodes; the leader
+// of a shard is the one with the highest term.
+func (c *Client) learn(maps []*pb.ClusterMapResponse) {
+	m := slices.MaxFunc(maps, func(a, b *pb.ClusterMapResponse) int {
+		return cmp.Or(cmp.Compare(a.Epoch, b.Epoch), cmp.Compare(nodesUp(a), nodesUp(b)))
+	})
 	r := &routes{cluster: sessiontoken.ClusterOf(m.ClusterId), shards: m.Shards, byNode: make(map[string]string), leaders: make(map[uint32]string)}
 	slices.SortFunc(r.shards, func(a, b *pb.ShardInfo) int { return int(a.FirstSlot) - int(b.FirstSlot) })
 	var down []string
 	for _, n := range m.Nodes {
 		r.byNode[n.NodeId] = n.GrpcAddr
-		if n.State == "up" {
+		if n.State == stateUp {
 			r.addrs = append(r.addrs, n.GrpcAddr)
 		} else {
 			down = append(down, n.GrpcAddr)
 		}
 	}
 	r.addrs = append(r.addrs, down...)
-	for _, s := range m.Shards {
-		if addr := r.byNode[s.Leader]; addr != "" {
-			r.leaders[s.Shard] = addr
+	terms := make(map[uint32]uint64)
+	for _, one := range maps {
+		for _, s := range one.Shards {
+			if addr := r.byNode[s.Leader]; addr != "" && s.Term >= terms[s.Shard] && one.ClusterId == m.ClusterId {
+				r.leaders[s.Shard], terms[s.Shard] = addr, s.Term
+			}
 		}
 	}
 	c.routes.Store(r)
 	c.mu.Lock()
 	c.refreshed = time.Now()
 	c.mu.Unlock()
+}
+
+const stateUp = "up"
+
+func nodesUp(m *pb.ClusterMapResponse) (n int) {
+	for _, node := range m.Nodes {
+		if node.State == stateUp {
+			n++
+		}
+	}
+	return n
 }
 
 // hint notes the leader of a shard that a node named.
@@ -166,6 +238,9 @@ func (f failover) Invoke(ctx context.Context, method string, q, r any, opts ...g
 		var sentTo peer.Peer // set when there is a connection
 		err = conn.Invoke(ctx, method, q, r, append(slices.Clip(opts), grpc.Peer(&sentTo))...)
 		s := status.Convert(err)
+		if s.Code() == codes.Unavailable {
+			f.c.silent.Store(&addr) // who tries again asks another one first
+		}
 		switch {
 		case s.Code() != codes.Unavailable || len(s.Details()) > 0: // a node that refuses gives its reason
 			return err

@@ -93,6 +93,7 @@ type Node struct {
 	finished chan struct{} // closed when the process has ended
 	doomed   bool          // the process is meant to end
 	surprise []string      // how processes ended that were not
+	exit     error         // how the last one ended, nil if in peace
 }
 
 // Start starts a cluster and waits until every shard has its voters. It ends with the test. What goes wrong with a cluster is
@@ -309,6 +310,7 @@ func (n *Node) Start() error {
 		err := cmd.Wait() // it is killed, as a rule
 		_ = log.Close()
 		n.mu.Lock()
+		n.exit = err
 		if !n.doomed {
 			said, _ := os.ReadFile(n.log)
 			n.surprise = append(n.surprise, fmt.Sprintf("%s ended by itself: %v: %.500s", n.Name, err, tail(string(said), 1)))
@@ -385,14 +387,22 @@ func (n *Node) doom() <-chan struct{} {
 
 // Stop ends the process in peace.
 func (n *Node) Stop(within time.Duration) error {
+	if !n.Running() {
+		return nil
+	}
 	ended := n.doom()
 	n.signal(syscall.SIGTERM)
 	select {
 	case <-ended:
-		return nil
 	case <-time.After(within):
 		return fmt.Errorf("%s did not stop within %v", n.Name, within)
 	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.exit != nil {
+		return fmt.Errorf("%s was to stop in peace: %w", n.Name, n.exit)
+	}
+	return nil
 }
 
 // Running reports whether the process lives.

@@ -192,6 +192,17 @@ type leaderChange struct {
 	node  string
 }
 
+// crashed tells whether a line is how the Go runtime begins to say why it ends a process. A node that cannot go on says so
+// itself, and why.
+func crashed(line []byte) bool {
+	for _, how := range []string{"panic: ", "fatal error: ", "WARNING: DATA RACE"} {
+		if bytes.HasPrefix(line, []byte(how)) {
+			return true
+		}
+	}
+	return false
+}
+
 // leaderChanges reads from the nodes' own words who led what since when.
 func (r *run) leaderChanges() (changes []leaderChange, err error) {
 	for _, n := range r.c.Nodes {
@@ -208,8 +219,11 @@ func (r *run) leaderChanges() (changes []leaderChange, err error) {
 				Group uint32
 				Term  uint64
 			}
-			if json.Unmarshal(lines.Bytes(), &line) != nil {
-				continue // others than the logger write there too, such as a panic
+			if json.Unmarshal(lines.Bytes(), &line) != nil { // others than the logger write there too
+				if crashed(lines.Bytes()) {
+					r.violate("%s: %s", n.Name, lines.Text())
+				}
+				continue
 			}
 			if line.Msg == "the states of two replicas differ" { // the metric goes with the process
 				r.violate("%s: %s", n.Name, lines.Text())

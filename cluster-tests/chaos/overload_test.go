@@ -1,8 +1,10 @@
 package chaos
 
 import (
+	"cmp"
 	"fmt"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -32,12 +34,29 @@ func cpuTime() time.Duration {
 }
 
 // More load than the cluster can carry costs those who are too many, not those who can be served; and when it is over, so
-// is its effect.
+// is its effect. It is tried again as long as there is time: no two minutes of a machine are the same.
 func TestOverload(t *testing.T) {
 	s := readSettings(t)
 	if s.minutes == 0 || !s.wants(overloaded) {
 		t.Skip("two minutes with both CPUs busy: make chaos runs it")
 	}
+	end := time.Now()
+	if len(s.kinds) == 1 { // the others have the time otherwise
+		end = end.Add(time.Duration(s.minutes * float64(time.Minute)))
+	}
+	var runs []overload
+	for n := 0; n == len(runs) && (n == 0 || time.Now().Before(end)); n++ { // not after one that did not come to its end
+		t.Run(fmt.Sprint("run ", n+1), func(t *testing.T) { runs = append(runs, tooMuch(t, &s)) })
+	}
+	if s.out != "" && len(runs) > 0 {
+		if err := results.Write(s.out, "overload", page(runs)); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// tooMuch offers a cluster more than it can do.
+func tooMuch(t *testing.T, s *settings) overload {
 	c, err := Start(t, Options{Nodes: 3, Dir: artefacts(t, s.dir, "overload"), Checksum: checksumUsual})
 	if err != nil {
 		t.Fatal(err)
@@ -82,7 +101,7 @@ func TestOverload(t *testing.T) {
 			f.normal = at
 		}
 	}
-	t.Logf("\n%s", f)
+	t.Logf("\n%s", page([]overload{f}))
 	if f.begun < begunLeast*peak || f.refused == 0 {
 		t.Errorf("it was no overload: %.1f times the peak was begun, and the cluster refused %d", f.begun/peak, f.refused)
 	}
@@ -92,11 +111,12 @@ func TestOverload(t *testing.T) {
 	if f.normal < 0 || f.normal > normalWithin {
 		t.Errorf("it is not as before within %v", normalWithin)
 	}
-	if s.out != "" {
-		if err := results.Write(s.out, "overload", f.String()); err != nil {
-			t.Error(err)
+	for _, n := range c.Nodes {
+		for _, s := range n.Surprises() {
+			t.Error(s)
 		}
 	}
+	return f
 }
 
 // overload is what came of too much load. Rates are a second's.
@@ -108,8 +128,11 @@ type overload struct {
 	own                    float64       // share of all CPUs that the load took
 }
 
-// String is the section of the page.
-func (f overload) String() string {
+// page is the section of the page: of the worst run, and what was served in all of them.
+func page(runs []overload) string {
+	ofPeak := func(f overload) float64 { return 100 * f.good / f.peak }
+	runs = slices.SortedFunc(slices.Values(runs), func(a, b overload) int { return cmp.Compare(ofPeak(a), ofPeak(b)) })
+	f := runs[0]
 	var b strings.Builder
 	row := func(what, figure string, args ...any) {
 		fmt.Fprintf(&b, "| %s | %s |\n", what, fmt.Sprintf(figure, args...))
@@ -129,6 +152,15 @@ func (f overload) String() string {
 		normal = fmt.Sprintf("%v: %s", f.normal.Round(time.Second), verdict(f.normal <= normalWithin))
 	}
 	row(fmt.Sprintf("normal again after (goal: %v)", normalWithin), "%s", normal)
+	if len(runs) > 1 {
+		b.WriteString("\nThat is the worst of the runs, which served")
+		separator := ""
+		for _, f := range runs {
+			fmt.Fprintf(&b, "%s %.0f %%", separator, ofPeak(f))
+			separator = ","
+		}
+		b.WriteString(" of the peak in time.\n")
+	}
 	fmt.Fprintf(&b, "\n%d CPUs, of which the load took %.0f %% for itself; %s, %s, commit %s.\n",
 		runtime.NumCPU(), 100*f.own, runtime.Version(), time.Now().UTC().Format(time.DateOnly), results.Commit())
 	return b.String()
@@ -141,13 +173,17 @@ func TestOverloadPage(t *testing.T) {
 		"| due | 3000/s |", "| begun | 1500/s, 1.5 times the peak |", "700/s, 70 %: missed", "| refused by the cluster | 3 |", "| too late | 4 |",
 		"in a shard | 5 |", "| not within 20s: missed |",
 	} {
-		if page := f.String(); !strings.Contains(page, want) {
+		if page := page([]overload{f}); !strings.Contains(page, want) {
 			t.Errorf("no %q in:\n%s", want, page)
 		}
 	}
+	other := f
 	f.normal, f.good = 2*time.Second, 900
+	if page := page([]overload{f, other}); !strings.Contains(page, "700/s, 70 %: missed") || !strings.Contains(page, "served 70 %, 90 % of") {
+		t.Errorf("the worse of two is not shown:\n%s", page)
+	}
 	for _, want := range []string{"90 %: met", "| 2s: met |"} {
-		if page := f.String(); !strings.Contains(page, want) {
+		if page := page([]overload{f}); !strings.Contains(page, want) {
 			t.Errorf("no %q in:\n%s", want, page)
 		}
 	}

@@ -249,7 +249,7 @@ func (r *run) keep(res *Result, ops []history.Op, changes []leaderChange) error 
 	if err := os.WriteFile(r.artefact("result.json"), b, 0o644); err != nil {
 		return err
 	}
-	if err := r.w.history.Save(r.c.opts.Dir); err != nil {
+	if err := history.Save(r.c.opts.Dir, ops); err != nil {
 		return err
 	}
 	return writeTimeline(r.artefact("timeline.html"), res, ops, changes)

@@ -249,7 +249,7 @@ func TestAHistoryHasOperationsOfAnyDataType(t *testing.T) {
 	if ops := h.Ops(); len(ops) != 2 || ops[0].Outcome != history.Definite || ops[1].Outcome != history.Failed {
 		t.Errorf("%+v", ops)
 	}
-	if err := h.Save(dir); err != nil {
+	if err := history.Save(dir, h.Ops()); err != nil {
 		t.Fatal(err)
 	}
 	text, err := os.ReadFile(filepath.Join(dir, history.File))

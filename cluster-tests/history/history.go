@@ -138,7 +138,7 @@ type line struct {
 }
 
 // Save writes the operations into a file of the directory, for people and their tools.
-func (h *History) Save(dir string) (err error) {
+func Save(dir string, ops []Op) (err error) {
 	f, err := os.Create(filepath.Join(dir, File))
 	if err != nil {
 		return fmt.Errorf("save history: %w", err)
@@ -146,7 +146,7 @@ func (h *History) Save(dir string) (err error) {
 	defer func() { err = errors.Join(err, f.Close()) }()
 	w := bufio.NewWriter(f)
 	enc := json.NewEncoder(w)
-	for _, op := range h.Ops() {
+	for _, op := range ops {
 		l := line{
 			Process: op.Process, CallNS: int64(op.Call), EndNS: int64(op.Return), Outcome: op.Outcome.String(),
 			Shard: op.Trace.Shard, Seq: op.Trace.Seq, Op: op.Trace.Op, Query: op.Trace.Query, Index: op.Trace.Index,

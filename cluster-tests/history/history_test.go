@@ -70,7 +70,7 @@ func TestSaveWritesALineForEachOperation(t *testing.T) {
 	h.Begin("p", ask{2}).End(true, client.Trace{Shard: 1, Client: [16]byte{0xab}, Seq: 4, Op: 5, Index: 6, Time: time.UnixMilli(7).UTC()}, nil)
 	h.Begin("q", ask{3})
 	dir := t.TempDir()
-	if err := h.Save(dir); err != nil {
+	if err := Save(dir, h.Ops()); err != nil {
 		t.Fatal(err)
 	}
 	text, err := os.ReadFile(filepath.Join(dir, File))

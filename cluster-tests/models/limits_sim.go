@@ -183,8 +183,17 @@ func (l *simLimits) Press(ctx context.Context, cl *client.Client, _ uint32) {
 	_, _ = cl.Limits().Check(ctx, client.Request{Client: "all", Resource: resourceSum})
 }
 
-// MayFail implements Load.
-func (l *simLimits) MayFail(*history.Op) bool { return false }
+// MayFail implements Load: a lease is asked for two seconds only, and who had none before has no fallback. A change of a policy
+// is a plain call to one node: if that is cut off or dies, the caller has to ask another one.
+func (l *simLimits) MayFail(op *history.Op) bool {
+	switch in := op.Input.(type) {
+	case LimitOp:
+		return in.Kind == KindLease
+	case PolicyOp:
+		return true
+	}
+	return false
+}
 
 // End implements Load: it compares the counters that never forget, and the policy that changes, with what callers were
 // told. Reservations that were not settled must have ended before.

@@ -128,7 +128,7 @@ func run(t *testing.T, by trouble, seed uint64) (*sim.Report, map[string]int, er
 		opts.Logger = slog.New(slog.NewTextHandler(f, nil))
 	}
 	synctest.Test(t, func(*testing.T) { report, err = sim.Run(opts) })
-	report.Sample("")
+	report.Sample("", false)
 	found := make(map[string]int)
 	for _, v := range report.Violations {
 		found[v.Kind]++

@@ -42,9 +42,7 @@ type Options struct {
 	// Types are the data types that clients use; nil means all.
 	Types []models.Type
 	// Join has one more node join in the midst of it.
-	Join bool
-	// Dir gets the history, if set.
-	Dir    string
+	Join   bool
 	Logger *slog.Logger
 }
 

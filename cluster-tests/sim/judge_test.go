@@ -61,8 +61,9 @@ func TestOperationsThatWaitThoughAMajorityIsThereAreFound(t *testing.T) {
 		return span{"x", begin.Add(from * time.Second), begin.Add(to * time.Second), few}
 	}
 	waits := func(from, to time.Duration) history.Op {
-		return history.Op{Call: from * time.Second, Return: time.Hour, Ended: to * time.Second}
+		return history.Op{Call: from * time.Second, Return: time.Hour, Ended: to * time.Second, Outcome: history.Definite}
 	}
+	nothing := func(*history.Op) bool { return false }
 	for _, test := range []struct {
 		name  string
 		op    history.Op
@@ -79,9 +80,43 @@ func TestOperationsThatWaitThoughAMajorityIsThereAreFound(t *testing.T) {
 		{"another one later", waits(10, 40), []span{trouble(50, 60, false)}, 30},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			longest, found := judgeService([]history.Op{test.op}, begin, test.spans)
+			longest, found := judgeService([]history.Op{test.op}, begin, test.spans, nothing)
 			if longest != test.calm*time.Second || (len(found) > 0) != (longest > mostCalm) {
 				t.Errorf("it waited for %v, want %v; found %v", longest, test.calm*time.Second, found)
+			}
+		})
+	}
+}
+
+// While at most one server is in trouble, and has been for a while, what a patient caller asks for is done.
+func TestOperationsThatComeToNothingInPeaceAreFound(t *testing.T) {
+	begin := time.Unix(1_700_000_000, 0)
+	fails := func(outcome history.Outcome, took time.Duration) history.Op {
+		return history.Op{Call: time.Minute, Return: time.Hour, Ended: time.Minute + took, Outcome: outcome}
+	}
+	storm := func(from, to time.Duration) []span { return []span{{"x", begin.Add(from), begin.Add(to), false}} }
+	for _, test := range []struct {
+		name    string
+		op      history.Op
+		spans   []span
+		mayFail bool
+		found   bool
+	}{
+		{"refused", fails(history.Failed, time.Second), nil, false, true},
+		{"unknown", fails(history.Unknown, time.Second), nil, false, true},
+		{"done", fails(history.Definite, time.Second), nil, false, false},
+		{"it may be refused", fails(history.Failed, time.Second), nil, true, false},
+		{"its caller had no patience", fails(history.Failed, mostHaste), nil, false, false},
+		{"one server", fails(history.Failed, time.Second), []span{{"x", begin, begin.Add(time.Hour), true}}, false, true},
+		{"all servers", fails(history.Failed, time.Second), storm(0, time.Hour), false, false},
+		{"all servers until not long ago", fails(history.Failed, time.Second), storm(0, 50*time.Second), false, false},
+		{"all servers, long ago", fails(history.Failed, time.Second), storm(0, 30*time.Second), false, true},
+		{"all servers, later", fails(history.Failed, time.Second), storm(2*time.Minute, 3*time.Minute), false, true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			_, found := judgeService([]history.Op{test.op}, begin, test.spans, func(*history.Op) bool { return test.mayFail })
+			if (len(found) > 0) != test.found {
+				t.Errorf("found %v", found)
 			}
 		})
 	}

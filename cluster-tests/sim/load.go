@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -52,10 +53,13 @@ func (l *load) process(name string, cl *client.Client, rng *rand.Rand) *models.P
 	return &models.Process{Name: name, Client: cl, Rand: rng, History: l.history, Patience: patience}
 }
 
+// mostHaste bounds how long those wait who have little patience.
+const mostHaste = 500 * time.Millisecond
+
 // patience is how long a caller waits. Some have little.
 func patience(rng *rand.Rand) time.Duration {
 	if rng.IntN(20) == 0 {
-		return time.Duration(rng.IntN(500)) * time.Millisecond
+		return time.Duration(rng.Int64N(int64(mostHaste)))
 	}
 	return 30 * time.Second
 }
@@ -89,6 +93,11 @@ func (l *load) end(ctx context.Context) (j models.Judged) {
 		j.Add(part.End(ctx, l.process("end", l.clients[0], l.c.random())))
 	}
 	return j
+}
+
+// mayFail tells of an operation that may be refused though a majority is there.
+func (l *load) mayFail(op *history.Op) bool {
+	return slices.ContainsFunc(l.parts, func(part models.Load) bool { return part.MayFail(op) })
 }
 
 func (l *load) close() error {

@@ -120,13 +120,19 @@ func Run(opts Options) (*Report, error) {
 	}
 	net := c.net.Stats()
 	r.Messages = net.Lost + net.Repeated + c.frame.lost.Load() + c.frame.repeated.Load() + c.frame.late.Load()
+	c.judgeWatches(r)
+	r.Violations = append(r.Violations, c.damage()...)
+	return r, errors.Join(r.err(), r.enough())
+}
+
+// damage is what the servers and their disks show of it when all have stopped.
+func (c *Cluster) damage() []check.Violation {
+	var r Report
 	r.found(check.KindAgreement, c.record.conflicts...)
 	for _, s := range c.list() {
 		r.found(check.KindDurable, s.currentDisk().Lost()...)
 	}
-	c.judgeWatches(r)
-	r.Violations = append(r.Violations, c.broken...)
-	return r, errors.Join(r.err(), r.enough())
+	return append(r.Violations, c.broken...)
 }
 
 // enough tells whether something was tried at all.
@@ -178,7 +184,7 @@ func (c *Cluster) simulate(r *Report) error {
 	running.Wait()
 	r.Faulted = c.opts.Duration
 	var found []check.Violation
-	r.Calm, found = judgeService(l.history.Ops(), l.history.Start(), n.spans)
+	r.Calm, found = judgeService(l.history.Ops(), l.history.Start(), n.spans, l.mayFail)
 	r.Violations = append(r.Violations, found...)
 	r.Faults, r.Ops, r.Refusals = n.applied, make(map[history.Outcome]int), make(map[string]int)
 	for _, op := range l.history.Ops() {
@@ -187,11 +193,7 @@ func (c *Cluster) simulate(r *Report) error {
 			r.Refusals[shorten(op.Error)]++
 		}
 	}
-	err = c.judge(l, r)
-	if c.opts.Dir != "" {
-		err = errors.Join(err, l.history.Save(c.opts.Dir))
-	}
-	return errors.Join(err, l.close())
+	return errors.Join(c.judge(l, r), l.close())
 }
 
 // judge heals everything, waits, and looks at what is there.

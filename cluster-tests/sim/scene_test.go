@@ -34,6 +34,9 @@ func underLoad(t *testing.T, scene func(ctx context.Context, c *Cluster)) {
 		if err := c.Stop(); err != nil {
 			t.Error(err)
 		}
+		for _, v := range c.damage() {
+			t.Error(v)
+		}
 	})
 }
 

@@ -12,8 +12,9 @@ import (
 // before to come back, for an election or two, and for clients to hear of it.
 const mostCalm = 20 * time.Second
 
-// judgeService finds operations that waited longer than that. It returns the longest such time of all.
-func judgeService(ops []history.Op, begin time.Time, spans []span) (longest time.Duration, violations []check.Violation) {
+// judgeService finds operations that waited longer than that, and those that came to nothing, though none of what may be
+// refused, with so much calm before them. It returns the longest wait of all.
+func judgeService(ops []history.Op, begin time.Time, spans []span, mayFail func(*history.Op) bool) (longest time.Duration, violations []check.Violation) {
 	var storms [][2]time.Duration // when more than one server may be in trouble
 	for i, a := range spans {
 		if !a.few {
@@ -33,12 +34,18 @@ func judgeService(ops []history.Op, begin time.Time, spans []span) (longest time
 		if end == 0 {
 			end = op.Return
 		}
-		calm, at := time.Duration(0), op.Call
+		calm, at, peace := time.Duration(0), op.Call, true
 		for _, s := range storms {
 			if s[0] < end {
 				calm = max(calm, s[0]-at)
 				at = max(at, s[1])
+				peace = peace && s[1]+mostCalm < op.Call
 			}
+		}
+		if peace && op.Outcome != history.Definite && end-op.Call > mostHaste && !mayFail(op) {
+			violations = append(violations, check.Violation{
+				Kind: check.KindService, Op: op, Detail: "it came to nothing while at most one server was in trouble: " + op.Error,
+			})
 		}
 		calm = max(calm, end-at)
 		longest = max(longest, calm)

@@ -15,39 +15,54 @@ import (
 	"github.com/holdfastdb/holdfast/cluster-tests/results"
 )
 
-// simulate runs a seed in a bubble of its own. With SIM_DIR it leaves the nodes' log and the history there.
+// keeper is the directory of a seed, and whether it was asked for.
+func keeper(seed uint64) (dir string, chosen bool, err error) {
+	if all := os.Getenv("SIM_DIR"); all != "" {
+		dir = filepath.Join(all, fmt.Sprintf("seed-%d", seed))
+		return dir, true, os.MkdirAll(dir, 0o755)
+	}
+	dir, err = os.MkdirTemp("", fmt.Sprintf("holdfast-sim-%d-*", seed))
+	return dir, false, err
+}
+
+// simulate runs a seed in a bubble of its own. It leaves the nodes' log, the history and what porcupine drew if it fails, or
+// if SIM_DIR says where.
 func simulate(t *testing.T, seed uint64, sum *totals) {
 	t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) {
 		t.Parallel()
-		opts := FromSeed(seed)
-		opts.Logger = slog.New(slog.DiscardHandler)
-		if dir := os.Getenv("SIM_DIR"); dir != "" {
-			opts.Dir = filepath.Join(dir, fmt.Sprintf("seed-%d", seed))
-			if err := os.MkdirAll(opts.Dir, 0o755); err != nil {
-				t.Fatal(err)
-			}
-			f, err := os.Create(filepath.Join(opts.Dir, "log.txt"))
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer f.Close()
-			opts.Logger = slog.New(slog.NewTextHandler(f, nil))
+		dir, chosen, err := keeper(seed)
+		if err != nil {
+			t.Fatal(err)
 		}
+		log, err := os.Create(filepath.Join(dir, "log.txt"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer log.Close()
+		opts := FromSeed(seed)
+		opts.Logger = slog.New(slog.NewTextHandler(log, nil))
 		wall := time.Now()
 		var r *Report
-		var err error
 		synctest.Test(t, func(*testing.T) { r, err = Run(opts) })
 		t.Log(r)
 		if err != nil { // told here: a bubble that fails ends the test, and what was found would be in no sum
 			t.Errorf("make sim SIM_SEED=%d (the same faults, mostly the same trouble): %v", seed, err)
 		}
-		sampled := r.Sample(opts.Dir)
+		sampled := r.Sample(dir, chosen)
 		for _, v := range sampled.Violations {
 			t.Errorf("make sim SIM_SEED=%d: %s", seed, v)
 		}
 		sum.add(r, &sampled)
 		t.Logf("by porcupine: %d operations of %d counters; %d operations and %d counters were left out", sampled.Operations, sampled.Keys, sampled.Left, sampled.Skipped)
 		t.Logf("%v of real time", time.Since(wall).Round(time.Millisecond))
+		if !chosen && !t.Failed() {
+			_ = os.RemoveAll(dir)
+			return
+		}
+		t.Logf("the nodes' log and the history are in %s", dir)
+		if err := r.Save(dir); err != nil {
+			t.Error(err)
+		}
 	})
 }
 

@@ -1,0 +1,77 @@
+package client_test
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+
+	"github.com/holdfastdb/holdfast/client"
+	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
+)
+
+// isolated is a cluster of three, of whose nodes the first, which led, is cut off from the others but not from clients: it
+// does not know that the second one leads now.
+func isolated(t *testing.T, believes string) *fake {
+	f := newFake(t, "n1", "n2", "n3")
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for name, n := range f.nodes {
+		n.stale = func(m *pb.ClusterMapResponse) {
+			for _, s := range m.Shards {
+				s.Term = 2
+			}
+			if name != "n1" {
+				return
+			}
+			for _, s := range m.Shards {
+				s.Leader, s.Term = believes, 1
+			}
+			for _, other := range m.Nodes[1:] {
+				other.State = "down"
+			}
+		}
+	}
+	f.leaders = map[uint32]string{1: "n2", 2: "n2"}
+	return f
+}
+
+// A node that is cut off answers like any other. It is not believed.
+func TestANodeThatIsCutOffIsNotBelieved(t *testing.T) {
+	for name, believes := range map[string]string{"it believes to lead": "n1", "it knows no leader": ""} {
+		t.Run(name, func(t *testing.T) {
+			f := isolated(t, believes)
+			f.on("n1", refuse(pb.FrameError_REASON_NOT_LEADER, ""))
+			c := f.client(0)
+			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+			defer cancel()
+			if _, err := c.Limits().Check(ctx, subject(1)); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// A call that one node cannot serve is tried at another.
+func TestAPlainCallLeavesANodeThatCannotServe(t *testing.T) {
+	f := isolated(t, "n1")
+	f.mu.Lock()
+	f.nodes["n1"].sweep = func(*pb.RevokeMatchingRequest) (*pb.RevokeMatchingResponse, error) {
+		return nil, refusedCall(t, codes.Unavailable, "UNAVAILABLE")
+	}
+	for _, name := range []string{"n2", "n3"} {
+		f.nodes[name].sweep = func(*pb.RevokeMatchingRequest) (*pb.RevokeMatchingResponse, error) {
+			return &pb.RevokeMatchingResponse{Revoked: 1, Percent: 100}, nil
+		}
+	}
+	f.mu.Unlock()
+	c := f.client(0)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+	defer cancel()
+	for at, err := range c.Sessions().RevokeMatching(ctx, client.SessionFilter{Device: "tv"}) {
+		if err != nil || at.Matched != 1 {
+			t.Errorf("%+v, %v", at, err)
+		}
+	}
+}
