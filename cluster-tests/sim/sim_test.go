@@ -40,7 +40,11 @@ func simulate(t *testing.T, seed uint64, sum *totals) {
 		}
 		defer log.Close()
 		opts := FromSeed(seed)
-		opts.Logger = slog.New(slog.NewTextHandler(log, nil))
+		level := slog.LevelInfo
+		if chosen {
+			level = slog.LevelDebug
+		}
+		opts.Logger = slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: level}))
 		wall := time.Now()
 		var r *Report
 		synctest.Test(t, func(*testing.T) { r, err = Run(opts) })

@@ -73,6 +73,12 @@ func (s *silences) heard(id raft.ServerID, term uint64) <-chan struct{} {
 	return s.ends[id]
 }
 
+// deposed tells that the Raft instance says that it does not lead in the term, or not any more.
+func (g *GroupTransport) deposed(term uint64) bool {
+	state := g.state()
+	return !g.mayLead() || state != nil && state.CurrentTerm() > term
+}
+
 // awaitSign returns at once if a replica is not silent, else when it is heard. It ends with leadership too: Raft does not
 // shut down before its appends are done.
 func (g *GroupTransport) awaitSign(id raft.ServerID, term uint64) error {
@@ -96,7 +102,7 @@ func (g *GroupTransport) awaitSign(id raft.ServerID, term uint64) error {
 		case <-limit.C:
 			return errTimeout
 		case <-look.C:
-			if state := g.state(); !g.mayLead() || state != nil && state.CurrentTerm() > term {
+			if g.deposed(term) {
 				return errNotLeader
 			}
 		}

@@ -183,6 +183,34 @@ func TestAHeartbeatToASilentReplicaGoesAtOnce(t *testing.T) {
 	}
 }
 
+// Who has stepped down sends no heartbeats and no entries any more, though Raft asks for it: followers would be loyal.
+func TestALeaderThatSteppedDownIsNotHeard(t *testing.T) {
+	b := &book{addrs: map[string]string{}}
+	a, c := startNode(t, b, "a", Config{}), startNode(t, b, "c", Config{})
+	defer a.close()
+	defer c.close()
+	from, to := a.Group(group, "a/1", nil), c.Group(group, "c/1", nil)
+	to.Attach(fixedState{term: 9, last: 40})
+	for name, state := range map[string]RaftState{
+		"a follower": leadState{fixedState{term: 9}, raft.Follower}, "a candidate": leadState{fixedState{term: 9}, raft.Candidate},
+		"a leader in a newer term": leadState{fixedState{term: 10}, raft.Leader},
+	} {
+		from.Attach(state)
+		for what, q := range map[string]*raft.AppendEntriesRequest{
+			"a heartbeat": {RPCHeader: header, Term: 9}, "entries": {RPCHeader: header, Term: 9, PrevLogEntry: 1},
+		} {
+			if err := from.AppendEntries("c/1", "c/1", q, &raft.AppendEntriesResponse{}); !errors.Is(err, errNotLeader) {
+				t.Errorf("%s of %s: %v", what, name, err)
+			}
+		}
+	}
+	select {
+	case rpc := <-to.Consumer():
+		t.Errorf("%T got through", rpc.Command)
+	case <-time.After(200 * time.Millisecond): // longer than heartbeats wait for others
+	}
+}
+
 // nobody reads nothing.
 type nobody struct{}
 

@@ -139,6 +139,11 @@ func (g *GroupTransport) start(target raft.ServerID, request any) (*call, error)
 	}
 	which, patient := beatConn, false
 	if q, ok := request.(*raft.AppendEntriesRequest); ok {
+		// Raft goes on sending heartbeats after it has stepped down, as long as an append is under way that nobody answers:
+		// a leader that hears nobody would keep its followers loyal for that long.
+		if g.deposed(q.Term) {
+			return nil, errNotLeader
+		}
 		if g.n.cfg.DiskStalled != nil && g.n.cfg.DiskStalled() {
 			return nil, errDiskStalled
 		}
