@@ -13,7 +13,6 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/holdfastdb/holdfast/client"
-	"github.com/holdfastdb/holdfast/rpc/codec"
 	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
 )
 
@@ -198,8 +197,7 @@ func (s *wireStream) run(ctx context.Context, addr string) error {
 			done(nil)
 		}
 	}()
-	conn, err := grpc.NewClient("passthrough:"+addr, grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(codec.GRPC{})))
+	conn, err := grpc.NewClient("passthrough:"+addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		return err
 	}
