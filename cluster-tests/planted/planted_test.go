@@ -41,7 +41,7 @@ var (
 	// moved: leaders become followers that are late.
 	moved = trouble{"moved", []string{"leadership transfers on a slow network"}, 4096, []uint64{1, 2, 3}, 0}
 	// behind: replicas cannot go on where they were. States are seldom compared, because for that they are written.
-	behind = trouble{"behind", []string{"kill"}, 16, []uint64{2, 3, 4, 5}, time.Minute}
+	behind = trouble{"behind", []string{"kill"}, 16, []uint64{2, 3, 4, 5, 6, 7, 8}, time.Minute}
 	// outrun: replicas fall so far behind that they need the whole state. States are often written, and then the logs are cut.
 	outrun = trouble{"outrun", []string{"kill"}, 16, []uint64{2, 3, 4}, 2 * time.Second}
 	// cuts: the power fails right after a write.
