@@ -58,6 +58,7 @@ type fakeNode struct {
 	serve  func(q *pb.FrameRequest) reaction
 	noMap  bool
 	stale  func(*pb.ClusterMapResponse) // what it believes instead of what is
+	slow   time.Duration                // after which it tells the map
 	create func(*pb.CreatePolicyRequest) (*pb.Policy, error)
 	sweep  func(*pb.RevokeMatchingRequest) (*pb.RevokeMatchingResponse, error)
 	put    func(*pb.PutSessionPolicyRequest) (*pb.SessionPolicy, error)
@@ -141,7 +142,13 @@ func (f *fake) dial(ctx context.Context, addr string) (net.Conn, error) {
 // client connects an SDK that knows the first node only.
 func (f *fake) client(timeout time.Duration) *client.Client {
 	f.t.Helper()
-	c, err := client.Dial(f.t.Context(), client.Config{Addrs: []string{f.members[0]}, Timeout: timeout, Dial: f.dial})
+	return f.clientOf(timeout, f.members[0])
+}
+
+// clientOf is a client that is told these addresses.
+func (f *fake) clientOf(timeout time.Duration, addrs ...string) *client.Client {
+	f.t.Helper()
+	c, err := client.Dial(f.t.Context(), client.Config{Addrs: addrs, Timeout: timeout, Dial: f.dial})
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -166,6 +173,10 @@ func (f *fake) lead(shard uint32, name string) {
 // ClusterMap implements the service. A node that stopped is still a member.
 func (n *fakeNode) ClusterMap(context.Context, *pb.ClusterMapRequest) (*pb.ClusterMapResponse, error) {
 	f := n.f
+	f.mu.Lock()
+	slow := n.slow
+	f.mu.Unlock()
+	time.Sleep(slow)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.mapCalls++

@@ -2,6 +2,7 @@ package client_test
 
 import (
 	"context"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -12,8 +13,8 @@ import (
 )
 
 // isolated is a cluster of three, of whose nodes the first, which led, is cut off from the others but not from clients: it
-// does not know that the second one leads now.
-func isolated(t *testing.T, believes string) *fake {
+// does not know that the second one leads now. The others take it for down if they have noticed.
+func isolated(t *testing.T, believes string, noticed bool) *fake {
 	f := newFake(t, "n1", "n2", "n3")
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -23,6 +24,9 @@ func isolated(t *testing.T, believes string) *fake {
 				s.Term = 2
 			}
 			if name != "n1" {
+				if noticed {
+					m.Nodes[0].State = "down"
+				}
 				return
 			}
 			for _, s := range m.Shards {
@@ -41,8 +45,11 @@ func isolated(t *testing.T, believes string) *fake {
 func TestANodeThatIsCutOffIsNotBelieved(t *testing.T) {
 	for name, believes := range map[string]string{"it believes to lead": "n1", "it knows no leader": ""} {
 		t.Run(name, func(t *testing.T) {
-			f := isolated(t, believes)
+			f := isolated(t, believes, false)
 			f.on("n1", refuse(pb.FrameError_REASON_NOT_LEADER, ""))
+			f.mu.Lock()
+			f.nodes["n1"].slow = 10 * time.Millisecond // the last word is its own
+			f.mu.Unlock()
 			c := f.client(0)
 			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 			defer cancel()
@@ -53,25 +60,34 @@ func TestANodeThatIsCutOffIsNotBelieved(t *testing.T) {
 	}
 }
 
-// A call that one node cannot serve is tried at another.
+// A call that one node cannot serve is tried at another; and if the others know that it is cut off, it is not asked first.
 func TestAPlainCallLeavesANodeThatCannotServe(t *testing.T) {
-	f := isolated(t, "n1")
-	f.mu.Lock()
-	f.nodes["n1"].sweep = func(*pb.RevokeMatchingRequest) (*pb.RevokeMatchingResponse, error) {
-		return nil, refusedCall(t, codes.Unavailable, "UNAVAILABLE")
-	}
-	for _, name := range []string{"n2", "n3"} {
-		f.nodes[name].sweep = func(*pb.RevokeMatchingRequest) (*pb.RevokeMatchingResponse, error) {
-			return &pb.RevokeMatchingResponse{Revoked: 1, Percent: 100}, nil
-		}
-	}
-	f.mu.Unlock()
-	c := f.client(0)
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
-	defer cancel()
-	for at, err := range c.Sessions().RevokeMatching(ctx, client.SessionFilter{Device: "tv"}) {
-		if err != nil || at.Matched != 1 {
-			t.Errorf("%+v, %v", at, err)
-		}
+	for name, noticed := range map[string]bool{"nobody has noticed": false, "the others know": true} {
+		t.Run(name, func(t *testing.T) {
+			f := isolated(t, "n1", noticed)
+			var asked atomic.Int32
+			f.mu.Lock()
+			f.nodes["n1"].sweep = func(*pb.RevokeMatchingRequest) (*pb.RevokeMatchingResponse, error) {
+				asked.Add(1)
+				return nil, refusedCall(t, codes.Unavailable, "UNAVAILABLE")
+			}
+			for _, name := range []string{"n2", "n3"} {
+				f.nodes[name].sweep = func(*pb.RevokeMatchingRequest) (*pb.RevokeMatchingResponse, error) {
+					return &pb.RevokeMatchingResponse{Revoked: 1, Percent: 100}, nil
+				}
+			}
+			f.mu.Unlock()
+			c := f.clientOf(0, "n1", "n2", "n3")
+			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+			defer cancel()
+			for at, err := range c.Sessions().RevokeMatching(ctx, client.SessionFilter{Device: "tv"}) {
+				if err != nil || at.Matched != 1 {
+					t.Errorf("%+v, %v", at, err)
+				}
+			}
+			if n := asked.Load(); n > 1 || noticed && n > 0 {
+				t.Errorf("the node that is cut off was asked %d times", n)
+			}
+		})
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/holdfastdb/holdfast/fsm"
+	"github.com/holdfastdb/holdfast/fsm/counter"
 	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
 )
 
@@ -165,6 +166,19 @@ func TestADeadlineOfAnotherNodeIsTaken(t *testing.T) {
 		if (len(node.frames) == 1) != taken || (len(x.queue) == 0) != taken {
 			t.Errorf("%d ms ahead: %d frames proposed, answers %v", deadline-now, len(node.frames), x.queue)
 		}
+	}
+}
+
+// A stream lives for days: what it keeps of a frame must not be more than the frame's own.
+func TestAStreamKeepsNothingOfAFrame(t *testing.T) {
+	body, err := proto.Marshal(&pb.CheckRequest{ClientId: "a", Resource: "", Weight: new(uint32)}) // refused before it is planned
+	if err != nil {
+		t.Fatal(err)
+	}
+	x := newStream(t.Context(), &data{node: &leader{now: 1}, metrics: NewMetrics(), limits: &limits{}})
+	x.frame(&pb.PackedFrame{Client: make([]byte, 16), Shard: 1, Seq: 1, Ops: packed(&pb.Op{Type: uint32(counter.TypeID), Method: methodCheck, Request: body})})
+	if len(x.queue) != 0 || x.in.Request != nil || x.check.ClientId != "" {
+		t.Errorf("answers %v; kept: %v, %v", x.queue, &x.in, &x.check)
 	}
 }
 

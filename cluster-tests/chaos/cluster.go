@@ -292,12 +292,13 @@ func (c *Cluster) wait(within time.Duration, what string, try func() error) erro
 }
 
 // Start starts the process.
-func (n *Node) Start() error {
+func (n *Node) Start() error { return n.start(n.command()) }
+
+func (n *Node) start(cmd *exec.Cmd) error {
 	log, err := os.OpenFile(n.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}
-	cmd := n.command()
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Start(); err != nil {
 		return errors.Join(err, log.Close())

@@ -2,6 +2,8 @@ package chaos
 
 import (
 	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -154,6 +156,51 @@ func TestExcused(t *testing.T) {
 		op := operation(tt.call, tt.end, tt.outcome)
 		if got := excused(&op, faults); got != tt.excused {
 			t.Errorf("called at %d ms: excused is %v", tt.call, got)
+		}
+	}
+}
+
+// A node that is told to stop has to end well, and one that nobody told not to end at all.
+func TestHowNodesEnd(t *testing.T) {
+	for name, test := range map[string]struct {
+		script    string
+		stops     bool // it is told to
+		well      bool
+		surprises int
+	}{
+		"in peace":         {"trap 'exit 0' TERM; echo up; while :; do sleep 0.01; done", true, true, 0},
+		"with an error":    {"trap 'exit 3' TERM; echo up; while :; do sleep 0.01; done", true, false, 0},
+		"by itself":        {"echo up; exit 0", false, true, 1},
+		"with a complaint": {"echo up; exit 1", false, true, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := &Node{Name: "n1", log: filepath.Join(t.TempDir(), "log")}
+			if err := n.start(exec.CommandContext(t.Context(), "sh", "-c", test.script)); err != nil {
+				t.Fatal(err)
+			}
+			for said := []byte(nil); len(said) == 0; time.Sleep(time.Millisecond) { // it is ready
+				said, _ = os.ReadFile(n.log)
+			}
+			if !test.stops {
+				<-n.finished
+			}
+			if err := n.Stop(10 * time.Second); (err == nil) != test.well {
+				t.Errorf("Stop: %v", err)
+			}
+			if got := n.Surprises(); len(got) != test.surprises {
+				t.Errorf("%d surprises are told: %v", len(got), got)
+			}
+		})
+	}
+}
+
+func TestCrashesAreKnownByTheirFirstLine(t *testing.T) {
+	for line, want := range map[string]bool{
+		"panic: runtime error: index out of range": true, "fatal error: concurrent map writes": true, "WARNING: DATA RACE": true,
+		"holdfast: the state of replica n1/1 is not that of the others": false, "	panic: in the midst": false, "": false,
+	} {
+		if crashed([]byte(line)) != want {
+			t.Errorf("%q: %v", line, !want)
 		}
 	}
 }
