@@ -15,13 +15,13 @@ type Sum struct {
 	Hash  uint64
 }
 
-// OnChecksum has f called, from Apply, for each Checksum entry: with its position, what the entry says that most replicas
-// had before, and a view of the state right after it, which f closes when it has hashed it, later and elsewhere: that
-// takes long for a large state, and commands go on meanwhile. Call it before the first Apply.
-func (m *Machine) OnChecksum(f func(index uint64, agreed Sum, view kv.View)) { m.onSum = f }
+// OnChecksum has f called, from Apply, for each Checksum entry: with its position, what the entry says of the states that
+// replicas had before, and a view of the state right after it, which f closes when it has hashed it, later and elsewhere:
+// that takes long for a large state, and commands go on meanwhile. Call it before the first Apply.
+func (m *Machine) OnChecksum(f func(index uint64, e *Entry, view kv.View)) { m.onSum = f }
 
 // checksum brings the store up to this entry. It changes nothing that the state machine would not write sooner or later.
-func (m *Machine) checksum(agreed Sum) error {
+func (m *Machine) checksum(e *Entry) error {
 	if m.onSum == nil {
 		return nil
 	}
@@ -29,7 +29,7 @@ func (m *Machine) checksum(agreed Sum) error {
 	if err := m.Flush(); err != nil {
 		return err
 	}
-	m.onSum(m.applied.Index, agreed, m.store.View())
+	m.onSum(m.applied.Index, e, m.store.View())
 	return nil
 }
 

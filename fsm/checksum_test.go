@@ -27,8 +27,8 @@ type seen struct {
 
 func (r *rig) watchSums() *[]seen {
 	list := new([]seen)
-	r.m.OnChecksum(func(index uint64, agreed Sum, view kv.View) {
-		*list = append(*list, seen{index, hashOf(r.t.(*testing.T), view), agreed})
+	r.m.OnChecksum(func(index uint64, e *Entry, view kv.View) {
+		*list = append(*list, seen{index, hashOf(r.t.(*testing.T), view), e.Agreed})
 		if err := view.Close(); err != nil {
 			r.t.Error(err)
 		}

@@ -39,6 +39,7 @@ func samples() []struct {
 		{"entry sweep", (&Entry{Kind: Sweep, Time: 1233}).Append(nil)},
 		{"entry nudge", (&Entry{Kind: Nudge, Time: 1233}).Append(nil)},
 		{"entry checksum", (&Entry{Kind: Checksum, Time: 1233, Agreed: Sum{Index: 900, Hash: 0x0102030405060708}}).Append(nil)},
+		{"entry checksum, a replica differs", (&Entry{Kind: Checksum, Time: 1233, Agreed: Sum{Index: 900, Hash: 1}, Differ: 300}).Append(nil)},
 		{"frame anonymous", anonymous.Append(nil)},
 		{"frame of a client", client.Append(nil)},
 		{"frame of a key", keyed.Append(nil)},

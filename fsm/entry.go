@@ -58,6 +58,8 @@ type Entry struct {
 	Frames []Frame
 	// Agreed is, in a Checksum entry, what most replicas had at an earlier one; zero if that is not known.
 	Agreed Sum
+	// Differ is, in a Checksum entry, how many replicas were found to have had something else.
+	Differ uint32
 }
 
 // ErrCorrupt is returned, wrapped, for bytes that are not what this code wrote.
@@ -83,6 +85,9 @@ func (e *Entry) Append(dst []byte) []byte {
 	if e.Kind == Checksum {
 		dst = binary.AppendUvarint(dst, e.Agreed.Index)
 		dst = binary.LittleEndian.AppendUint64(dst, e.Agreed.Hash)
+		if e.Differ != 0 { // as good as never
+			dst = binary.AppendUvarint(dst, uint64(e.Differ))
+		}
 	}
 	sum := crc32.Checksum(dst[start+entryHeader:], castagnoli)
 	binary.LittleEndian.PutUint32(dst[start+1:], sum)
@@ -116,6 +121,9 @@ func DecodeEntry(b []byte) (Entry, error) {
 	}
 	if e.Kind == Checksum {
 		e.Agreed = Sum{Index: d.Uvarint(), Hash: d.Uint64()}
+		if len(d.Rest()) > 0 {
+			e.Differ = uint32(d.Uvarint())
+		}
 	}
 	return e, d.End("entry")
 }

@@ -60,7 +60,7 @@ type Machine struct {
 	key         []byte
 	value       []byte
 	events      []Event // of the entry being applied
-	onSum       func(index uint64, agreed Sum, view kv.View)
+	onSum       func(index uint64, e *Entry, view kv.View)
 	resultBytes int   // size of the results in clients
 	failed      error // why the machine has stopped: its position may include half of an entry, which must not reach the store
 
@@ -222,7 +222,7 @@ func (m *Machine) applyEntry(e *LogEntry, out *Outcome) error {
 	case Sweep:
 		return m.sweep()
 	case Checksum:
-		return m.checksum(entry.Agreed)
+		return m.checksum(&entry)
 	}
 	if len(entry.Frames) == 0 {
 		return nil

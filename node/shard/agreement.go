@@ -56,14 +56,15 @@ type agreement struct {
 	busy   bool
 	closed bool
 
-	differ atomic.Uint64 // replicas found to differ
+	differ atomic.Uint64 // replicas found to differ, as the log tells: whoever found it may have been the one, and is gone
 }
 
 // at is told of a Checksum entry, from the goroutine that applies.
-func (s *agreement) at(index uint64, agreed fsm.Sum, view kv.View) {
+func (s *agreement) at(index uint64, e *fsm.Entry, view kv.View) {
+	s.differ.Add(uint64(e.Differ))
 	s.mu.Lock()
-	if agreed.Index != 0 {
-		s.agreed = agreed
+	if e.Agreed.Index != 0 {
+		s.agreed = e.Agreed
 	}
 	err := s.compare()
 	hashes := !s.busy && !s.closed // or this state is not compared
@@ -111,7 +112,6 @@ func (s *agreement) compare() error {
 	if s.own.Index == 0 || s.agreed.Index != s.own.Index || s.agreed.Hash == s.own.Hash {
 		return nil
 	}
-	s.differ.Add(1)
 	return &DivergedError{
 		Group: s.g.cfg.Group, ReplicaID: s.g.cfg.ReplicaID, Index: s.own.Index, Own: s.own.Hash, Most: s.agreed.Hash,
 	}
@@ -179,17 +179,18 @@ func (g *Group) checksum() {
 	if quiet && own.Index == g.machine.Applied().Index {
 		return
 	}
-	err := g.append(&fsm.Entry{Kind: fsm.Checksum, Agreed: g.agreed(own)}, 32).Error()
+	agreed, differ := g.agreed(own)
+	err := g.append(&fsm.Entry{Kind: fsm.Checksum, Agreed: agreed, Differ: differ}, 32).Error()
 	if err != nil && g.ctx.Err() == nil {
 		g.log.Info("no checksum was taken", "error", err)
 	}
 }
 
-// agreed finds out what most voters had where this replica had own. If all answer and there is no majority, which takes
-// two replicas or several faults, the leader's state is the one to go on with.
-func (g *Group) agreed(own fsm.Sum) fsm.Sum {
+// agreed finds out what most voters had where this replica had own, and how many had something else. If all answer and
+// there is no majority, which takes two replicas or several faults, the leader's state is the one to go on with.
+func (g *Group) agreed(own fsm.Sum) (agreed fsm.Sum, differ uint32) {
 	if own.Index == 0 {
-		return fsm.Sum{}
+		return fsm.Sum{}, 0
 	}
 	var others []string
 	voters := g.voters(g.raft())
@@ -210,18 +211,17 @@ func (g *Group) agreed(own fsm.Sum) fsm.Sum {
 			votes[sum.Hash]++
 			answers++
 			if sum.Hash != own.Hash {
-				g.agreement.differ.Add(1)
 				g.log.Error("the states of two replicas differ", "replica", id, "index", own.Index, "hash", sum.Hash, "here", own.Hash)
 			}
 		}
 	}
 	for hash, n := range votes {
 		if 2*n > len(voters) {
-			return fsm.Sum{Index: own.Index, Hash: hash}
+			return fsm.Sum{Index: own.Index, Hash: hash}, uint32(answers - n)
 		}
 	}
 	if answers == len(voters) {
-		return own
+		return own, uint32(answers - votes[own.Hash])
 	}
-	return fsm.Sum{}
+	return fsm.Sum{}, uint32(answers - votes[own.Hash])
 }
