@@ -20,13 +20,15 @@ import (
 	"github.com/holdfastdb/holdfast/cluster-tests/models"
 	"github.com/holdfastdb/holdfast/cluster-tests/sim/disk"
 	"github.com/holdfastdb/holdfast/cluster-tests/sim/network"
+	"github.com/holdfastdb/holdfast/fsm/catalog"
 )
 
 // Options says what to simulate.
 type Options struct {
-	Seed   uint64
-	Nodes  int
-	Shards uint32
+	Seed uint64
+	// Nodes is how many there are in the end, and Begin how many in the beginning, all by default. The others join meanwhile.
+	Nodes, Begin int
+	Shards       uint32
 	// Duration is how long there are faults and load.
 	Duration time.Duration
 	// Think is how long each caller waits between two operations, on average.
@@ -40,17 +42,15 @@ type Options struct {
 	Faults []string
 	Pause  time.Duration
 	// Types are the data types that clients use; nil means all.
-	Types []models.Type
-	// Join has one more node join in the midst of it.
-	Join   bool
+	Types  []models.Type
 	Logger *slog.Logger
 }
 
 // runTime is how long a seed runs.
 const runTime = 10 * time.Minute
 
-// FromSeed is what a seed stands for: every fourth has five nodes, every fourth has a node join, and in every second one
-// states are compared, and so written, seldom.
+// FromSeed is what a seed stands for: every fourth has five nodes, every fourth begins with one or two that others join, and in
+// every second one states are compared, and so written, seldom.
 func FromSeed(seed uint64) Options {
 	o := Options{Seed: seed, Nodes: 3, Shards: 2, Duration: runTime, Think: time.Second, TrailingEntries: 64}
 	if seed%4 >= 2 {
@@ -60,7 +60,10 @@ func FromSeed(seed uint64) Options {
 	case 0:
 		o.Nodes = 5
 	case 2:
-		o.Join = true
+		o.Begin = 1
+		if seed%8 == 6 {
+			o.Begin, o.Nodes = 2, 4
+		}
 	}
 	return o
 }
@@ -92,8 +95,11 @@ func New(opts Options) *Cluster {
 	if opts.Types == nil {
 		opts.Types = models.Types()
 	}
+	if opts.Begin == 0 {
+		opts.Begin = opts.Nodes
+	}
 	c := &Cluster{opts: opts, net: network.New(opts.Seed), rng: rand.New(rand.NewPCG(opts.Seed, 2)), record: newRecord()}
-	for range opts.Nodes {
+	for range opts.Begin {
 		c.addServer()
 	}
 	return c
@@ -167,23 +173,50 @@ func (c *Cluster) unhealthy() error {
 		if err := p.Node.Ready(); err != nil {
 			return fmt.Errorf("%s: %w", s.name, err)
 		}
-		t := p.Node.Topology()
-		if len(t.Nodes) != len(c.list()) {
-			return fmt.Errorf("%s knows %d nodes", s.name, len(t.Nodes))
-		}
-		for _, sh := range t.Shards {
-			voters := 0
-			for _, r := range sh.Replicas {
-				if r.Role == "voter" {
-					voters++
-				}
-			}
-			if voters != 3 {
-				return fmt.Errorf("shard %d has %d voters", sh.ID, voters)
-			}
+		if err := spread(p.Node.Topology(), len(c.list())); err != nil {
+			return fmt.Errorf("%s: %w", s.name, err)
 		}
 	}
 	return nil
+}
+
+// spread tells what is missing until so many nodes have all shards.
+func spread(t *catalog.Topology, nodes int) error {
+	if len(t.Nodes) != nodes {
+		return fmt.Errorf("it knows %d nodes", len(t.Nodes))
+	}
+	for _, sh := range t.Shards {
+		voters := 0
+		for _, r := range sh.Replicas {
+			if r.Role == catalog.Voter {
+				voters++
+			}
+		}
+		if voters != min(replicas, nodes) {
+			return fmt.Errorf("shard %d has %d voters", sh.ID, voters)
+		}
+	}
+	return nil
+}
+
+// grow has the other nodes join, one after the other, and returns when all have their shards.
+func (c *Cluster) grow(ctx context.Context, n *nemesis, at []time.Duration) {
+	if len(at) == 0 {
+		return
+	}
+	begin := time.Now()
+	for _, d := range at {
+		hold(ctx, time.Until(begin.Add(d)))
+		c.addServer().start()
+		n.count("a node joins")
+	}
+	for sleep(ctx, time.Second) == nil {
+		p := c.list()[0].running()
+		if p != nil && spread(p.Node.Topology(), c.opts.Nodes) == nil {
+			break
+		}
+	}
+	n.over("the cluster grows", begin, false) // two voters are one too few if one of them is down
 }
 
 // Dial connects an SDK from a machine of its own.

@@ -304,6 +304,9 @@ func clockSkew(most time.Duration) func(*nemesis) func(context.Context) bool {
 	return func(n *nemesis) func(context.Context) bool {
 		s, skew, d := n.server(), n.between(-most, most), n.between(5*time.Second, 60*time.Second)
 		return func(ctx context.Context) bool {
+			if len(n.c.list()) < 3 {
+				return false // two clocks cannot tell which of them is wrong
+			}
 			up := s.running() != nil
 			s.skew.Store(int64(skew))
 			held := hold(ctx, d)
@@ -356,7 +359,7 @@ func deposedUnheard(n *nemesis) func(context.Context) bool {
 	s, late := n.server(), n.between(400*time.Millisecond, 800*time.Millisecond)
 	return func(ctx context.Context) bool {
 		p := s.running()
-		if p == nil {
+		if p == nil || len(n.c.list()) == 1 {
 			return false
 		}
 		var next *server

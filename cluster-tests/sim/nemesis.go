@@ -79,15 +79,20 @@ func (n *nemesis) run(ctx context.Context) {
 			if apply(ctx) {
 				n.count(f.name)
 			}
-			n.mu.Lock()
-			n.spans = append(n.spans, span{f.name, begin, time.Now(), f.few})
-			n.mu.Unlock()
+			n.over(f.name, begin, f.few)
 			n.c.opts.Logger.Info("fault is over", "kind", f.name)
 		})
 		if n.rng.IntN(4) > 0 { // else the next one comes on top
 			<-done
 		}
 	}
+}
+
+// over notes what has just ended.
+func (n *nemesis) over(kind string, begin time.Time, few bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.spans = append(n.spans, span{kind, begin, time.Now(), few})
 }
 
 func (n *nemesis) count(kind string) {
@@ -107,11 +112,11 @@ func (n *nemesis) server() *server {
 	return list[n.rng.IntN(len(list))]
 }
 
-// two draws two different servers.
+// two draws two different servers, or the same one twice if there is no other yet.
 func (n *nemesis) two() (a, b *server) {
 	list := n.c.list()
 	i := n.rng.IntN(len(list))
-	j := (i + 1 + n.rng.IntN(len(list)-1)) % len(list)
+	j := (i + 1 + n.rng.IntN(max(len(list)-1, 1))) % len(list)
 	return list[i], list[j]
 }
 

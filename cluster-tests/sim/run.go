@@ -171,14 +171,12 @@ func (c *Cluster) simulate(r *Report) error {
 	defer cancel()
 	n := newNemesis(c)
 	var running sync.WaitGroup
-	if c.opts.Join {
-		at := n.between(0, c.opts.Duration/2)
-		running.Go(func() {
-			hold(trouble, at)
-			c.addServer().start()
-			n.count("a node joins")
-		})
+	var joins []time.Duration
+	for range c.opts.Nodes - c.opts.Begin {
+		joins = append(joins, n.between(0, c.opts.Duration/2))
 	}
+	slices.Sort(joins)
+	running.Go(func() { c.grow(trouble, n, joins) })
 	running.Go(func() { n.run(trouble) })
 	running.Go(func() { l.run(trouble) })
 	running.Wait()
