@@ -69,13 +69,13 @@ func (s *settings) wants(kind string) bool {
 const historyLength = 45 * time.Second
 
 // plan turns a kind of history into a plan.
-func (s *settings) plan(kind string) *Plan {
-	p := &Plan{Name: kind, Kinds: []string{kind}, Length: s.length}
+func (s *settings) plan(kind string, nodes int) *Plan {
+	p := &Plan{Name: kind, Kinds: []string{kind}, Nodes: nodes, Length: s.length}
 	switch kind {
 	case mixed:
 		p.Kinds = nil
 		for _, n := range nemeses {
-			if !n.once && !n.behind && (n.needs == nil || n.needs() == nil) {
+			if !n.once && !n.behind && !n.grows && (n.needs == nil || n.needs() == nil) {
 				p.Kinds = append(p.Kinds, n.name)
 			}
 		}
@@ -83,6 +83,8 @@ func (s *settings) plan(kind string) *Plan {
 		p.Kinds, p.RaftLog = []string{"kill-leader", "kill-follower", "kill-all", "rolling-restart"}, "boltdb"
 	case "fall-behind": // and then those lead who have received the state
 		p.Kinds, p.Each, p.ShortLogs = []string{"fall-behind", "kill-leader", "kill-leader"}, true, true
+	case "join": // and then those lead who have joined
+		p.Kinds, p.Each = append(slices.Repeat([]string{"join"}, nodes-1), "kill-leader", "kill-leader"), true
 	case lan:
 		p.Kinds, p.Heartbeat = []string{"kill-leader", "transfer"}, lanTiming
 	}
@@ -122,7 +124,7 @@ func TestChaos(t *testing.T) {
 		if !s.wants(kind) {
 			return true
 		}
-		err := s.plan(kind).missing()
+		err := s.plan(kind, 3).missing()
 		if err != nil {
 			t.Logf("no %s: %v", kind, err)
 		}
@@ -134,10 +136,9 @@ func TestChaos(t *testing.T) {
 	deadline := time.Now().Add(time.Duration(s.minutes * float64(time.Minute)))
 	sums := make(map[string]*tally)
 	for i := 0; i < len(kinds) || time.Now().Before(deadline); i++ { // each at least once
-		p := s.plan(kinds[i%len(kinds)])
-		p.Seed = s.seed + uint64(i)
 		// Every other kind has five nodes, and in the next round the others.
-		p.Nodes = cmp.Or(s.nodes, []int{3, 5}[(i+i/len(kinds)*(len(kinds)+1))%2])
+		p := s.plan(kinds[i%len(kinds)], cmp.Or(s.nodes, []int{3, 5}[(i+i/len(kinds)*(len(kinds)+1))%2]))
+		p.Seed = s.seed + uint64(i)
 		name := fmt.Sprintf("%03d-%s-%d", i, p.Name, p.Nodes)
 		t.Logf("history %d, of %d kinds: %s, %d nodes; %v until the last one", i+1, len(kinds), p.Name, p.Nodes, max(0, time.Until(deadline)).Round(time.Second))
 		t.Run(name, func(t *testing.T) {

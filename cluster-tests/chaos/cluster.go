@@ -45,6 +45,8 @@ func build(flags ...string) (string, error) {
 // Options say what cluster to start.
 type Options struct {
 	Nodes int
+	// Begin is how many there are in the beginning, default all. The others join when they are told.
+	Begin int
 	// Dir keeps what the nodes write; empty means one that goes with the test if that passes.
 	Dir string
 	// Disks gives each node a file system of its own, which can be full and can hang.
@@ -75,6 +77,7 @@ type Cluster struct {
 	binary string
 	net    network
 	Nodes  []*Node
+	later  []*Node // who may still join
 }
 
 // Node is one process and what outlives it.
@@ -122,15 +125,18 @@ func Start(t testing.TB, opts Options) (*Cluster, error) {
 	if opts.Shards == 0 {
 		opts.Shards = 4
 	}
-	c := &Cluster{t: t, opts: opts, binary: path}
+	var all []*Node
 	for i := range opts.Nodes { // before the network, which asks for their processes
-		c.Nodes = append(c.Nodes, &Node{c: c, Name: "n" + strconv.Itoa(i+1)})
+		all = append(all, &Node{Name: "n" + strconv.Itoa(i+1)})
 	}
-	if c.net, err = newNetwork(opts.Nodes, opts.Dir, func(i int) int { return c.Nodes[i].pid() }, t.Logf); err != nil {
+	begin := cmp.Or(opts.Begin, opts.Nodes)
+	c := &Cluster{t: t, opts: opts, binary: path, Nodes: all[:begin:begin], later: all[begin:]}
+	if c.net, err = newNetwork(opts.Nodes, opts.Dir, func(i int) int { return all[i].pid() }, t.Logf); err != nil {
 		return nil, err
 	}
 	t.Cleanup(c.stop)
-	for i, n := range c.Nodes {
+	for i, n := range all {
+		n.c = c
 		n.place = c.net.place(i)
 		n.GRPC, n.log, n.data = n.place.grpcAt, filepath.Join(opts.Dir, n.Name+".log"), filepath.Join(opts.Dir, n.Name)
 		n.join = []string{"--bootstrap", "--shards", strconv.Itoa(opts.Shards), "--replicas", strconv.Itoa(opts.Nodes)}

@@ -23,8 +23,9 @@ type nemesis struct {
 	disks bool
 	// needs tells what this machine lacks for it, nil if it has all; nothing if it needs nothing.
 	needs func() error
-	// once: another one would leave no majority. behind: logs must be short. Neither is part of a mixed history.
-	once, behind bool
+	// once: another one would leave no majority. behind: logs must be short. grows: the history begins with one node. None of
+	// them is part of a mixed history.
+	once, behind, grows bool
 	// strike does it and returns what ends it.
 	strike func(r *run) (end func() error, err error)
 }
@@ -56,6 +57,7 @@ var nemeses = []nemesis{
 	{name: "wipe", hold: time.Second, serving: true, once: true, strike: (*run).wipe},
 	{name: "bit-rot", hold: time.Millisecond, serving: true, once: true, strike: (*run).rot},
 	{name: "fall-behind", hold: time.Millisecond, serving: true, behind: true, strike: onFollower((*run).leaveBehind)},
+	{name: "join", hold: time.Millisecond, grows: true, strike: (*run).join},
 }
 
 // nemesesOf finds kinds of faults.

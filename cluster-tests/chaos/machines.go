@@ -223,6 +223,22 @@ func (r *run) replace(n *Node) error {
 	return errors.Join(err, cl.Close())
 }
 
+// mostJoining is how long a node may join before it is killed: time enough to be known, to get replicas, or to have voted.
+const mostJoining = 3 * time.Second
+
+// join lets one more node join, which is killed meanwhile and starts again.
+func (r *run) join() (func() error, error) {
+	n := r.c.later[0]
+	r.describe(n.Name + " joins, and is killed meanwhile")
+	if err := n.Start(); err != nil {
+		return nil, err
+	}
+	r.c.Nodes, r.c.later = append(r.c.Nodes, n), r.c.later[1:]
+	time.Sleep(time.Duration(r.rng.Int64N(int64(mostJoining))))
+	n.Kill()
+	return n.Start, nil
+}
+
 // The short logs of histories in which nodes fall behind.
 const shortLog = 64
 

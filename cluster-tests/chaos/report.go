@@ -76,7 +76,7 @@ func (y *tally) add(r *Result) {
 		switch f.Kind {
 		case "kill-all":
 			y.Kills += r.Nodes
-		case "kill-leader", "kill-follower", "out-of-memory", "wipe", "fall-behind":
+		case "kill-leader", "kill-follower", "out-of-memory", "wipe", "fall-behind", "join":
 			y.Kills++
 		default:
 			continue

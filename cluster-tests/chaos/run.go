@@ -121,6 +121,9 @@ func (r *run) begin() (err error) {
 		RaftLog:         r.plan.RaftLog,
 		Bug:             r.plan.Bug,
 	}
+	if slices.ContainsFunc(r.list, func(n nemesis) bool { return n.grows }) {
+		opts.Begin = 1
+	}
 	if r.plan.ShortLogs {
 		opts.TrailingEntries, opts.LogLevel = shortLog, "debug" // Raft tells of the states that it received
 	}
