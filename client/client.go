@@ -125,6 +125,7 @@ func Dial(ctx context.Context, cfg Config) (*Client, error) {
 		_ = c.Close()
 		return nil, err
 	}
+	c.spawn(c.keepMap)
 	return c, nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -90,4 +91,29 @@ func TestAPlainCallLeavesANodeThatCannotServe(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Who is served well by one node hears of the others all the same, and is served by them when that one goes.
+func TestAClientHearsOfNodesThatCameLater(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t, "n1")
+		c := f.client(0)
+		check := func() error {
+			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+			defer cancel()
+			_, err := c.Limits().Check(ctx, subject(1))
+			return err
+		}
+		if err := check(); err != nil {
+			t.Fatal(err)
+		}
+		f.add("n2")
+		time.Sleep(20 * time.Second)
+		f.lead(1, "n2")
+		f.lead(2, "n2")
+		f.on("n1", always(death))
+		if err := check(); err != nil {
+			t.Errorf("with the only node gone that it was told of: %v", err)
+		}
+	})
 }

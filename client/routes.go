@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"time"
@@ -80,6 +81,26 @@ func (c *Client) refresh(ctx context.Context) error {
 	}
 	c.learn(maps)
 	return nil
+}
+
+// mapAge is about how old the cluster map gets. Who calls little, or is served by a node that has all that is asked for, hears
+// of no change otherwise: when that node goes, it would know none of those that came since.
+const mapAge = 15 * time.Second
+
+// keepMap fetches the cluster map when it is old, until the client is closed.
+func (c *Client) keepMap() {
+	for {
+		c.mu.Lock()
+		age := time.Since(c.refreshed)
+		c.mu.Unlock()
+		if age >= mapAge {
+			_ = c.refresh(c.ctx) // or the next time
+			age = 0
+		}
+		if sleep(c.ctx, mapAge-age+rand.N(mapAge/4)) != nil { // not all clients at once
+			return
+		}
+	}
 }
 
 // askForMap asks several nodes at a time: one alone may be cut off from all others and not know it, and would be believed as

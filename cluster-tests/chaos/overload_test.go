@@ -101,12 +101,13 @@ func tooMuch(t *testing.T, s *settings) overload {
 			f.normal = at
 		}
 	}
+	f.after = w.closed(peakFrames, peakTime)
 	t.Logf("\n%s", page([]overload{f}))
 	if f.begun < begunLeast*peak || f.refused == 0 {
 		t.Errorf("it was no overload: %.1f times the peak was begun, and the cluster refused %d", f.begun/peak, f.refused)
 	}
-	if f.good < goodputLeast*peak {
-		t.Errorf("goodput is %.0f %% of the peak, at least %.0f %% are promised", 100*f.good/peak, 100*goodputLeast)
+	if f.ofPeak() < goodputLeast {
+		t.Errorf("goodput is %.0f %% of the peak, at least %.0f %% are promised", 100*f.ofPeak(), 100*goodputLeast)
 	}
 	if f.normal < 0 || f.normal > normalWithin {
 		t.Errorf("it is not as before within %v", normalWithin)
@@ -121,17 +122,21 @@ func tooMuch(t *testing.T, s *settings) overload {
 
 // overload is what came of too much load. Rates are a second's.
 type overload struct {
-	peak, due, begun, good float64
+	peak, after            float64 // what the cluster could do before, and when all was over
+	due, begun, good       float64
 	p99                    time.Duration
 	refused, late, unbegun int
 	normal                 time.Duration // the end of the first second after that was as usual, -1 if there was none
 	own                    float64       // share of all CPUs that the load took
 }
 
+// ofPeak is which part of what the cluster can do it did. What that is changes with the host from minute to minute: the mean of
+// before and after counts.
+func (f *overload) ofPeak() float64 { return f.good / ((f.peak + f.after) / 2) }
+
 // page is the section of the page: of the worst run, and what was served in all of them.
 func page(runs []overload) string {
-	ofPeak := func(f overload) float64 { return 100 * f.good / f.peak }
-	runs = slices.SortedFunc(slices.Values(runs), func(a, b overload) int { return cmp.Compare(ofPeak(a), ofPeak(b)) })
+	runs = slices.SortedFunc(slices.Values(runs), func(a, b overload) int { return cmp.Compare(a.ofPeak(), b.ofPeak()) })
 	f := runs[0]
 	var b strings.Builder
 	row := func(what, figure string, args ...any) {
@@ -139,10 +144,10 @@ func page(runs []overload) string {
 	}
 	row(fmt.Sprintf("%d times the peak for %v, callers wait %v", overloadFactor, overloadTime, overloadPatient), "")
 	row("---", "---")
-	row(fmt.Sprintf("peak of checks, %d frames of %d under way in each of four shards", peakFrames, frameOps), "%.0f/s", f.peak)
+	row(fmt.Sprintf("peak of checks, %d frames of %d under way in each of four shards; again when all was over", peakFrames, frameOps), "%.0f/s; %.0f/s", f.peak, f.after)
 	row("due", "%.0f/s", f.due)
 	row("begun", "%.0f/s, %.1f times the peak", f.begun, f.begun/f.peak)
-	row(fmt.Sprintf("served in time (goal: %.0f %% of the peak)", 100*goodputLeast), "%.0f/s, %.0f %%: %s", f.good, 100*f.good/f.peak, verdict(f.good >= goodputLeast*f.peak))
+	row(fmt.Sprintf("served in time (goal: %.0f %% of the mean of both)", 100*goodputLeast), "%.0f/s, %.0f %%: %s", f.good, 100*f.ofPeak(), verdict(f.ofPeak() >= goodputLeast))
 	row("p99 of those served", "%v", f.p99.Round(time.Millisecond))
 	row("refused by the cluster", "%d", f.refused)
 	row("too late", "%d", f.late)
@@ -156,7 +161,7 @@ func page(runs []overload) string {
 		b.WriteString("\nThat is the worst of the runs, which served")
 		separator := ""
 		for _, f := range runs {
-			fmt.Fprintf(&b, "%s %.0f %%", separator, ofPeak(f))
+			fmt.Fprintf(&b, "%s %.0f %%", separator, 100*f.ofPeak())
 			separator = ","
 		}
 		b.WriteString(" of the peak in time.\n")
@@ -168,9 +173,9 @@ func page(runs []overload) string {
 
 // The page does not call normal what was not, nor refused what never got to the cluster.
 func TestOverloadPage(t *testing.T) {
-	f := overload{peak: 1000, due: 3000, begun: 1500, good: 700, refused: 3, late: 4, unbegun: 5, normal: -1}
+	f := overload{peak: 1100, after: 900, due: 3300, begun: 1650, good: 700, refused: 3, late: 4, unbegun: 5, normal: -1}
 	for _, want := range []string{
-		"| due | 3000/s |", "| begun | 1500/s, 1.5 times the peak |", "700/s, 70 %: missed", "| refused by the cluster | 3 |", "| too late | 4 |",
+		"| 1100/s; 900/s |", "| due | 3300/s |", "| begun | 1650/s, 1.5 times the peak |", "700/s, 70 %: missed", "| refused by the cluster | 3 |", "| too late | 4 |",
 		"in a shard | 5 |", "| not within 20s: missed |",
 	} {
 		if page := page([]overload{f}); !strings.Contains(page, want) {
