@@ -11,6 +11,7 @@ import (
 
 	"github.com/holdfastdb/holdfast/client"
 	"github.com/holdfastdb/holdfast/cluster-tests/history"
+	"github.com/holdfastdb/holdfast/fsm/counter"
 	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
 )
 
@@ -19,6 +20,7 @@ import (
 const (
 	keysPerShard  = 2 // at the same time
 	writersPerKey = 2
+	usersPerShard = 2 // of the limits that deny
 	// epoch is how long a key is used: so that what happened to it is little enough for checks that take their time, which
 	// look at 1,000 operations of a key. Three clients make about 700.
 	epoch  = 2 * time.Second
@@ -132,14 +134,16 @@ func (l *chaosLimits) Callers() (all []Caller) {
 			all = append(all, slices.Repeat([]Caller{{Step: ask(KindCheck)}}, writersPerKey)...)
 			all = append(all, Caller{Reads: true, Step: ask(KindPeek)})
 		}
-		all = append(all, Caller{Step: func(by *Process) error {
+		use := Caller{Step: func(by *Process) error {
 			q := client.Request{Client: l.key(shard, by.Rand.IntN(keysPerShard)), Resource: limited[by.Rand.IntN(len(limited))].Name}
 			d, err := decide(by, KindCheck, q)
 			if err == nil && d.ReleaseToken != "" {
 				err = release(by, q, d.ReleaseToken)
 			}
 			return err
-		}}, Caller{Step: func(by *Process) error {
+		}}
+		all = append(all, slices.Repeat([]Caller{use}, usersPerShard)...)
+		all = append(all, Caller{Step: func(by *Process) error {
 			q := client.Request{Client: l.key(shard, by.Rand.IntN(keysPerShard)), IP: l.addresses[l.another(shard, by)], Resource: crossed}
 			_, err := decide(by, KindCheck, q)
 			return err
@@ -212,16 +216,21 @@ func early(ops []history.Op) (n int) {
 	return n
 }
 
-// Sequences implements Load.
+// Sequences implements Load: of all limits but leases, slots, and those that are taken together. As in a simulation, what
+// follows an operation of unknown outcome is only looked at if the limit never denies.
 func (l *chaosLimits) Sequences() Sequences {
-	rules := rulesOf(endless...)[counted]
+	rules := rulesOf(slices.Concat(endless[:1], limited)...)
+	resource := func(op *history.Op) string { return op.Input.(LimitOp).Request.Resource }
 	return Sequences{
 		Key: func(op *history.Op) (string, bool) {
 			in, ok := op.Input.(LimitOp)
-			return in.Request.Client, ok && in.Request.Resource == counted
+			p, judged := rules[in.Request.Resource]
+			return in.Request.Resource + "/" + in.Request.Client, ok && judged && p.Algorithm != counter.Concurrency
 		},
 		Model: func(_ string, ops []*history.Op) (porcupine.Model, bool) {
-			return LimitSequence(rules), CanJudge(rules, ops)
+			p := rules[resource(ops[0])]
+			return LimitSequence(p), CanJudge(p, ops)
 		},
+		Until: func(op *history.Op) bool { return op.Outcome == history.Unknown && resource(op) != counted },
 	}
 }
