@@ -93,7 +93,8 @@ func Open(opts Options) (*Engine, error) {
 		Logger:                      pebbleLogger{opts.Logger, opts.OnFatal},
 		EventListener:               &pebble.EventListener{FlushEnd: e.flushed},
 	}
-	options.Experimental.CompactionScheduler = compaction.New()
+	compactions := compaction.New()
+	options.Experimental.CompactionScheduler = compactions
 	if opts.OnDiskSlow != nil {
 		options.EventListener.DiskSlow = func(info pebble.DiskSlowInfo) { opts.OnDiskSlow(info.Duration, info.Path) }
 	}
@@ -106,6 +107,7 @@ func Open(opts Options) (*Engine, error) {
 		return nil, fmt.Errorf("open state database %s: %w", opts.Dir, err)
 	}
 	e.db = db
+	compactions.Start()
 	if opts.ReadOnly {
 		return e, nil
 	}

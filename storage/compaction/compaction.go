@@ -17,8 +17,8 @@ type Scheduler struct {
 	mu       sync.Mutex
 	running  int // or about to
 	granting bool
-	turn     *sync.Cond // granting has ended
-	closed   bool
+	turn     *sync.Cond  // granting has ended
+	open     bool        // between Start and Unregister
 	sample   *time.Timer // nil while nothing runs
 }
 
@@ -40,11 +40,20 @@ func New() *Scheduler {
 // Register implements pebble.CompactionScheduler.
 func (s *Scheduler) Register(_ int, db pebble.DBForCompaction) { s.db = db }
 
+// Start lets compactions begin. It is called when pebble.Open has returned a database: one that begins before runs into what
+// Open has closed again, should it fail.
+func (s *Scheduler) Start() {
+	s.mu.Lock()
+	s.open = true
+	s.mu.Unlock()
+	s.grant()
+}
+
 // Unregister implements pebble.CompactionScheduler.
 func (s *Scheduler) Unregister() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.closed = true
+	s.open = false
 	if s.sample != nil {
 		s.sample.Stop()
 	}
@@ -57,7 +66,7 @@ func (s *Scheduler) Unregister() {
 func (s *Scheduler) TrySchedule() (bool, pebble.CompactionGrantHandle) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed || s.running >= s.db.GetAllowedWithoutPermission() {
+	if !s.open || s.running >= s.db.GetAllowedWithoutPermission() {
 		return false, nil
 	}
 	s.started()
@@ -79,7 +88,7 @@ func (s *Scheduler) resample() {
 	s.grant()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed || s.running == 0 {
+	if !s.open || s.running == 0 {
 		s.sample = nil
 		return
 	}
@@ -93,7 +102,7 @@ func (s *Scheduler) grant() {
 	for s.granting {
 		s.turn.Wait()
 	}
-	for !s.closed && s.running < s.db.GetAllowedWithoutPermission() {
+	for s.open && s.running < s.db.GetAllowedWithoutPermission() {
 		s.granting = true
 		s.started()
 		s.mu.Unlock()

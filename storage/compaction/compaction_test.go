@@ -70,6 +70,10 @@ func TestAsManyRunAsTheDatabaseAllows(t *testing.T) {
 		d := &database{allowed: 2}
 		s := compaction.New()
 		s.Register(1, d)
+		if ok, _ := s.TrySchedule(); ok {
+			t.Error("a database compacts that is not open yet")
+		}
+		s.Start()
 		for i := range 3 {
 			ok, h := s.TrySchedule()
 			if ok != (i < 2) {
@@ -118,11 +122,13 @@ func TestPebbleCompacts(t *testing.T) {
 		FS: vfs.NewMem(), MemTableSize: 64 << 10, L0CompactionThreshold: 2,
 		CompactionConcurrencyRange: func() (int, int) { return 1, 3 },
 	}
-	options.Experimental.CompactionScheduler = compaction.New()
+	scheduler := compaction.New()
+	options.Experimental.CompactionScheduler = scheduler
 	db, err := pebble.Open("db", options)
 	if err != nil {
 		t.Fatal(err)
 	}
+	scheduler.Start()
 	random := rand.New(rand.NewPCG(1, 1))
 	value := make([]byte, 256)
 	for range 20_000 {

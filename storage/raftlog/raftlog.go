@@ -138,7 +138,8 @@ func Open(opts Options) (*Store, error) {
 	for i := range options.Levels {
 		options.Levels[i].Compression = func() *sstable.CompressionProfile { return sstable.NoCompression }
 	}
-	options.Experimental.CompactionScheduler = compaction.New()
+	compactions := compaction.New()
+	options.Experimental.CompactionScheduler = compactions
 	if opts.OnDiskSlow != nil {
 		options.EventListener.DiskSlow = func(info pebble.DiskSlowInfo) { opts.OnDiskSlow(info.Duration, info.Path) }
 	}
@@ -163,6 +164,7 @@ func Open(opts Options) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open Raft log %s: %w", opts.Dir, err)
 	}
+	compactions.Start()
 	return &Store{opts: opts, db: db, seal: seal, prewriter: prewriter, sync: newSyncer(db, opts)}, nil
 }
 
