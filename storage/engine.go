@@ -20,6 +20,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/holdfastdb/holdfast/storage/compaction"
+	"github.com/holdfastdb/holdfast/storage/fatal"
 	"github.com/holdfastdb/holdfast/storage/manifest"
 )
 
@@ -71,7 +72,8 @@ func Open(opts Options) (*Engine, error) {
 		opts.MemTableBytes = 32 << 20
 	}
 	e := &Engine{opts: opts, exports: make(chan struct{}, 1)}
-	e.seal = manifest.New(e.fs(), opts.Dir)
+	logger := fatal.New(opts.Logger, "state database", opts.OnFatal)
+	e.seal = manifest.New(logger.Disk(e.fs()), opts.Dir)
 	if err := manifest.Check(e.fs(), opts.Dir); err != nil {
 		return nil, fmt.Errorf("open state database %s: %w", opts.Dir, err)
 	}
@@ -90,9 +92,13 @@ func Open(opts Options) (*Engine, error) {
 		MaxManifestFileSize:         manifest.MaxBytes,
 		CompactionConcurrencyRange:  func() (int, int) { return 1, max(1, runtime.GOMAXPROCS(0)/2) },
 		FlushDelayDeleteRange:       5 * time.Second,
-		Logger:                      pebbleLogger{opts.Logger, opts.OnFatal},
+		Logger:                      logger,
 		EventListener:               &pebble.EventListener{FlushEnd: e.flushed},
 	}
+	if options.FS == nil {
+		options.WithFSDefaults() // what Pebble does without a file system, which here it has
+	}
+	options.FS = logger.Disk(options.FS)
 	compactions := compaction.New()
 	options.Experimental.CompactionScheduler = compactions
 	if opts.OnDiskSlow != nil {
@@ -215,24 +221,4 @@ func (s *Shard) Destroy() error {
 	}
 	s.e.sealManifest()
 	return s.e.Sync()
-}
-
-// pebbleLogger passes Pebble's lines on at debug level; what it calls fatal ends the process.
-type pebbleLogger struct {
-	logger *slog.Logger
-	fatal  func(error)
-}
-
-func (l pebbleLogger) Infof(format string, args ...any) {
-	l.logger.Debug("pebble", "line", fmt.Sprintf(format, args...))
-}
-
-func (l pebbleLogger) Errorf(format string, args ...any) {
-	l.logger.Error("pebble", "line", fmt.Sprintf(format, args...))
-}
-
-func (l pebbleLogger) Fatalf(format string, args ...any) {
-	err := fmt.Errorf(format, args...)
-	l.fatal(err)
-	panic(err) // reached when a test's OnFatal returns: Pebble must not go on
 }

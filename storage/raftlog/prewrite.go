@@ -102,8 +102,8 @@ func (p *prewriter) fill() (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	zeros := make([]byte, fillBytes)
-	for written := int64(0); written < p.size; written += fillBytes {
+	zeros := make([]byte, min(fillBytes, p.size))
+	for written := int64(0); written < p.size; written += int64(len(zeros)) {
 		if p.stopping() {
 			return errors.New("closed")
 		}

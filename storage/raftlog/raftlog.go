@@ -17,6 +17,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"github.com/holdfastdb/holdfast/storage/compaction"
+	"github.com/holdfastdb/holdfast/storage/fatal"
 	"github.com/holdfastdb/holdfast/storage/manifest"
 )
 
@@ -118,6 +119,7 @@ func Open(opts Options) (*Store, error) {
 	if opts.LogBytes == 0 {
 		opts.LogBytes = 32 << 20
 	}
+	logger := fatal.New(opts.Logger, "raft log", opts.OnFatal)
 	cache := pebble.NewCache(8 << 20)
 	defer cache.Unref()
 	options := &pebble.Options{
@@ -131,7 +133,7 @@ func Open(opts Options) (*Store, error) {
 		L0StopWritesThreshold:       24,
 		BytesPerSync:                512 << 10,
 		FlushDelayDeleteRange:       5 * time.Second,
-		Logger:                      logger{opts.Logger, opts.OnFatal},
+		Logger:                      logger,
 		MaxManifestFileSize:         manifest.MaxBytes,
 		EventListener:               &pebble.EventListener{},
 	}
@@ -147,7 +149,7 @@ func Open(opts Options) (*Store, error) {
 		options.WithFSDefaults() // what Pebble does without a file system, which here it has
 	}
 	prewriter := newPrewriter(options.FS, opts.Dir, int64(opts.LogBytes))
-	options.FS = prewriter
+	options.FS = logger.Disk(prewriter)
 	if err := errors.Join(verify(options.FS, opts.Dir), manifest.Check(options.FS, opts.Dir)); err != nil {
 		return nil, fmt.Errorf("open Raft log: %w", err)
 	}
@@ -201,24 +203,4 @@ func (s *Store) commit(b *pebble.Batch) error {
 		return err
 	}
 	return s.sync.wait(writes)
-}
-
-// logger passes Pebble's lines on at debug level; what it calls fatal ends the process.
-type logger struct {
-	log   *slog.Logger
-	fatal func(error)
-}
-
-func (l logger) Infof(format string, args ...any) {
-	l.log.Debug("raft log", "line", fmt.Sprintf(format, args...))
-}
-
-func (l logger) Errorf(format string, args ...any) {
-	l.log.Error("raft log", "line", fmt.Sprintf(format, args...))
-}
-
-func (l logger) Fatalf(format string, args ...any) {
-	err := fmt.Errorf(format, args...)
-	l.fatal(err)
-	panic(err) // reached when a test's OnFatal returns
 }

@@ -1,0 +1,96 @@
+package fatal
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+)
+
+// Disk is a file system for Pebble that ends the process when an operation on a write-ahead log fails, or the sync of a
+// manifest or of a directory. Pebble takes no errors there. It panics, later or from goroutines of its own, and as it holds
+// locks then, what is left to read of a full disk is that of an unlocked mutex.
+func (l *Logger) Disk(fs vfs.FS) vfs.FS { return disk{fs, l} }
+
+type disk struct {
+	vfs.FS
+	l *Logger
+}
+
+func isLog(name string) bool { return strings.HasSuffix(name, ".log") }
+
+// Create implements vfs.FS.
+func (d disk) Create(name string, category vfs.DiskWriteCategory) (vfs.File, error) {
+	f, err := d.FS.Create(name, category)
+	return d.created(name, f, err)
+}
+
+// ReuseForWrite implements vfs.FS.
+func (d disk) ReuseForWrite(from, to string, category vfs.DiskWriteCategory) (vfs.File, error) {
+	f, err := d.FS.ReuseForWrite(from, to, category)
+	return d.created(to, f, err)
+}
+
+func (d disk) created(name string, f vfs.File, err error) (vfs.File, error) {
+	if isLog(name) {
+		err = d.l.check("create", name, err)
+	}
+	return d.opened(name, f, err)
+}
+
+// Open implements vfs.FS.
+func (d disk) Open(name string, options ...vfs.OpenOption) (vfs.File, error) {
+	f, err := d.FS.Open(name, options...)
+	return d.opened(name, f, err)
+}
+
+func (d disk) opened(name string, f vfs.File, err error) (vfs.File, error) {
+	if err != nil || !isLog(name) && !strings.HasPrefix(d.PathBase(name), "MANIFEST") {
+		return f, err
+	}
+	return file{f, d.l, name}, nil
+}
+
+// OpenDir implements vfs.FS.
+func (d disk) OpenDir(name string) (vfs.File, error) {
+	f, err := d.FS.OpenDir(name)
+	if err != nil {
+		return nil, err
+	}
+	return file{f, d.l, name}, nil
+}
+
+func (l *Logger) check(what, name string, err error) error {
+	if err != nil {
+		l.stop(fmt.Errorf("%s: %s %s: %w", l.name, what, name, err))
+	}
+	return err
+}
+
+// file is one without whose writes the process cannot go on.
+type file struct {
+	vfs.File
+	l    *Logger
+	name string
+}
+
+// Write implements vfs.File.
+func (f file) Write(b []byte) (int, error) {
+	n, err := f.File.Write(b)
+	return n, f.l.check("write", f.name, err)
+}
+
+// Sync implements vfs.File.
+func (f file) Sync() error { return f.l.check("sync", f.name, f.File.Sync()) }
+
+// SyncData implements vfs.File.
+func (f file) SyncData() error { return f.l.check("sync", f.name, f.File.SyncData()) }
+
+// SyncTo implements vfs.File.
+func (f file) SyncTo(length int64) (bool, error) {
+	all, err := f.File.SyncTo(length)
+	return all, f.l.check("sync", f.name, err)
+}
+
+// Close implements vfs.File.
+func (f file) Close() error { return f.l.check("close", f.name, f.File.Close()) }
