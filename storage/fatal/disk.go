@@ -10,6 +10,9 @@ import (
 // Disk is a file system for Pebble that ends the process when an operation on a write-ahead log fails, or the sync of a
 // manifest or of a directory. Pebble takes no errors there. It panics, later or from goroutines of its own, and as it holds
 // locks then, what is left to read of a full disk is that of an unlocked mutex.
+//
+// The file of options is written last at a start. If that fails, Pebble closes what goroutines of the start still use, and
+// the process would end by a division by zero.
 func (l *Logger) Disk(fs vfs.FS) vfs.FS { return disk{fs, l} }
 
 type disk struct {
@@ -17,7 +20,10 @@ type disk struct {
 	l *Logger
 }
 
-func isLog(name string) bool { return strings.HasSuffix(name, ".log") }
+// vital tells of a file that must not fail from its creation on.
+func (d disk) vital(name string) bool {
+	return strings.HasSuffix(name, ".log") || strings.HasPrefix(d.PathBase(name), "temporary.")
+}
 
 // Create implements vfs.FS.
 func (d disk) Create(name string, category vfs.DiskWriteCategory) (vfs.File, error) {
@@ -32,10 +38,19 @@ func (d disk) ReuseForWrite(from, to string, category vfs.DiskWriteCategory) (vf
 }
 
 func (d disk) created(name string, f vfs.File, err error) (vfs.File, error) {
-	if isLog(name) {
+	if d.vital(name) {
 		err = d.l.check("create", name, err)
 	}
 	return d.opened(name, f, err)
+}
+
+// Rename implements vfs.FS.
+func (d disk) Rename(from, to string) error {
+	err := d.FS.Rename(from, to)
+	if d.vital(from) {
+		err = d.l.check("rename", from, err)
+	}
+	return err
 }
 
 // Open implements vfs.FS.
@@ -45,7 +60,7 @@ func (d disk) Open(name string, options ...vfs.OpenOption) (vfs.File, error) {
 }
 
 func (d disk) opened(name string, f vfs.File, err error) (vfs.File, error) {
-	if err != nil || !isLog(name) && !strings.HasPrefix(d.PathBase(name), "MANIFEST") {
+	if err != nil || !d.vital(name) && !strings.HasPrefix(d.PathBase(name), "MANIFEST") {
 		return f, err
 	}
 	return file{f, d.l, name}, nil
@@ -90,6 +105,12 @@ func (f file) SyncData() error { return f.l.check("sync", f.name, f.File.SyncDat
 func (f file) SyncTo(length int64) (bool, error) {
 	all, err := f.File.SyncTo(length)
 	return all, f.l.check("sync", f.name, err)
+}
+
+// Stat implements vfs.File. Pebble asks for the size of a log that is made of a used file.
+func (f file) Stat() (vfs.FileInfo, error) {
+	info, err := f.File.Stat()
+	return info, f.l.check("stat", f.name, err)
 }
 
 // Close implements vfs.File.

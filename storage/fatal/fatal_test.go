@@ -20,7 +20,7 @@ func TestTheProcessEndsForLogsManifestsAndDirectories(t *testing.T) {
 		file string
 		ends bool
 	}{
-		{"000001.log", true}, {"MANIFEST-000001", true}, {"000001.sst", false}, {"spare", false},
+		{"000001.log", true}, {"MANIFEST-000001", true}, {"temporary.000001.dbtmp", true}, {"000001.sst", false}, {"spare", false},
 	} {
 		for _, kind := range []errorfs.OpKind{errorfs.OpFileWrite, errorfs.OpFileSync, errorfs.OpFileSyncData, errorfs.OpFileSyncTo} {
 			var why []error

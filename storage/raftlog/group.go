@@ -65,14 +65,19 @@ func (g *group) readBounds() error {
 	if err != nil {
 		return err
 	}
-	g.first, g.last = 0, 0
+	var first, last uint64
 	if it.First() {
-		g.first = binary.BigEndian.Uint64(it.Key()[groupBytes+1:])
+		first = binary.BigEndian.Uint64(it.Key()[groupBytes+1:])
 	}
-	if it.Last() {
-		g.last = binary.BigEndian.Uint64(it.Key()[groupBytes+1:])
+	err = it.Error() // which the next call would forget
+	if err == nil && it.Last() {
+		last = binary.BigEndian.Uint64(it.Key()[groupBytes+1:])
 	}
-	return it.Close()
+	if err := errors.Join(err, it.Close()); err != nil {
+		return err
+	}
+	g.first, g.last = first, last
+	return nil
 }
 
 // FirstIndex implements raft.LogStore.
