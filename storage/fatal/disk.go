@@ -1,7 +1,9 @@
 package fatal
 
 import (
+	"errors"
 	"fmt"
+	"io"
 	"strings"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -13,6 +15,9 @@ import (
 //
 // The file of options is written last at a start. If that fails, Pebble closes what goroutines of the start still use, and
 // the process would end by a division by zero.
+//
+// It also ends the process when a table cannot be read. Pebble tells who reads, but not always itself: what is cut out of a
+// table that it cannot read to the end, as when a shard's content is replaced, takes the table's other keys with it.
 func (l *Logger) Disk(fs vfs.FS) vfs.FS { return disk{fs, l} }
 
 type disk struct {
@@ -60,10 +65,15 @@ func (d disk) Open(name string, options ...vfs.OpenOption) (vfs.File, error) {
 }
 
 func (d disk) opened(name string, f vfs.File, err error) (vfs.File, error) {
-	if err != nil || !d.vital(name) && !strings.HasPrefix(d.PathBase(name), "MANIFEST") {
-		return f, err
+	switch {
+	case err != nil:
+		return nil, err
+	case strings.HasSuffix(name, ".sst"):
+		return table{f, d.l, name}, nil
+	case d.vital(name), strings.HasPrefix(d.PathBase(name), "MANIFEST"):
+		return file{f, d.l, name}, nil
 	}
-	return file{f, d.l, name}, nil
+	return f, nil
 }
 
 // OpenDir implements vfs.FS.
@@ -115,3 +125,29 @@ func (f file) Stat() (vfs.FileInfo, error) {
 
 // Close implements vfs.File.
 func (f file) Close() error { return f.l.check("close", f.name, f.File.Close()) }
+
+// table is one without whose content the process cannot go on.
+type table struct {
+	vfs.File
+	l    *Logger
+	name string
+}
+
+// Read implements vfs.File.
+func (t table) Read(b []byte) (int, error) {
+	n, err := t.File.Read(b)
+	return n, t.read(err)
+}
+
+// ReadAt implements vfs.File.
+func (t table) ReadAt(b []byte, offset int64) (int, error) {
+	n, err := t.File.ReadAt(b, offset)
+	return n, t.read(err)
+}
+
+func (t table) read(err error) error {
+	if errors.Is(err, io.EOF) { // what is too short is damaged, and Pebble says so
+		return err
+	}
+	return t.l.check("read", t.name, err)
+}

@@ -14,8 +14,8 @@ import (
 	"github.com/holdfastdb/holdfast/storage/fatal"
 )
 
-// What a failed write or sync has left of these files nobody knows; a table is written anew.
-func TestTheProcessEndsForLogsManifestsAndDirectories(t *testing.T) {
+// What a failed write or sync has left of these files nobody knows. A table is written anew; one that is there must be read.
+func TestTheProcessEndsForWhatItCannotDoWithout(t *testing.T) {
 	for _, tt := range []struct {
 		file string
 		ends bool
@@ -53,6 +53,27 @@ func TestTheProcessEndsForLogsManifestsAndDirectories(t *testing.T) {
 		}
 		if err := d.Sync(); !errors.Is(err, syscall.EIO) || !errors.Is(why, syscall.EIO) {
 			t.Errorf("the caller is told %v, the process ends for %v", err, why)
+		}
+	})
+	t.Run("a table that cannot be read", func(t *testing.T) {
+		for _, kind := range []errorfs.OpKind{errorfs.OpFileRead, errorfs.OpFileReadAt} {
+			var why error
+			disk := fatal.New(slog.New(slog.DiscardHandler), "log", func(err error) { why = err }).Disk(failing(kind))
+			f, err := disk.Create("1.sst", vfs.WriteCategoryUnspecified)
+			if err == nil {
+				err = f.Close()
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if f, err = disk.Open("1.sst"); err != nil {
+				t.Fatal(err)
+			}
+			_, err1 := f.Read(make([]byte, 1))
+			_, err2 := f.ReadAt(make([]byte, 1), 0)
+			if !errors.Is(errors.Join(err1, err2), syscall.EIO) || !errors.Is(why, syscall.EIO) {
+				t.Errorf("the callers are told %v and %v, the process ends for %v", err1, err2, why)
+			}
 		}
 	})
 	t.Run("a log that cannot be begun", func(t *testing.T) {

@@ -60,7 +60,7 @@ func TestALogWhoseBoundsCannotBeReadKeepsThem(t *testing.T) {
 
 func opened(t *testing.T, disk vfs.FS) (*raftlog.Store, raftlog.Log) {
 	t.Helper()
-	s, err := raftlog.Open(raftlog.Options{FS: disk, Dir: "log", LogBytes: 16 << 10, CacheBytes: 1, OnFatal: func(err error) { t.Error(err) }})
+	s, err := raftlog.Open(raftlog.Options{FS: disk, Dir: "log", LogBytes: 16 << 10, CacheBytes: 1, OnFatal: func(error) {}})
 	if err != nil {
 		t.Fatal(err)
 	}
