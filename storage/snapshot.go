@@ -249,7 +249,7 @@ func (in *Install) split(r io.Reader) error {
 func readStreamHeader(r io.Reader) (group, tables uint32, err error) {
 	var header [streamHeaderBytes]byte
 	if _, err := io.ReadFull(r, header[:]); err != nil {
-		return 0, 0, fmt.Errorf("%w: stream header: %w", ErrCorrupt, err)
+		return 0, 0, unread("stream header", err)
 	}
 	if string(header[:4]) != streamMagic {
 		return 0, 0, fmt.Errorf("%w: stream of format %q", ErrCorrupt, header[:4])
@@ -257,11 +257,20 @@ func readStreamHeader(r io.Reader) (group, tables uint32, err error) {
 	return binary.LittleEndian.Uint32(header[4:]), binary.LittleEndian.Uint32(header[8:]), nil
 }
 
+// unread says why a part of the stream was not received. A stream that ends early is not intact; a disk that fails says
+// nothing about the stream.
+func unread(part string, err error) error {
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return fmt.Errorf("%w: %s: %w", ErrCorrupt, part, err)
+	}
+	return fmt.Errorf("receive %s: %w", part, err)
+}
+
 // readTable copies the next table of the stream to w and checks it.
 func readTable(r io.Reader, w io.Writer) error {
 	var head [tableHeaderBytes]byte
 	if _, err := io.ReadFull(r, head[:]); err != nil {
-		return fmt.Errorf("%w: table header: %w", ErrCorrupt, err)
+		return unread("table header", err)
 	}
 	length := binary.LittleEndian.Uint64(head[:])
 	if length > 1<<40 {
@@ -269,7 +278,7 @@ func readTable(r io.Reader, w io.Writer) error {
 	}
 	sum := crc32.New(castagnoli)
 	if _, err := io.CopyN(io.MultiWriter(sum, w), r, int64(length)); err != nil {
-		return fmt.Errorf("%w: table of %d bytes: %w", ErrCorrupt, length, err)
+		return unread(fmt.Sprintf("table of %d bytes", length), err)
 	}
 	if sum.Sum32() != binary.LittleEndian.Uint32(head[8:]) {
 		return fmt.Errorf("%w: table checksum", ErrCorrupt)
