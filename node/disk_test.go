@@ -2,15 +2,21 @@ package node
 
 import (
 	"context"
+	"errors"
 	"log/slog"
+	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
+	"github.com/hashicorp/raft"
 
 	"github.com/holdfastdb/holdfast/fsm"
+	"github.com/holdfastdb/holdfast/storage/raftlog"
 )
 
 // A write hangs from the tenth second on. Short hangs are nobody's business, longer ones cost the leadership, and one that
@@ -131,4 +137,53 @@ func TestANodeWithAFullDiskLeadsNothing(t *testing.T) {
 	if err := nodes[0].Transfer(t.Context(), 1, full.identity.NodeID); err == nil {
 		t.Error("leadership was moved to a node that can take no commands")
 	}
+}
+
+// Whatever of a node's data cannot be written, the node ends and says why. It is not closed here: its process would be gone.
+func TestADiskThatFailsEndsTheNode(t *testing.T) {
+	for part, write := range map[string]func(n *Node) error{
+		stateDir:   func(n *Node) error { return n.state.Sync() },
+		raftDir:    func(n *Node) error { return storeEntry(n.logs) },
+		catalogDir: func(n *Node) error { return storeEntry(n.catLogs) },
+	} {
+		t.Run(part, func(t *testing.T) {
+			breaks := &errorfs.Toggle{Injector: errorfs.InjectorFunc(func(op errorfs.Op) error {
+				if op.Kind == errorfs.OpFileSyncData && strings.HasPrefix(op.Path, "data/"+part) {
+					return syscall.EIO
+				}
+				return nil
+			})}
+			why := make(chan error, 10)
+			n := startTestNode(t, "n1", "data", "", func(cfg *Config) {
+				cfg.FS = errorfs.Wrap(vfs.NewMem(), breaks)
+				cfg.OnFatal = func(err error) {
+					why <- err
+					select {}
+				}
+			})
+			eventually(t, "ready", func() bool { return n.Ready() == nil })
+			breaks.On()
+			acknowledged := make(chan error, 1)
+			go func() { acknowledged <- write(n) }() // ends with the test's process
+			select {
+			case err := <-why:
+				if !errors.Is(err, syscall.EIO) {
+					t.Errorf("the node ends for %v", err)
+				}
+			case err := <-acknowledged:
+				t.Errorf("the node goes on: %v", err)
+			}
+			if len(why) > 0 {
+				t.Errorf("and once more, for %v", <-why)
+			}
+		})
+	}
+}
+
+func storeEntry(p raftlog.Provider) error {
+	l, err := p.Open(99)
+	if err != nil {
+		return err
+	}
+	return l.StoreLog(&raft.Log{Index: 1, Term: 1})
 }

@@ -16,12 +16,12 @@ import (
 // After an error of the disk nobody knows what is on it: the process ends, or the call that failed says so and has changed
 // nothing. What was synced is there, and a shard is never half of what was installed.
 func TestAFailingDiskEndsTheProcessBeforeAnythingIsLost(t *testing.T) {
-	storagetest.TestFailures(t, storagetest.Writes, newLife)
+	storagetest.TestFailures(t, storagetest.Writes, lives(t))
 }
 
 // What cannot be read is not missing.
 func TestWhatCannotBeReadIsToldAsAnError(t *testing.T) {
-	storagetest.TestFailures(t, storagetest.Reads, newLife)
+	storagetest.TestFailures(t, storagetest.Reads, lives(t))
 }
 
 // life is that of a node with three shards. The first is written, compacted and exported, the content of the second is
@@ -34,14 +34,17 @@ type life struct {
 	shards [3]*storagetest.History
 }
 
-func newLife(t *testing.T) storagetest.Life {
+func lives(t *testing.T) func(*testing.T) storagetest.Life {
 	source := open(t, vfs.NewMem()).Shard(1)
 	set(t, source, "a", "new", "b", "new")
-	l := &life{t: t, stream: exported(t, source)}
-	for i := range l.shards {
-		l.shards[i] = storagetest.NewHistory()
+	stream := exported(t, source)
+	return func(t *testing.T) storagetest.Life {
+		l := &life{t: t, stream: stream}
+		for i := range l.shards {
+			l.shards[i] = storagetest.NewHistory()
+		}
+		return l
 	}
-	return l
 }
 
 func openOn(disk vfs.FS, fatal func(error)) (*Engine, error) {
@@ -151,12 +154,16 @@ func (l *life) export(s *Shard) error {
 	if err := errors.Join(err, x.Close()); err != nil {
 		return err
 	}
-	to := open(l.t, vfs.NewMem()).Shard(0)
-	if err := install(l.t, to, stream); err != nil {
+	to, err := openOn(vfs.NewMem(), func(err error) { panic(err) })
+	if err != nil {
+		return err
+	}
+	defer to.Close()
+	if err := install(l.t, to.Shard(0), stream); err != nil {
 		l.t.Errorf("a stream that was sent whole: %v", err)
 		return nil
 	}
-	held, err := held(to)
+	held, err := held(to.Shard(0))
 	if err := errors.Join(err, l.shards[0].Check(held, l.shards[0].Acknowledged())); err != nil {
 		l.t.Errorf("in the stream: %v", err)
 	}
