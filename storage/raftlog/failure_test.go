@@ -17,12 +17,12 @@ import (
 
 // After an error of the disk nobody knows what is on it: the process ends, and nothing is acknowledged that is not there.
 func TestAFailingDiskEndsTheProcessBeforeAnythingIsLost(t *testing.T) {
-	storagetest.TestFailures(t, storagetest.Writes, newLife)
+	storagetest.TestFailures(t, storagetest.Writes, lives(2))
 }
 
 // What cannot be read is neither missing nor of before.
 func TestWhatCannotBeReadIsToldAsAnError(t *testing.T) {
-	storagetest.TestFailures(t, storagetest.Reads, newLife)
+	storagetest.TestFailures(t, storagetest.Reads, lives(1))
 }
 
 // An entry whose deletion fails half-way leaves a log that is as long as before, not an empty one.
@@ -86,18 +86,21 @@ func TestALogWhoseFilesCannotBeListedIsNotOpened(t *testing.T) {
 // write-ahead logs are flushed, and made of spare and of used files, and at last the node is restarted.
 type life struct {
 	t      *testing.T
+	terms  uint64 // before the restart
 	groups []*storagetest.History
 }
 
-func newLife(t *testing.T) storagetest.Life {
-	return &life{t, []*storagetest.History{storagetest.NewHistory(), storagetest.NewHistory(), storagetest.NewHistory()}}
+func lives(terms uint64) func(*testing.T) storagetest.Life {
+	return func(t *testing.T) storagetest.Life {
+		return &life{t, terms, []*storagetest.History{storagetest.NewHistory(), storagetest.NewHistory(), storagetest.NewHistory()}}
+	}
 }
 
 func (l *life) Run(disk vfs.FS, fatal func(error)) error {
-	if err := l.run(disk, fatal, 1, 2); err != nil {
+	if err := l.run(disk, fatal, 1, l.terms); err != nil {
 		return err
 	}
-	return l.run(disk, fatal, 3, 3)
+	return l.run(disk, fatal, l.terms+1, l.terms+1)
 }
 
 func (l *life) run(disk vfs.FS, fatal func(error), from, to uint64) error {
@@ -207,7 +210,7 @@ func (l *life) Acknowledged() func(left vfs.FS) error {
 		acknowledged = append(acknowledged, h.Acknowledged())
 	}
 	return func(left vfs.FS) (err error) {
-		s, err := raftlog.Open(raftlog.Options{FS: left, Dir: "log", OnFatal: func(err error) { panic(err) }})
+		s, err := raftlog.Open(raftlog.Options{FS: left, Dir: "log", LogBytes: 64 << 10, OnFatal: func(err error) { panic(err) }})
 		if err != nil {
 			return err
 		}
