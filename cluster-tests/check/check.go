@@ -41,9 +41,9 @@ const (
 	KindLog       = "log"       // a log cannot be executed
 	KindInvariant = "invariant" // more was admitted than the rules promise, or a frame was executed twice
 	KindPromise   = models.BrokenPromise
-	KindLease     = "lease"     // holders spent what they had not been lent, or not any more
+	KindLease     = models.BrokenLease
 	KindAgreement = "agreement" // replicas have different logs or states
-	KindWatch     = "watch"     // a node missed a change of a policy, or saw another one
+	KindWatch     = models.BrokenWatch
 	KindPolicy    = models.BrokenPolicy
 	KindSession   = models.BrokenSession
 	KindSum       = models.BrokenSum
@@ -275,7 +275,7 @@ func (r *replay) judge(op *history.Op) {
 	}
 }
 
-// judgeLocal judges what was decided from what shards lent.
+// judgeLocal judges what was decided from what shards lent, and what they told unasked.
 func (r *replay) judgeLocal(ops []history.Op) {
 	if !r.told {
 		return
@@ -300,11 +300,11 @@ func (r *replay) judgeLocal(ops []history.Op) {
 			if m == nil {
 				continue
 			}
-			judged, broken := m.Local(local[t.Name], holder)
+			judged, broken := m.Local(id, local[t.Name], holder)
 			r.Lent += judged
 			r.ByType[t.Name] += judged
 			for _, b := range broken {
-				r.add(KindLease, nil, "shard %d: %s", id, b)
+				r.add(b.Kind, nil, "shard %d: %s", id, b.Detail)
 			}
 		}
 	}

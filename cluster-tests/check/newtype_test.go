@@ -89,7 +89,7 @@ func (m *registerModel) Compare(op *history.Op, done []models.Execution) error {
 	return nil
 }
 
-func (m *registerModel) Local([]*history.Op, func(*history.Op) ([16]byte, bool)) (int, []string) {
+func (m *registerModel) Local(uint32, []*history.Op, func(*history.Op) ([16]byte, bool)) (int, []models.Violation) {
 	return 0, nil
 }
 func (m *registerModel) Sweep(*models.Moment, string)          {}

@@ -22,9 +22,11 @@ type world struct {
 	machine *fsm.Machine
 	log     []Entry
 	ops     []history.Op
-	now     fsm.Time
-	clock   time.Duration
-	seq     uint64
+	// outcomes are what the machine made of the log's entries.
+	outcomes []fsm.Outcome
+	now      fsm.Time
+	clock    time.Duration
+	seq      uint64
 }
 
 const theShard = 1
@@ -59,6 +61,7 @@ func (w *world) entry(e fsm.Entry) fsm.Outcome {
 	if err != nil {
 		w.t.Fatal(err)
 	}
+	w.outcomes = append(w.outcomes, outs[0])
 	return outs[0]
 }
 

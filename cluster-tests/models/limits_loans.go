@@ -31,7 +31,7 @@ func (l *loaned) back(key counter.Key, unused int64) {
 }
 
 // Local implements Model: what holders let pass, they had been lent, were still lent at the time, and never gave back.
-func (l *limits) Local(ops []*history.Op, holder func(op *history.Op) (client [16]byte, ok bool)) (judged int, broken []string) {
+func (l *limits) Local(_ uint32, ops []*history.Op, holder func(op *history.Op) (client [16]byte, ok bool)) (judged int, broken []Violation) {
 	type account struct {
 		key    counter.Key
 		holder [16]byte
@@ -65,10 +65,10 @@ func (l *limits) Local(ops []*history.Op, holder func(op *history.Op) (client [1
 			}
 		}
 		if err := covered(steps); err != nil {
-			broken = append(broken, fmt.Sprintf("counter %x, holder %x: %v", a.key, a.holder, err))
+			broken = append(broken, violation(BrokenLease, "counter %x, holder %x: %v", a.key, a.holder, err))
 		}
 	}
-	slices.Sort(broken)
+	slices.SortFunc(broken, func(a, b Violation) int { return cmp.Compare(a.Detail, b.Detail) })
 	return judged, broken
 }
 

@@ -131,6 +131,8 @@ const (
 	BrokenPromise = "promise" // more was allowed than the rules promise, by what callers were told alone
 	BrokenPolicy  = "policy"  // a change of a policy was acknowledged and is not there
 	BrokenSession = "session" // who was logged out is let in, or the reverse, by what callers were told alone
+	BrokenLease   = "lease"   // holders spent what they had not been lent, or not any more
+	BrokenWatch   = "watch"   // who watches missed a change of a policy or what happened to a session, or saw another one
 )
 
 func violation(kind, format string, args ...any) Violation {

@@ -65,9 +65,10 @@ type Model interface {
 	Alone(op *history.Op) error
 	// Unasked tells that a client may have had this answer without asking a shard. Any other answer has its place in a log.
 	Unasked(op *history.Op) bool
-	// Local judges, at the end of the log, answers that no shard gave but that follow from what shards lent. It tells how
-	// many it could judge. holder is the client whose loans an operation may use; ok is false if nobody knows.
-	Local(ops []*history.Op, holder func(op *history.Op) (client [16]byte, ok bool)) (judged int, broken []string)
+	// Local judges, at the end of a shard's log, answers that no shard gave but that follow from what shards lent, and tells
+	// how many it could judge. holder is the client whose loans an operation may use; ok is false if nobody knows. It also
+	// judges what shards told unasked.
+	Local(shard uint32, ops []*history.Op, holder func(op *history.Op) (client [16]byte, ok bool)) (judged int, broken []Violation)
 	// Learn is told which commands an operation became, in the order of the log.
 	Learn(op *history.Op, done []Execution)
 	// Rows counts what the shard remembers.

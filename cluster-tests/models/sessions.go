@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/holdfastdb/holdfast/client"
 	"github.com/holdfastdb/holdfast/fsm"
 	"github.com/holdfastdb/holdfast/fsm/session"
 )
@@ -16,6 +17,7 @@ type sessions struct {
 	users  map[session.UserKey]*holder
 	saved  map[session.Hash]*savedLogin
 	values map[string]string // of saved sessions, by the sealed bytes
+	events []SessionEvent    // all that happened
 	broken []string
 }
 
@@ -191,6 +193,7 @@ func (s *sessions) user(k session.UserKey) *holder {
 
 // end ends a session that nobody ended before.
 func (s *sessions) end(m *Moment, l *login, reason session.Reason) {
+	s.happened(m, client.EventEnded, l.key, reason.String())
 	u := s.user(l.key.User)
 	u.live = slices.DeleteFunc(u.live, func(other *login) bool { return other == l })
 	l.ended, l.endedAt, l.endedTold, l.version = reason, m.Now, m.Told, 0

@@ -303,15 +303,19 @@ func (s *sessions) Alone(op *history.Op) error {
 	return nil
 }
 
-// Unasked implements Model: an SDK remembers whom it validated, and sees by itself that a token is none.
+// Unasked implements Model: an SDK remembers whom it validated, and sees by itself that a token is none. Who watches is told.
 func (s *sessions) Unasked(op *history.Op) bool {
 	in := op.Input.(SessionOp)
-	return in.Kind == KindValidate && (in.Stale > 0 || in.Forged)
+	return in.Kind == KindValidate && (in.Stale > 0 || in.Forged) || in.Kind == KindWatch
 }
 
 // Local implements Model: what an SDK answered from what it remembered was true within the time that the caller allowed.
-func (s *sessions) Local(ops []*history.Op, _ func(*history.Op) ([16]byte, bool)) (judged int, broken []string) {
+func (s *sessions) Local(shard uint32, ops []*history.Op, _ func(*history.Op) ([16]byte, bool)) (judged int, broken []Violation) {
+	violate := func(format string, args ...any) { broken = append(broken, violation(BrokenLease, format, args...)) }
 	for _, op := range ops {
+		if told, is := op.Output.([]WatchedEvent); is {
+			broken = append(broken, s.judgeWatch(shard, told)...)
+		}
 		in := op.Input.(SessionOp)
 		out, ok := op.Output.(SessionAnswer)
 		if in.Kind != KindValidate || !ok || !out.Valid {
@@ -324,14 +328,14 @@ func (s *sessions) Local(ops []*history.Op, _ func(*history.Op) ([16]byte, bool)
 		}
 		judged++
 		if _, given := l.access.of[h]; !given {
-			broken = append(broken, fmt.Sprintf("a token that nobody was given counts at %s", op.Call))
+			violate("a token that nobody was given counts at %s", op.Call)
 		}
 		if at, replaced := l.replaced[h]; replaced && at < op.Call-in.Stale {
-			broken = append(broken, fmt.Sprintf("a token counts at %s that was replaced at %s", op.Call, at.Round(time.Millisecond)))
+			violate("a token counts at %s that was replaced at %s", op.Call, at.Round(time.Millisecond))
 		}
 		if l.ended != 0 && l.endedTold < op.Call-in.Stale {
-			broken = append(broken, fmt.Sprintf("session %s counts for a caller of %s, who allows an answer of %s before: it ended at %s (%s)",
-				in.Session, op.Call, in.Stale, l.endedTold.Round(time.Millisecond), l.ended))
+			violate("session %s counts for a caller of %s, who allows an answer of %s before: it ended at %s (%s)",
+				in.Session, op.Call, in.Stale, l.endedTold.Round(time.Millisecond), l.ended)
 		}
 	}
 	return judged, broken

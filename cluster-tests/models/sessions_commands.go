@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/holdfastdb/holdfast/client"
 	"github.com/holdfastdb/holdfast/fsm"
 	"github.com/holdfastdb/holdfast/fsm/session"
 )
@@ -118,6 +119,7 @@ func (s *sessions) create(m *Moment, q *session.CreateRequest) (result, fsm.Code
 	}
 	s.all[l.key] = l
 	u.live = append(u.live, l)
+	s.happened(m, client.EventCreated, l.key, "")
 	look(m, storedKey('s', l.key), l.end())
 	if n := len(alive) - len(leave) + 1; n > most {
 		s.violate("a user has %d sessions at entry %d, %d are allowed", n, m.Index, most)
@@ -216,6 +218,7 @@ func (s *sessions) exchange(m *Moment, q *session.RefreshRequest) result {
 		l.refresh.add(q.Next)
 		l.access.add(q.Access)
 	}
+	s.happened(m, client.EventChanged, l.key, "")
 	l.seen, l.until = m.Now, max(l.until, min(m.Now+fsm.Time(l.life), l.refreshUntil))
 	return &session.RefreshResult{Verdict: session.Valid, Until: l.until, RefreshUntil: l.refreshUntil}
 }
@@ -239,6 +242,7 @@ func (s *sessions) rotate(m *Moment, q *session.RotateRequest) result {
 			l.replaced[h] = m.Told
 		}
 	}
+	s.happened(m, client.EventChanged, l.key, "")
 	l.access.turn(q.Access, m.Now, true)
 	l.stepUp, l.seen, l.issued = l.stepUp && !q.Proved, m.Now, m.Now
 	return &session.RefreshResult{Verdict: session.Valid, Until: l.until, RefreshUntil: l.refreshUntil}
@@ -309,6 +313,7 @@ func (s *sessions) set(m *Moment, q *session.SetAttributesRequest) (result, fsm.
 	case l.version != q.Version:
 		return nil, fsm.Conflict
 	default:
+		s.happened(m, client.EventChanged, l.key, "")
 		l.version++
 		return &session.Version{V: l.version}, fsm.OK
 	}
@@ -316,12 +321,14 @@ func (s *sessions) set(m *Moment, q *session.SetAttributesRequest) (result, fsm.
 
 func (s *sessions) mark(m *Moment, q *session.MarkRequest) result {
 	l := s.find(q.Session, m.Now)
-	switch {
-	case l == nil:
+	if l == nil {
 		return &session.Done{}
-	case q.Act == session.EndSession:
+	}
+	s.happened(m, client.EventSuspicious, l.key, signs[q.Sign])
+	if q.Act == session.EndSession {
 		s.end(m, l, session.Suspicious)
-	default:
+	} else {
+		s.happened(m, client.EventChanged, l.key, "")
 		l.flagged, l.stepUp = true, l.stepUp || q.Act == session.AskAgain
 	}
 	return &session.Done{Found: true}

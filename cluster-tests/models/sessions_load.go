@@ -43,7 +43,10 @@ const (
 
 // sessionsLoad is the load of sessions: crowds that do not meet, so that there is little at the same time that porcupine has
 // to decide on, however many callers there are.
-type sessionsLoad []*crowd
+type sessionsLoad struct {
+	crowds []*crowd
+	watch  *watch
+}
 
 // crowd is some callers with users of their own: they share the tokens that any of them was given, and go on using them
 // after the sessions ended.
@@ -76,15 +79,18 @@ func newSimSessions() Load   { return newSessionsLoad(1, 3*time.Second, 1) }
 func newChaosSessions() Load { return newSessionsLoad(4, 500*time.Millisecond, 20) }
 
 func newSessionsLoad(crowds int, stale time.Duration, burst int) Load {
-	var l sessionsLoad
+	l := &sessionsLoad{}
 	for i := range crowds {
-		l = append(l, &crowd{suffix: fmt.Sprint("-", i), stale: stale, burst: burst, known: make(map[string][]*pass)})
+		l.crowds = append(l.crowds, &crowd{suffix: fmt.Sprint("-", i), stale: stale, burst: burst, known: make(map[string][]*pass)})
 	}
 	return l
 }
 
-// Begin implements Load: users begin by logging in.
-func (l sessionsLoad) Begin(context.Context, *Process) error { return nil }
+// Begin implements Load: users begin by logging in, and somebody watches.
+func (l *sessionsLoad) Begin(_ context.Context, by *Process) error {
+	l.watch = startWatch(by)
+	return nil
+}
 
 // named is how one of the users is called in this crowd, and role the other way round.
 func (c *crowd) named(role string) string { return role + c.suffix }
@@ -107,8 +113,8 @@ func (c *crowd) loners() (names []string) {
 }
 
 // Callers implements Load: of each crowd, one of four only reads.
-func (l sessionsLoad) Callers() (all []Caller) {
-	for _, c := range l {
+func (l *sessionsLoad) Callers() (all []Caller) {
+	for _, c := range l.crowds {
 		all = append(all, Caller{Step: c.step}, Caller{Reads: true, Step: c.read}, Caller{Step: c.step}, Caller{Step: c.step})
 	}
 	return all
@@ -356,23 +362,24 @@ func (c *crowd) find(by *Process, token string) error {
 }
 
 // Press implements Load: those of the limits press enough. To return at once would keep the CPUs busy with calling it.
-func (l sessionsLoad) Press(ctx context.Context, _ *client.Client, _ uint32) { <-ctx.Done() }
+func (l *sessionsLoad) Press(ctx context.Context, _ *client.Client, _ uint32) { <-ctx.Done() }
 
-func (l sessionsLoad) users() (names []string) {
-	for _, c := range l {
+func (l *sessionsLoad) users() (names []string) {
+	for _, c := range l.crowds {
 		names = append(append(names, c.users()...), c.spared...)
 	}
 	return names
 }
 
 // MayFail implements Load: there are sessions enough, somebody was faster, or it was dropped.
-func (l sessionsLoad) MayFail(op *history.Op) bool {
+func (l *sessionsLoad) MayFail(op *history.Op) bool {
 	in, ok := op.Input.(SessionOp)
 	return ok && (in.Kind == KindLogin && in.Most+in.MostDevices > 0 && !in.Evict || in.Kind == KindSet || in.Kind == KindSave)
 }
 
 // End implements Load: it compares what is listed and counted with what callers were told.
-func (l sessionsLoad) End(ctx context.Context, by *Process) (j Judged) {
+func (l *sessionsLoad) End(ctx context.Context, by *Process) (j Judged) {
+	l.watch.end(by)
 	ops := by.History.Ops()
 	f := fatesOf(ops)
 	listed := make(map[string]bool)
@@ -403,10 +410,10 @@ func sumOf(counts map[string]float64) (n int) {
 }
 
 // Judge implements Load.
-func (l sessionsLoad) Judge(ops []history.Op, _ ShardTimes) Judged { return judgeSessions(ops) }
+func (l *sessionsLoad) Judge(ops []history.Op, _ ShardTimes) Judged { return judgeSessions(ops) }
 
 // Unclear implements Load: a model of sessions understands all questions.
-func (l sessionsLoad) Unclear(_ []history.Op, unclear []*history.Op) (n int) {
+func (l *sessionsLoad) Unclear(_ []history.Op, unclear []*history.Op) (n int) {
 	for _, op := range unclear {
 		if _, ok := op.Input.(SessionOp); ok {
 			n++
@@ -416,4 +423,4 @@ func (l sessionsLoad) Unclear(_ []history.Op, unclear []*history.Op) (n int) {
 }
 
 // Sequences implements Load.
-func (l sessionsLoad) Sequences() Sequences { return sessionSequences() }
+func (l *sessionsLoad) Sequences() Sequences { return sessionSequences() }

@@ -8,7 +8,7 @@ import (
 // sessionsName names the operations on sessions.
 const sessionsName = "sessions"
 
-// SessionOp is the Input of an operation on sessions. Its Output is a SessionAnswer.
+// SessionOp is the Input of an operation on sessions. Its Output is a SessionAnswer, but for KindWatch.
 type SessionOp struct {
 	Kind string `json:"kind"`
 	User string `json:"user,omitempty"`
@@ -63,6 +63,7 @@ const (
 	KindSave       = "save"
 	KindDrop       = "drop"
 	KindFind       = "find"
+	KindWatch      = "watch" // what a watch told of all sessions since the history began; its Output is []WatchedEvent
 )
 
 // SessionAnswer is what came of an operation on sessions. Reason is why a token did not count: that is an answer, too.

@@ -27,13 +27,16 @@ const (
 	lookedDevices  = "lists of users who have as many devices as they may"
 	lookedWhy      = "reasons for which sessions ended"
 	lookedHistory  = "sessions that a history must remember"
+	lookedWatched  = "events of sessions that watches told"
+	lookedTold     = "acknowledged begins and ends of sessions compared with what watches told"
 )
 
 // judgeSessions looks at what callers were told about sessions, whatever the logs say.
 func judgeSessions(ops []history.Op) Judged {
 	j := Judged{Looked: map[string]int{
 		lookedAfter: 0, lookedSafe: 0, lookedForged: 0, lookedAtOnce: 0, lookedOld: 0, lookedVersions: 0, lookedSaved: 0, lookedKept: 0,
-		lookedThere: 0, lookedErased: 0, lookedGroup: 0, lookedSpared: 0, lookedMost: 0, lookedDevices: 0, lookedWhy: 0, lookedHistory: 0,
+		lookedThere: 0, lookedErased: 0, lookedGroup: 0, lookedSpared: 0, lookedMost: 0, lookedDevices: 0, lookedWhy: 0, lookedHistory: 0, lookedWatched: 0,
+		lookedTold: 0,
 	}}
 	f := fatesOf(ops)
 	for i := range ops {
@@ -46,6 +49,7 @@ func judgeSessions(ops []history.Op) Judged {
 	judgeRefreshes(&j, ops)
 	judgeVersions(&j, ops)
 	judgeSaved(&j, ops)
+	f.judgeWatches(&j, ops)
 	return j
 }
 

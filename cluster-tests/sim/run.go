@@ -210,9 +210,9 @@ func (c *Cluster) judge(l *load, r *Report) error {
 		c.violate(check.KindHealth, "it took %v until all was well after the last fault", r.Healed)
 	}
 	time.Sleep(settle)
+	judged := l.end(ctx) // before replicas can be where the others are: who watches a shard has its log go on
 	agreed, err := c.checkAgreement(ctx)
 	r.found(check.KindAgreement, err)
-	judged := l.end(ctx)
 	c.replay(l, agreed, r, &judged)
 	r.Violations = append(r.Violations, judged.Violations...)
 	r.Looked = judged.Looked
