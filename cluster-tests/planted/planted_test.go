@@ -92,6 +92,7 @@ var bugs = []struct {
 	{plant.DeviceMore, "one device more than allowed", retries, []string{check.KindSession}},
 	{plant.SpareNone, "a session that is spared ends", retries, []string{check.KindSession}},
 	{plant.WrongReason, "a session is said to have ended for another reason", retries, []string{check.KindSession}},
+	{plant.MissBegins, "who watches misses sessions that begin", retries, []string{check.KindWatch}},
 	// By nothing but what callers saw.
 	{plant.SkipDedup, "skip dedup, seen by callers", retries, []string{check.KindSequence}},
 	{plant.FollowerReads, "a follower serves a query, seen by callers", moved, []string{check.KindSequence}},

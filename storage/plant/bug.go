@@ -42,4 +42,5 @@ const (
 	DeviceMore          // a user may have one device more than allowed
 	SpareNone           // who ends all sessions but one ends that too
 	WrongReason         // an evicted session is remembered as revoked
+	MissBegins          // who follows sessions is not told of each that begins
 )
