@@ -20,7 +20,7 @@ import (
 	"github.com/holdfastdb/holdfast/cluster-tests/models"
 	"github.com/holdfastdb/holdfast/cluster-tests/sim/disk"
 	"github.com/holdfastdb/holdfast/cluster-tests/sim/network"
-	"github.com/holdfastdb/holdfast/fsm/catalog"
+	"github.com/holdfastdb/holdfast/rpc/process"
 )
 
 // Options says what to simulate.
@@ -173,22 +173,23 @@ func (c *Cluster) unhealthy() error {
 		if err := p.Node.Ready(); err != nil {
 			return fmt.Errorf("%s: %w", s.name, err)
 		}
-		if err := spread(p.Node.Topology(), len(c.list())); err != nil {
+		if err := spread(p, len(c.list())); err != nil {
 			return fmt.Errorf("%s: %w", s.name, err)
 		}
 	}
 	return nil
 }
 
-// spread tells what is missing until so many nodes have all shards.
-func spread(t *catalog.Topology, nodes int) error {
+// spread tells what is missing, as a node knows it, until so many nodes have all shards.
+func spread(p *process.Process, nodes int) error {
+	t := p.Node.Topology()
 	if len(t.Nodes) != nodes {
 		return fmt.Errorf("it knows %d nodes", len(t.Nodes))
 	}
 	for _, sh := range t.Shards {
 		voters := 0
 		for _, r := range sh.Replicas {
-			if r.Role == catalog.Voter {
+			if r.Role == "voter" {
 				voters++
 			}
 		}
@@ -212,7 +213,7 @@ func (c *Cluster) grow(ctx context.Context, n *nemesis, at []time.Duration) {
 	}
 	for sleep(ctx, time.Second) == nil {
 		p := c.list()[0].running()
-		if p != nil && spread(p.Node.Topology(), c.opts.Nodes) == nil {
+		if p != nil && spread(p, c.opts.Nodes) == nil {
 			break
 		}
 	}
