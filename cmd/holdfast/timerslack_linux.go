@@ -10,7 +10,7 @@ import (
 
 // timerSlack is how late the kernel may fire a timer of this process, to fire several together. Linux's own default is
 // 50 µs.
-const timerSlack = 500_000 // nanoseconds
+const timerSlack = 5_000_000 // nanoseconds
 
 // relaxTimers allows timers to be late by timerSlack. While anything goes on, Go's runtime has a thread that sleeps for
 // 20 µs at a time, to see whether a system call takes long; with several nodes on a machine, and on virtual machines
