@@ -59,15 +59,16 @@ type Entry struct {
 	// Agreed is, in a Checksum entry, what most replicas had at an earlier one; zero if that is not known.
 	Agreed Sum
 	// Differ is, in a Checksum entry, how many replicas were found to have had something else.
-	Differ uint32
+	Differ uint64
 }
 
 // ErrCorrupt is returned, wrapped, for bytes that are not what this code wrote.
 var ErrCorrupt = wire.ErrCorrupt
 
 const (
-	entryVersion = 1
-	entryHeader  = 5 // version and checksum
+	entryVersion       = 1
+	entryVersionDiffer = 2 // a Checksum with Differ
+	entryHeader        = 5 // version and checksum
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -76,7 +77,11 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 // the sum if it is a Checksum.
 func (e *Entry) Append(dst []byte) []byte {
 	start := len(dst)
-	dst = append(dst, entryVersion, 0, 0, 0, 0, byte(e.Kind))
+	version := byte(entryVersion)
+	if e.Differ != 0 {
+		version = entryVersionDiffer
+	}
+	dst = append(dst, version, 0, 0, 0, 0, byte(e.Kind))
 	dst = binary.AppendVarint(dst, int64(e.Time))
 	dst = binary.AppendUvarint(dst, uint64(len(e.Frames)))
 	for i := range e.Frames {
@@ -85,7 +90,7 @@ func (e *Entry) Append(dst []byte) []byte {
 	if e.Kind == Checksum {
 		dst = binary.AppendUvarint(dst, e.Agreed.Index)
 		dst = binary.LittleEndian.AppendUint64(dst, e.Agreed.Hash)
-		if e.Differ != 0 { // as good as never
+		if e.Differ != 0 {
 			dst = binary.AppendUvarint(dst, uint64(e.Differ))
 		}
 	}
@@ -99,8 +104,8 @@ func DecodeEntry(b []byte) (Entry, error) {
 	if len(b) < entryHeader {
 		return Entry{}, fmt.Errorf("%w: entry of %d bytes", ErrCorrupt, len(b))
 	}
-	if b[0] != entryVersion {
-		return Entry{}, fmt.Errorf("%w: entry format %d, this node reads %d: upgrade it", ErrCorrupt, b[0], entryVersion)
+	if b[0] != entryVersion && b[0] != entryVersionDiffer {
+		return Entry{}, fmt.Errorf("%w: entry format %d, this node reads %d: upgrade it", ErrCorrupt, b[0], entryVersionDiffer)
 	}
 	if sum := crc32.Checksum(b[entryHeader:], castagnoli); sum != binary.LittleEndian.Uint32(b[1:]) {
 		return Entry{}, fmt.Errorf("%w: entry checksum", ErrCorrupt)
@@ -121,9 +126,12 @@ func DecodeEntry(b []byte) (Entry, error) {
 	}
 	if e.Kind == Checksum {
 		e.Agreed = Sum{Index: d.Uvarint(), Hash: d.Uint64()}
-		if len(d.Rest()) > 0 {
-			e.Differ = uint32(d.Uvarint())
+		if b[0] == entryVersionDiffer {
+			e.Differ = d.Uvarint()
 		}
+	}
+	if (b[0] == entryVersionDiffer) != (e.Differ != 0) {
+		return Entry{}, fmt.Errorf("%w: entry of kind %d in format %d", ErrCorrupt, e.Kind, b[0])
 	}
 	return e, d.End("entry")
 }

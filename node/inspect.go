@@ -37,7 +37,7 @@ func OpenStoredLog(dir string, group uint32) (_ *StoredLog, err error) {
 	if _, err := os.Stat(filepath.Join(dir, identityFile)); err != nil {
 		return nil, err
 	}
-	state, err := storage.Open(storage.Options{Dir: filepath.Join(dir, "state"), ReadOnly: true})
+	state, err := storage.Open(storage.Options{Dir: filepath.Join(dir, "state"), ReadOnly: true, OnFatal: unreadable})
 	if err != nil {
 		return nil, err
 	}
@@ -72,7 +72,13 @@ func openStoredLogs(dir string, group uint32) (raftlog.Provider, error) {
 	if _, err := os.Stat(filepath.Join(dir, fmt.Sprintf("group-%d.db", group))); err == nil {
 		return bolt.Open(bolt.Options{Dir: dir, ReadOnly: true})
 	}
-	return raftlog.Open(raftlog.Options{Dir: dir, ReadOnly: true})
+	return raftlog.Open(raftlog.Options{Dir: dir, ReadOnly: true, OnFatal: unreadable})
+}
+
+// unreadable ends the process that wanted to read what the disk does not give.
+func unreadable(err error) {
+	fmt.Fprintln(os.Stderr, "the stored data cannot be read:", err)
+	os.Exit(1)
 }
 
 // Entries calls f with each entry in order. A gap, as a received snapshot leaves it, is passed over.

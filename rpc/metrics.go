@@ -167,7 +167,7 @@ func newShardCollector(n Node) *shardCollector {
 		size:    desc("size_bytes", "The replica's state on disk, estimated."),
 
 		checksum: desc("checksum_index", "The log entry at which the replica's state was last hashed."),
-		diverged: desc("diverged_total", "How often a replica was found to differ from the others, as all replicas tell. Anything but 0 is an emergency."),
+		diverged: desc("diverged_total", "How often a replica was found to differ from the others, counted by every replica that hears of it. Anything but 0 is an emergency."),
 	}
 }
 

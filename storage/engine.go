@@ -72,8 +72,7 @@ func Open(opts Options) (*Engine, error) {
 		opts.MemTableBytes = 32 << 20
 	}
 	e := &Engine{opts: opts, exports: make(chan struct{}, 1)}
-	logger := fatal.New(opts.Logger, "state database", opts.OnFatal)
-	e.seal = manifest.New(logger.Disk(e.fs()), opts.Dir)
+	guard := fatal.New(opts.Logger, "state database", opts.OnFatal)
 	if err := manifest.Check(e.fs(), opts.Dir); err != nil {
 		return nil, fmt.Errorf("open state database %s: %w", opts.Dir, err)
 	}
@@ -92,13 +91,14 @@ func Open(opts Options) (*Engine, error) {
 		MaxManifestFileSize:         manifest.MaxBytes,
 		CompactionConcurrencyRange:  func() (int, int) { return 1, max(1, runtime.GOMAXPROCS(0)/2) },
 		FlushDelayDeleteRange:       5 * time.Second,
-		Logger:                      logger,
+		Logger:                      guard,
 		EventListener:               &pebble.EventListener{FlushEnd: e.flushed},
 	}
 	if options.FS == nil {
 		options.WithFSDefaults() // what Pebble does without a file system, which here it has
 	}
-	options.FS = logger.Disk(options.FS)
+	options.FS = guard.Disk(options.FS)
+	e.seal = manifest.New(options.FS, opts.Dir)
 	compactions := compaction.New()
 	options.Experimental.CompactionScheduler = compactions
 	if opts.OnDiskSlow != nil {

@@ -165,7 +165,7 @@ func Start(t testing.TB, opts Options) (*Cluster, error) {
 }
 
 func (c *Cluster) stop() {
-	for _, n := range c.Nodes {
+	for _, n := range slices.Concat(c.Nodes, c.later) {
 		if n.disk != nil {
 			_ = n.disk.thaw() // a process that waits for its disk cannot even be killed
 		}

@@ -219,7 +219,8 @@ func early(ops []history.Op) (n int) {
 // Sequences implements Load: of all limits but leases, slots, and those that are taken together. As in a simulation, what
 // follows an operation of unknown outcome is only looked at if the limit never denies.
 func (l *chaosLimits) Sequences() Sequences {
-	rules := rulesOf(slices.Concat(endless[:1], limited)...)
+	rules := rulesOf(slices.Concat(endless, limited)...)
+	delete(rules, crowded)
 	resource := func(op *history.Op) string { return op.Input.(LimitOp).Request.Resource }
 	return Sequences{
 		Key: func(op *history.Op) (string, bool) {

@@ -36,8 +36,10 @@ func judgeSessions(ops []history.Op) Judged {
 	j := Judged{Looked: map[string]int{
 		lookedAfter: 0, lookedSafe: 0, lookedForged: 0, lookedAtOnce: 0, lookedOld: 0, lookedVersions: 0, lookedSaved: 0, lookedKept: 0,
 		lookedThere: 0, lookedErased: 0, lookedGroup: 0, lookedSpared: 0, lookedMost: 0, lookedDevices: 0, lookedWhy: 0, lookedHistory: 0, lookedWatched: 0,
-		lookedTold: 0,
 	}}
+	if len(ops) > 0 && ops[len(ops)-1].Call > longHistory {
+		j.Looked[lookedTold] = 0
+	}
 	f := fatesOf(ops)
 	for i := range ops {
 		if in, out, ok := sessionOp(&ops[i]); ok {

@@ -72,8 +72,12 @@ func (w *watch) end(by *Process) {
 	p.End(w.told, client.Trace{}, nil)
 }
 
-// mostSilence is longer than a leader that cannot tell what happens any more is still believed.
-const mostSilence = 30 * time.Second
+const (
+	// mostSilence is longer than a leader that cannot tell what happens any more is still believed.
+	mostSilence = 20 * time.Second
+	// longHistory surely has shards that are followed for longer than that.
+	longHistory = 5 * time.Minute
+)
 
 // span is a time in which a shard was followed.
 type span struct{ from, to time.Duration }
@@ -124,7 +128,7 @@ func (f *fates) judgeWatch(j *Judged, told []WatchedEvent, end time.Duration) {
 			must := slices.ContainsFunc(followed[one.login.Trace.Shard], func(s span) bool {
 				return s.from <= one.login.Call && acknowledged+mostSilence <= s.to
 			})
-			if told || must {
+			if must {
 				j.Looked[lookedTold]++
 			}
 			if must && !told {

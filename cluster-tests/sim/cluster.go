@@ -217,7 +217,7 @@ func (c *Cluster) grow(ctx context.Context, n *nemesis, at []time.Duration) {
 			break
 		}
 	}
-	n.over("the cluster grows", begin, false) // two voters are one too few if one of them is down
+	n.over("the cluster grows", begin, true) // and another fault meanwhile may be one too many: one of two voters is no majority
 }
 
 // Dial connects an SDK from a machine of its own.

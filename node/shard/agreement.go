@@ -61,7 +61,7 @@ type agreement struct {
 
 // at is told of a Checksum entry, from the goroutine that applies.
 func (s *agreement) at(index uint64, e *fsm.Entry, view kv.View) {
-	s.differ.Add(uint64(e.Differ))
+	s.differ.Add(e.Differ)
 	s.mu.Lock()
 	if e.Agreed.Index != 0 {
 		s.agreed = e.Agreed
@@ -188,7 +188,7 @@ func (g *Group) checksum() {
 
 // agreed finds out what most voters had where this replica had own, and how many had something else. If all answer and
 // there is no majority, which takes two replicas or several faults, the leader's state is the one to go on with.
-func (g *Group) agreed(own fsm.Sum) (agreed fsm.Sum, differ uint32) {
+func (g *Group) agreed(own fsm.Sum) (agreed fsm.Sum, differ uint64) {
 	if own.Index == 0 {
 		return fsm.Sum{}, 0
 	}
@@ -217,11 +217,11 @@ func (g *Group) agreed(own fsm.Sum) (agreed fsm.Sum, differ uint32) {
 	}
 	for hash, n := range votes {
 		if 2*n > len(voters) {
-			return fsm.Sum{Index: own.Index, Hash: hash}, uint32(answers - n)
+			return fsm.Sum{Index: own.Index, Hash: hash}, uint64(answers - n)
 		}
 	}
 	if answers == len(voters) {
-		return own, uint32(answers - votes[own.Hash])
+		return own, uint64(answers - votes[own.Hash])
 	}
-	return fsm.Sum{}, uint32(answers - votes[own.Hash])
+	return fsm.Sum{}, uint64(answers - votes[own.Hash])
 }

@@ -3,6 +3,7 @@ package fatal_test
 import (
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"strings"
 	"syscall"
@@ -74,6 +75,30 @@ func TestTheProcessEndsForWhatItCannotDoWithout(t *testing.T) {
 			if !errors.Is(errors.Join(err1, err2), syscall.EIO) || !errors.Is(why, syscall.EIO) {
 				t.Errorf("the callers are told %v and %v, the process ends for %v", err1, err2, why)
 			}
+		}
+	})
+	t.Run("a table that is shorter than it was", func(t *testing.T) {
+		var why error
+		disk := fatal.New(slog.New(slog.DiscardHandler), "log", func(err error) { why = err }).Disk(vfs.NewMem())
+		f, err := disk.Create("1.sst", vfs.WriteCategoryUnspecified)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.Write([]byte("xy")); err != nil {
+			t.Fatal(err)
+		}
+		if n, _ := f.ReadAt(make([]byte, 2), 0); n != 2 || why != nil {
+			t.Errorf("%d bytes are read, the process ends for %v", n, why)
+		}
+		if _, err := f.ReadAt(make([]byte, 2), 1); !errors.Is(err, io.EOF) || !errors.Is(why, io.EOF) {
+			t.Errorf("the caller is told %v, the process ends for %v", err, why)
+		}
+	})
+	t.Run("a directory that cannot be listed", func(t *testing.T) {
+		var why error
+		disk := fatal.New(slog.New(slog.DiscardHandler), "log", func(err error) { why = err }).Disk(failing(errorfs.OpList))
+		if _, err := disk.List(""); !errors.Is(err, syscall.EIO) || !errors.Is(why, syscall.EIO) {
+			t.Errorf("the caller is told %v, the process ends for %v", err, why)
 		}
 	})
 	t.Run("a log that cannot be begun", func(t *testing.T) {

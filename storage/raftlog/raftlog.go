@@ -119,7 +119,7 @@ func Open(opts Options) (*Store, error) {
 	if opts.LogBytes == 0 {
 		opts.LogBytes = 32 << 20
 	}
-	logger := fatal.New(opts.Logger, "raft log", opts.OnFatal)
+	guard := fatal.New(opts.Logger, "raft log", opts.OnFatal)
 	cache := pebble.NewCache(8 << 20)
 	defer cache.Unref()
 	options := &pebble.Options{
@@ -133,7 +133,7 @@ func Open(opts Options) (*Store, error) {
 		L0StopWritesThreshold:       24,
 		BytesPerSync:                512 << 10,
 		FlushDelayDeleteRange:       5 * time.Second,
-		Logger:                      logger,
+		Logger:                      guard,
 		MaxManifestFileSize:         manifest.MaxBytes,
 		EventListener:               &pebble.EventListener{},
 	}
@@ -149,8 +149,8 @@ func Open(opts Options) (*Store, error) {
 		options.WithFSDefaults() // what Pebble does without a file system, which here it has
 	}
 	prewriter := newPrewriter(options.FS, opts.Dir, int64(opts.LogBytes))
-	options.FS = logger.Disk(prewriter)
-	if err := errors.Join(verify(options.FS, opts.Dir), manifest.Check(options.FS, opts.Dir)); err != nil {
+	options.FS = guard.Disk(prewriter)
+	if err := errors.Join(verify(prewriter, opts.Dir), manifest.Check(prewriter, opts.Dir)); err != nil {
 		return nil, fmt.Errorf("open Raft log: %w", err)
 	}
 	seal := manifest.New(options.FS, opts.Dir)

@@ -56,13 +56,6 @@ func (d *Disk) fail(op errorfs.Op) error {
 	return syscall.EIO
 }
 
-// Failed is the operation that did, nil before.
-func (d *Disk) Failed() *errorfs.Op {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.failed
-}
-
 // End is an OnFatal: the process is gone, whose goroutines all stop at their next operation on the disk at the latest.
 func (d *Disk) End(err error) {
 	d.mu.Lock()
@@ -120,6 +113,8 @@ func (p pages) ReuseForWrite(old, name string, category vfs.DiskWriteCategory) (
 func (p pages) Open(name string, options ...vfs.OpenOption) (vfs.File, error) {
 	return p.file(name)(p.FS.Open(name, options...))
 }
+
+func (p pages) OpenDir(name string) (vfs.File, error) { return p.file(name)(p.FS.OpenDir(name)) }
 
 func (p pages) fresh(name string) func(vfs.File, error) (vfs.File, error) {
 	p.d.mu.Lock()

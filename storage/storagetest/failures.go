@@ -19,9 +19,9 @@ var Writes = map[string][]errorfs.OpKind{
 	"remove": {errorfs.OpRemove, errorfs.OpRemoveAll},
 }
 
-// Reads are those that do not. OpList is none of them: Pebble panics if it fails late at a start, see fatal.Logger.Disk.
+// Reads are those that do not.
 var Reads = map[string][]errorfs.OpKind{
-	"open": {errorfs.OpOpen, errorfs.OpStat, errorfs.OpFileStat},
+	"open": {errorfs.OpOpen, errorfs.OpStat, errorfs.OpFileStat, errorfs.OpList},
 	"read": {errorfs.OpFileRead, errorfs.OpFileReadAt},
 }
 
@@ -33,8 +33,8 @@ type Life interface {
 	Acknowledged() func(left vfs.FS) error
 }
 
-// TestFailures lives a life once for each operation that it has on the disk, and that one fails. Somebody must be told, be
-// it the caller or, once, OnFatal. And whenever the power is cut, when the operation fails or when the process has ended,
+// TestFailures lives a life once for each operation that it has on the disk, and that one fails. Of what is not written or
+// synced somebody must be told, be it the caller or, once, OnFatal. And whenever the power is cut, when the operation fails or when the process has ended,
 // what was acknowledged is there.
 func TestFailures(t *testing.T, operations map[string][]errorfs.OpKind, life func(*testing.T) Life) {
 	for name, kinds := range operations {
