@@ -32,7 +32,8 @@ import (
 
 // Config says how to reach a cluster.
 type Config struct {
-	// Addrs are gRPC addresses of some of the nodes; the others are learned.
+	// Addrs are gRPC addresses of some of the nodes; the others are learned, and a list of them is fetched again every 15 to
+	// 19 seconds from up to five nodes, also by a client that nobody uses.
 	Addrs []string
 	// Timeout bounds how long an operation is tried; a context may end it earlier. Default 10 s, at most 60 s.
 	Timeout time.Duration
