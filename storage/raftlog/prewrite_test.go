@@ -45,7 +45,7 @@ func TestReadingChangesNothing(t *testing.T) {
 func TestLogsOfPreparedFilesSurvivePowerCuts(t *testing.T) {
 	const logBytes = 512 << 10
 	body := bytes.Repeat([]byte("entry "), 300)
-	for seed := range uint64(4) {
+	for seed := range uint64(2) {
 		rng := rand.New(rand.NewPCG(seed, 3))
 		fs := vfs.NewCrashableMem()
 		stored := uint64(0)

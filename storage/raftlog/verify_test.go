@@ -98,7 +98,7 @@ func TestDamageOfTheNewestLogIsNotTakenForItsEnd(t *testing.T) {
 			size := 0
 			copyDir(t, disk, "log", name, func(b []byte) { size = len(b) })
 			refused, intact := 0, 0
-			for range 300 {
+			for range 100 {
 				at := rng.IntN(size)
 				damaged := copyDir(t, disk, "log", name, func(b []byte) { b[at] ^= 1 << rng.IntN(8) })
 				last, err := reopened(damaged)
