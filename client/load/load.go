@@ -9,6 +9,10 @@ import (
 	"time"
 )
 
+// Slack is how late the timers of a process that makes load may be: less than what is measured with them, and more than what
+// a busy machine pays for timers that are exact.
+const Slack = 500 * time.Microsecond
+
 // Work is one operation, called by caller number caller for a key, 0 to Keys-1.
 type Work func(ctx context.Context, caller, key int) error
 

@@ -11,8 +11,11 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/holdfastdb/holdfast/client"
+	"github.com/holdfastdb/holdfast/client/load"
+	"github.com/holdfastdb/holdfast/cmd/timers"
 )
 
 // The exit codes are promises to scripts.
@@ -46,7 +49,18 @@ func usageErrorf(format string, args ...any) error {
 	return &exitError{code: exitUsage, err: fmt.Errorf(format, args...)}
 }
 
+// serverSlack is how late timers of a server may be: nothing in it needs time more exactly.
+const serverSlack = 5 * time.Millisecond
+
 func main() {
+	if len(os.Args) > 1 {
+		switch os.Args[1] {
+		case "start", "dev":
+			timers.Slack(serverSlack)
+		case "bench":
+			timers.Slack(load.Slack)
+		}
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	stop()

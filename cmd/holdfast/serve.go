@@ -40,7 +40,6 @@ The data stays in the data directory and is there again at the next start. Ctrl-
   holdfast dev --http 127.0.0.1:0 --grpc 127.0.0.1:0     any free ports, told in the ready line`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			relaxTimers()
 			if err := cfg.load(cmd, os.LookupEnv); err != nil {
 				return err
 			}
@@ -159,7 +158,6 @@ Each flag is also a key of the YAML file and an environment variable: --raft-log
       --peer 127.0.0.1:7411 --gossip 127.0.0.1:7412 --join 127.0.0.1:7402`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			relaxTimers()
 			if err := cfg.load(cmd, os.LookupEnv); err != nil {
 				return err
 			}
