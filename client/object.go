@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"unsafe"
 
 	vtstruct "github.com/planetscale/vtprotobuf/types/known/structpb"
 	"google.golang.org/protobuf/encoding/protowire"
@@ -40,7 +41,7 @@ func encodedObject(what string, m map[string]any) ([]byte, error) {
 }
 
 // decodeObject is the other way round: nil for nothing. It makes no messages on the way, as every validation comes through
-// here.
+// here, and its texts are parts of b, which must not change any more.
 func decodeObject(b []byte) (map[string]any, error) {
 	if len(b) == 0 {
 		return nil, nil
@@ -117,6 +118,9 @@ func nextBytes(b []byte) (f field, rest []byte, err error) {
 	return f, rest, err
 }
 
+// text is b as a text, without a copy.
+func text(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
+
 func decodeFields(b []byte, depth int) (map[string]any, error) {
 	m := make(map[string]any)
 	for len(b) > 0 {
@@ -144,7 +148,7 @@ func decodeEntry(b []byte, depth int) (name string, value any, err error) {
 		}
 		switch b = rest; f.number {
 		case entryName:
-			name = string(f.v)
+			name = text(f.v)
 		case entryValue:
 			if value, err = decodeValue(f.v, depth); err != nil {
 				return "", nil, err
@@ -172,7 +176,7 @@ func decodeValue(b []byte, depth int) (value any, err error) {
 		case valueNumber:
 			value = math.Float64frombits(f.n)
 		case valueText:
-			value = string(f.v)
+			value = text(f.v)
 		case valueBool:
 			value = protowire.DecodeBool(f.n)
 		case valueStruct:

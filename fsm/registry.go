@@ -95,7 +95,7 @@ func (m *Machine) Query(calls []Call) ([]Result, Applied, error) {
 }
 
 // queryBytes is what a usual answer takes.
-const queryBytes = 128
+const queryBytes = 192
 
 func (r *Registry) query(v *View, calls []Call) ([]Result, error) {
 	results := make([]Result, len(calls))

@@ -397,6 +397,7 @@ func (x *stream) query(q *pb.PackedFrame, ops []op, replica Replica, begin time.
 		}
 	}
 	r := &pb.FrameResponse{Id: q.Id, Index: applied.Index, ShardTimeMs: int64(applied.Time), Results: newResults(len(ops))}
+	buf := make([]byte, 0, answerBytes*len(ops))
 	for i := range ops {
 		if ops[i].elsewhere != nil {
 			continue
@@ -406,7 +407,7 @@ func (x *stream) query(q *pb.PackedFrame, ops []op, replica Replica, begin time.
 			result, results = results[0], results[1:]
 		}
 		m, err := ops[i].finish(result, applied.Time)
-		appendResult(nil, r.Results[i], m, err)
+		buf = appendResult(buf, r.Results[i], m, err)
 	}
 	x.carry(ctx, q, ops, elsewhere, r.Results)
 	x.s.metrics.frame(ops, begin)

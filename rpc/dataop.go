@@ -42,10 +42,12 @@ func (o *op) goesElsewhere(code fsm.Code) bool {
 	return code == fsm.Skipped && (o.elsewhere != nil || o.check != nil && o.finish == nil)
 }
 
-// What a usual check takes in a frame and its result in the answer. More is no error.
+// What a usual check takes in a frame and its result in the answer, and what the answer to a question takes. More is no
+// error.
 const (
 	callBytes   = 48
 	resultBytes = 96
+	answerBytes = 224
 )
 
 // prepare turns an operation into a call.

@@ -31,8 +31,11 @@ type sessionStep struct {
 	again func(ctx context.Context, r fsm.Result, at fsm.Time) (proto.Message, error)
 }
 
+// sessionCallBytes is what a question about a session takes. More is no error.
+const sessionCallBytes = 64
+
 func sessionCall(op uint8, q interface{ Append([]byte) []byte }) fsm.Call {
-	return fsm.Call{Type: session.TypeID, Op: op, Body: q.Append(nil)}
+	return fsm.Call{Type: session.TypeID, Op: op, Body: q.Append(make([]byte, 0, sessionCallBytes))}
 }
 
 // slotOf is the slot of a routing key.

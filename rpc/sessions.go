@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"sync"
+	"sync/atomic"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
@@ -25,9 +26,16 @@ type sessions struct {
 	sealer   *seal.Sealer
 	policies *sessionPolicies
 	uses     *uses
+	mark     atomic.Pointer[clusterMark]
 	// closing is closed when streams shall end.
 	closing chan struct{}
 	streams sync.WaitGroup // the readers of Follow
+}
+
+// clusterMark is the mark of a cluster in tokens.
+type clusterMark struct {
+	id   string
+	mark sessiontoken.Cluster
 }
 
 // cluster is the mark of this cluster in tokens.
@@ -36,7 +44,12 @@ func (s *sessions) cluster() sessiontoken.Cluster {
 	if t == nil {
 		return sessiontoken.Cluster{}
 	}
-	return sessiontoken.ClusterOf(t.Cluster.ID)
+	known := s.mark.Load()
+	if known == nil || known.id != t.Cluster.ID {
+		known = &clusterMark{t.Cluster.ID, sessiontoken.ClusterOf(t.Cluster.ID)}
+		s.mark.Store(known)
+	}
+	return known.mark
 }
 
 // group is the shard of a slot.

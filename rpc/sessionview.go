@@ -86,24 +86,29 @@ type presentation struct {
 
 // judged answers a validation from what the shard says of the token and what the session says of its user.
 func (s *sessions) judged(i *session.Info, p *presentation, now fsm.Time) (*pb.HeldValidation, error) {
-	m := &pb.HeldValidation{}
+	room := &struct { // all at once
+		answer  pb.HeldValidation
+		session pb.HeldSession
+		profile pb.SessionProfile
+	}{}
+	m, profile := &room.answer, &room.profile
 	if i.Verdict == session.UnknownToken || i.Verdict == session.RotatedAway {
 		m.Reason = verdictReasons[i.Verdict]
 		return m, nil // nothing is told to who does not hold a token of now
 	}
-	var err error
-	if m.Session, err = s.held(i); err != nil {
+	m.Session = &room.session
+	if err := s.hold(m.Session, i); err != nil {
 		return nil, err
 	}
 	if i.Verdict != session.Valid {
 		m.Reason = verdictReasons[i.Verdict]
 		return m, nil
 	}
-	var profile pb.SessionProfile
-	if err := codec.Unmarshal(m.Session.Profile, &profile); err != nil {
+	err := codec.Unmarshal(m.Session.Profile, profile)
+	if err != nil {
 		return nil, err
 	}
-	if m.Reason, err = s.suspicion(i, &profile, p, now); err != nil {
+	if m.Reason, err = s.suspicion(i, profile, p, now); err != nil {
 		return nil, err
 	}
 	if m.Valid = m.Reason == ""; m.Valid {
@@ -191,21 +196,25 @@ func (s *sessions) suspect(i *session.Info, sign session.Sign, act session.Act, 
 
 // held tells of a session as frames carry it.
 func (s *sessions) held(i *session.Info) (*pb.HeldSession, error) {
-	id := idOf(i.Session)
-	m := &pb.HeldSession{
-		SessionId: id[:], Type: sessionKinds[i.Kind].name, CreatedAtMs: int64(i.Created), LastSeenAtMs: int64(i.Seen),
-		ExpiresAtMs: int64(i.Until), RefreshExpiresAtMs: int64(i.RefreshUntil), IdleTimeoutMs: int64(i.Idle),
-		Flagged: i.Flagged, StepUpRequired: i.StepUp, AttributesVersion: uint32(i.Version),
-	}
+	m := &pb.HeldSession{}
+	return m, s.hold(m, i)
+}
+
+// hold fills in what frames carry of a session.
+func (s *sessions) hold(m *pb.HeldSession, i *session.Info) error {
+	m.SessionId = i.Session.Append(make([]byte, 0, session.KeyBytes))
+	m.Type, m.CreatedAtMs, m.LastSeenAtMs = sessionKinds[i.Kind].name, int64(i.Created), int64(i.Seen)
+	m.ExpiresAtMs, m.RefreshExpiresAtMs, m.IdleTimeoutMs = int64(i.Until), int64(i.RefreshUntil), int64(i.Idle)
+	m.Flagged, m.StepUpRequired, m.AttributesVersion = i.Flagged, i.StepUp, uint32(i.Version)
 	if i.Verdict == session.Ended {
 		m.Ended, m.EndedAtMs, m.ExpiresAtMs = i.Reason.String(), int64(i.Until), 0
 	}
 	var err error
 	if m.Profile, err = s.open(i.Profile, i.Session.User, profilePart); err != nil {
-		return nil, err
+		return err
 	}
 	m.Attributes, err = s.open(i.Attributes, i.Session.User, attributesPart)
-	return m, err
+	return err
 }
 
 // shown is a session as users see it.

@@ -60,7 +60,7 @@ func newUses(n Node, group func(uint16) (uint32, error), policies *sessionPolici
 	u.signs = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "holdfast_sessions_suspicious_total", Help: "Signs that something about a session is suspicious, as this node saw them.",
 	}, []string{"sign"})
-	u.burst.hits, u.places.away = make(map[session.Key]uint32), make(map[session.Key]place)
+	u.burst.hits, u.places.away = make(map[session.Key]*uint32), make(map[session.Key]place)
 	u.ctx, u.stop = context.WithCancel(context.Background())
 	return u
 }
@@ -189,7 +189,7 @@ func (u *uses) close() {
 type bursts struct {
 	mu    sync.Mutex
 	begin fsm.Time
-	hits  map[session.Key]uint32 // since begin
+	hits  map[session.Key]*uint32 // since begin
 }
 
 const (
@@ -209,12 +209,17 @@ func (b *bursts) count(k session.Key, policy *sessionPolicy, now fsm.Time) bool 
 		b.begin = now
 		clear(b.hits)
 	}
-	n, known := b.hits[k]
-	if !known && len(b.hits) >= maxHits {
-		return false
+	n := b.hits[k]
+	if n == nil {
+		if len(b.hits) >= maxHits {
+			return false
+		}
+		n = new(uint32)
+		b.hits[k] = n
 	}
-	b.hits[k] = n + 1
-	return n == policy.Burst
+	before := *n
+	*n = before + 1
+	return before == policy.Burst
 }
 
 // sleep waits for d or until ctx ends.

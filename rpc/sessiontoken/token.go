@@ -124,8 +124,9 @@ func Parse(text string, kind Kind, cluster Cluster) (Token, error) {
 		}
 		return Token{}, ErrMalformed
 	}
-	b, ok := decode(rest, size)
-	if !ok {
+	var room [MaxText]byte
+	b := room[:size]
+	if !decode(b, rest) {
 		return Token{}, ErrMalformed
 	}
 	body, sum := b[:size-sumBytes], binary.BigEndian.Uint32(b[size-sumBytes:])
@@ -144,13 +145,18 @@ func Parse(text string, kind Kind, cluster Cluster) (Token, error) {
 	return t, nil
 }
 
-// decode reads base64 of so many bytes. There is one text for them: package base64 skips line breaks, which no token has.
-func decode(text string, size int) ([]byte, bool) {
-	if len(text) != base64.RawURLEncoding.EncodedLen(size) {
-		return nil, false
+// strict knows one text for some bytes, but for line breaks, which it skips.
+var strict = base64.RawURLEncoding.Strict()
+
+// decode fills b from base64. No text of the right length has line breaks and is enough. It makes no garbage, as every
+// validation comes through here.
+func decode(b []byte, text string) bool {
+	if len(text) != strict.EncodedLen(len(b)) {
+		return false
 	}
-	b, err := base64.RawURLEncoding.Strict().DecodeString(text)
-	return b, err == nil && len(b) == size
+	var room [MaxText]byte
+	n, err := strict.Decode(b, room[:copy(room[:], text)])
+	return err == nil && n == len(b)
 }
 
 // ParseID reads the id of a session.
@@ -159,10 +165,8 @@ func ParseID(text string) (id ID, err error) {
 	if !ok || len(text) > MaxText {
 		return ID{}, ErrMalformed
 	}
-	b, ok := decode(rest, len(id))
-	if !ok {
+	if !decode(id[:], rest) {
 		return ID{}, ErrMalformed
 	}
-	copy(id[:], b)
 	return id, nil
 }
