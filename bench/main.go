@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"syscall"
@@ -57,6 +58,7 @@ func run(ctx context.Context, args []string) error {
 		return serveEtcd(ctx, *serve, 3, s.dir)
 	}
 	timers.Slack(load.Slack)
+	debug.SetGCPercent(load.GCPercent)
 	s.systems = strings.Split(*systems, ",")
 	if s.dir == "" {
 		temporary, err := os.MkdirTemp("", "holdfast-bench-*")

@@ -109,20 +109,21 @@ func (q *Request) key() string {
 // Check takes tokens from every limit that applies, or from none. The decision is durable on a majority of the shard's
 // nodes and made exactly once.
 func (l *Limits) Check(ctx context.Context, q Request) (Decision, error) {
-	var r pb.CheckResponse
-	if err := l.c.call(ctx, q.key(), typeLimits, methodCheck, false, q.message(), &r); err != nil {
-		return Decision{}, err
-	}
-	return decision(&r), nil
+	return l.decide(ctx, &q, methodCheck, false)
 }
 
 // Peek tells what Check would answer, without taking anything.
 func (l *Limits) Peek(ctx context.Context, q Request) (Decision, error) {
-	var r pb.CheckResponse
-	if err := l.c.call(ctx, q.key(), typeLimits, methodPeek, true, q.message(), &r); err != nil {
+	return l.decide(ctx, &q, methodPeek, true)
+}
+
+func (l *Limits) decide(ctx context.Context, q *Request, method uint32, query bool) (Decision, error) {
+	r := pb.CheckResponseFromVTPool() // decision keeps nothing of it but texts, which are the frame's
+	defer r.ReturnToVTPool()
+	if err := l.c.call(ctx, q.key(), typeLimits, method, query, q.message(), r); err != nil {
 		return Decision{}, err
 	}
-	return decision(&r), nil
+	return decision(r), nil
 }
 
 // Async decides from tokens that were taken in bulk: at once while there are some, behind which more are fetched. The

@@ -182,8 +182,8 @@ type Session struct {
 	EndedAt time.Time
 }
 
-// session keeps nothing of the frame in which m came. It reads into p, which is empty.
-func session(m *pb.HeldSession, p *pb.SessionProfile) (*Session, error) {
+// session keeps nothing of the frame in which m came.
+func session(m *pb.HeldSession) (*Session, error) {
 	if m == nil {
 		return nil, nil
 	}
@@ -191,6 +191,8 @@ func session(m *pb.HeldSession, p *pb.SessionProfile) (*Session, error) {
 	if copy(id[:], m.SessionId) != len(id) || len(m.SessionId) != len(id) {
 		return nil, fmt.Errorf("holdfast: unreadable answer: a session id of %d bytes", len(m.SessionId))
 	}
+	p := pb.SessionProfileFromVTPool() // its texts are of the clone, and stay
+	defer p.ReturnToVTPool()
 	if err := codec.Unmarshal(slices.Clone(m.Profile), p); err != nil {
 		return nil, fmt.Errorf("holdfast: unreadable answer: %w", err)
 	}

@@ -6,7 +6,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"sync"
 	"time"
 
 	"github.com/zeebo/xxh3"
@@ -22,7 +21,6 @@ type Sessions struct {
 	c     *Client
 	cache *sessionCache
 	saved *Saved
-	room  sync.Pool // of *validationRoom
 }
 
 func newSessions(c *Client) *Sessions {
@@ -223,7 +221,7 @@ func (s *Sessions) Get(ctx context.Context, id string) (*Session, error) {
 	if err := s.call(ctx, name.Slot(), methodGetSession, &pb.GetSessionRequest{SessionId: id}, &r); err != nil {
 		return nil, err
 	}
-	return session(&r, &pb.SessionProfile{})
+	return session(&r)
 }
 
 // List tells of the sessions that a user has, the oldest first.
@@ -244,7 +242,7 @@ func (s *Sessions) list(ctx context.Context, userID string, method uint32) ([]*S
 	list := make([]*Session, len(r.Sessions))
 	for i, m := range r.Sessions {
 		var err error
-		if list[i], err = session(m, &pb.SessionProfile{}); err != nil {
+		if list[i], err = session(m); err != nil {
 			return nil, err
 		}
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"strings"
-	"sync"
 	"time"
 
 	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
@@ -121,35 +120,15 @@ func (s *Sessions) ask(ctx context.Context, shard uint32, token string, o *Valid
 	if err != nil {
 		return validated{}, err
 	}
-	r, _ := s.room.Get().(*validationRoom)
-	if r == nil {
-		r = &validationRoom{}
-	}
-	defer r.leave(&s.room)
-	r.answer.Session = &r.session
-	if err := a.decode(&r.answer); err != nil {
+	r := pb.HeldValidationFromVTPool()
+	defer r.ReturnToVTPool()
+	if err := a.decode(r); err != nil {
 		return validated{}, err
 	}
-	v.Validation = Validation{Valid: r.answer.Valid, Reason: Reason(strings.Clone(r.answer.Reason))}
-	if len(r.session.SessionId) > 0 {
-		if v.Session, err = session(&r.session, &r.profile); err != nil {
-			return validated{}, err
-		}
+	v.Validation = Validation{Valid: r.Valid, Reason: Reason(strings.Clone(r.Reason))}
+	if v.Session, err = session(r.Session); err != nil {
+		return validated{}, err
 	}
 	v.size, v.at = len(a.response), time.UnixMilli(a.at)
 	return v, nil
-}
-
-// validationRoom is where an answer is read into, which nothing is kept of.
-type validationRoom struct {
-	answer  pb.HeldValidation
-	session pb.HeldSession
-	profile pb.SessionProfile
-}
-
-func (r *validationRoom) leave(p *sync.Pool) {
-	r.answer.Reset()
-	r.session.Reset()
-	r.profile.Reset()
-	p.Put(r)
 }

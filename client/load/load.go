@@ -6,12 +6,18 @@ import (
 	"math/bits"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
 // Slack is how late the timers of a process that makes load may be: less than what is measured with them, and more than what
 // a busy machine pays for timers that are exact.
 const Slack = 500 * time.Microsecond
+
+// GCPercent is the garbage collector's setting, see debug.SetGCPercent, for a process that makes load: it keeps next to nothing,
+// and what little it has would be looked through for every 4 MB of garbage, thirty times a second, as in no service that
+// has data of its own.
+const GCPercent = 400
 
 // Work is one operation, called by caller number caller for a key, 0 to Keys-1.
 type Work func(ctx context.Context, caller, key int) error
@@ -43,29 +49,40 @@ type Result struct {
 // Run does the work. ctx ends it early.
 func (l Load) Run(ctx context.Context, do Work) Result {
 	begin := time.Now()
-	parts := make([]histogram, l.Callers)
-	failures := make([]error, l.Callers)
+	times := make([]histogram, min(l.Callers, histograms))
+	tallies := make([]tally, l.Callers)
 	var running sync.WaitGroup
 	for caller := range l.Callers {
-		running.Go(func() { failures[caller] = l.caller(ctx, begin, caller, do, &parts[caller]) })
+		running.Go(func() { tallies[caller] = l.caller(ctx, begin, caller, do, &times[caller%len(times)]) })
 	}
 	running.Wait()
-	var all histogram
 	var r Result
-	for i := range parts {
-		all.merge(&parts[i])
+	for i := range tallies {
+		t := &tallies[i]
+		r.Ops, r.Errors, r.Unknown, r.Max = r.Ops+t.done, r.Errors+t.errors, r.Unknown+t.unknown, max(r.Max, t.max)
 		if r.FirstError == nil {
-			r.FirstError = failures[i]
+			r.FirstError = t.failure
 		}
 	}
-	r.Ops, r.Errors, r.Unknown = all.done, all.errors, all.unknown
-	r.PerSecond = float64(all.done) / l.Duration.Seconds()
-	r.P50, r.P95, r.P99, r.P999, r.Max = all.quantile(0.50), all.quantile(0.95), all.quantile(0.99), all.quantile(0.999), all.max
+	var all histogram
+	for i := range times {
+		all.merge(&times[i])
+	}
+	quantile := func(q float64) time.Duration { return min(all.quantile(q), r.Max) }
+	r.P50, r.P95, r.P99, r.P999 = quantile(0.50), quantile(0.95), quantile(0.99), quantile(0.999)
+	r.PerSecond = float64(r.Ops) / l.Duration.Seconds()
 	return r
 }
 
+// tally is what one caller counts.
+type tally struct {
+	done, errors, unknown uint64
+	max                   time.Duration
+	failure               error // the last
+}
+
 // caller is one of the loops.
-func (l Load) caller(ctx context.Context, begin time.Time, caller int, do Work, h *histogram) (failure error) {
+func (l Load) caller(ctx context.Context, begin time.Time, caller int, do Work, h *histogram) (t tally) {
 	from, to := begin.Add(l.Warmup), begin.Add(l.Warmup+l.Duration)
 	next := l.keys(caller)
 	sample := max(l.Sample, 1)
@@ -75,28 +92,30 @@ func (l Load) caller(ctx context.Context, begin time.Time, caller int, do Work, 
 		case l.PerSecond > 0:
 			start = begin.Add(time.Duration((float64(n*l.Callers) + float64(caller)) / l.PerSecond * float64(time.Second)))
 			if pause(ctx, time.Until(start)) != nil {
-				return failure
+				return t
 			}
 		case n%sample == 0:
 			start = time.Now()
 		}
 		if !start.Before(to) || ctx.Err() != nil {
-			return failure
+			return t
 		}
 		err := do(ctx, caller, next())
 		switch {
 		case start.Before(from):
 		case err == nil:
-			h.done++
+			t.done++
 			if n%sample == 0 || l.PerSecond > 0 {
-				h.add(time.Since(start))
+				d := time.Since(start)
+				h.add(d)
+				t.max = max(t.max, d)
 			}
 		case l.Unknown != nil && l.Unknown(err):
-			h.unknown++
-			failure = err
+			t.unknown++
+			t.failure = err
 		default:
-			h.errors++
-			failure = err
+			t.errors++
+			t.failure = err
 		}
 	}
 }
@@ -131,12 +150,11 @@ func pause(ctx context.Context, d time.Duration) error {
 }
 
 // histogram counts latencies in buckets of 1/32 of a power of two, so that a quantile is off by at most about 3 %.
-type histogram struct {
-	buckets               [64 * 32]uint64
-	count                 uint64 // measured
-	done, errors, unknown uint64
-	max                   time.Duration
-}
+type histogram struct{ buckets [64 * 32]atomic.Uint64 }
+
+// histograms is how many there are at most: one for each of many callers would be in no processor's cache when it is needed,
+// and one for all of few callers in that of another.
+const histograms = 8
 
 func bucketOf(d time.Duration) int {
 	v := uint64(max(d, 0))
@@ -156,30 +174,25 @@ func bucketTop(b int) time.Duration {
 	return time.Duration((uint64(b%32)+33)<<shift - 1)
 }
 
-func (h *histogram) add(d time.Duration) {
-	h.buckets[bucketOf(d)]++
-	h.count++
-	h.max = max(h.max, d)
-}
+func (h *histogram) add(d time.Duration) { h.buckets[bucketOf(d)].Add(1) }
 
 func (h *histogram) merge(o *histogram) {
-	for i, n := range o.buckets {
-		h.buckets[i] += n
+	for i := range o.buckets {
+		h.buckets[i].Add(o.buckets[i].Load())
 	}
-	h.count += o.count
-	h.done += o.done
-	h.errors += o.errors
-	h.unknown += o.unknown
-	h.max = max(h.max, o.max)
 }
 
+// quantile is the top of the bucket in which it is.
 func (h *histogram) quantile(q float64) time.Duration {
-	rank, seen := uint64(q*float64(h.count)), uint64(0)
-	for b, n := range h.buckets {
-		seen += n
-		if seen > rank {
-			return min(bucketTop(b), h.max)
+	var count, seen uint64
+	for i := range h.buckets {
+		count += h.buckets[i].Load()
+	}
+	rank := min(uint64(q*float64(count))+1, count)
+	for i := range h.buckets {
+		if seen += h.buckets[i].Load(); seen > 0 && seen >= rank {
+			return bucketTop(i)
 		}
 	}
-	return h.max
+	return 0 // there are none
 }

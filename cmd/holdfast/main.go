@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	runtimedebug "runtime/debug"
 	"strings"
 	"syscall"
 	"time"
@@ -59,6 +60,7 @@ func main() {
 			timers.Slack(serverSlack)
 		case "bench":
 			timers.Slack(load.Slack)
+			runtimedebug.SetGCPercent(load.GCPercent)
 		}
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

@@ -13,6 +13,7 @@ import (
 	timestamppb1 "google.golang.org/protobuf/types/known/timestamppb"
 	io "io"
 	math "math"
+	sync "sync"
 	unsafe "unsafe"
 )
 
@@ -1089,6 +1090,52 @@ func (m *LeaseResponse) MarshalToSizedBufferVT(dAtA []byte) (int, error) {
 	return len(dAtA) - i, nil
 }
 
+var vtprotoPool_CheckResponse = sync.Pool{
+	New: func() interface{} {
+		return &CheckResponse{}
+	},
+}
+
+func (m *CheckResponse) ResetVT() {
+	if m != nil {
+		for _, mm := range m.Limits {
+			mm.ResetVT()
+		}
+		f0 := m.Limits[:0]
+		m.Reset()
+		m.Limits = f0
+	}
+}
+func (m *CheckResponse) ReturnToVTPool() {
+	if m != nil {
+		m.ResetVT()
+		vtprotoPool_CheckResponse.Put(m)
+	}
+}
+func CheckResponseFromVTPool() *CheckResponse {
+	return vtprotoPool_CheckResponse.Get().(*CheckResponse)
+}
+
+var vtprotoPool_LimitState = sync.Pool{
+	New: func() interface{} {
+		return &LimitState{}
+	},
+}
+
+func (m *LimitState) ResetVT() {
+	if m != nil {
+		m.Reset()
+	}
+}
+func (m *LimitState) ReturnToVTPool() {
+	if m != nil {
+		m.ResetVT()
+		vtprotoPool_LimitState.Put(m)
+	}
+}
+func LimitStateFromVTPool() *LimitState {
+	return vtprotoPool_LimitState.Get().(*LimitState)
+}
 func (m *CheckRequest) SizeVT() (n int) {
 	if m == nil {
 		return 0
@@ -1968,7 +2015,14 @@ func (m *CheckResponse) UnmarshalVT(dAtA []byte) error {
 			if postIndex > l {
 				return io.ErrUnexpectedEOF
 			}
-			m.Limits = append(m.Limits, &LimitState{})
+			if len(m.Limits) == cap(m.Limits) {
+				m.Limits = append(m.Limits, &LimitState{})
+			} else {
+				m.Limits = m.Limits[:len(m.Limits)+1]
+				if m.Limits[len(m.Limits)-1] == nil {
+					m.Limits[len(m.Limits)-1] = &LimitState{}
+				}
+			}
 			if err := m.Limits[len(m.Limits)-1].UnmarshalVT(dAtA[iNdEx:postIndex]); err != nil {
 				return err
 			}
@@ -4630,7 +4684,14 @@ func (m *CheckResponse) UnmarshalVTUnsafe(dAtA []byte) error {
 			if postIndex > l {
 				return io.ErrUnexpectedEOF
 			}
-			m.Limits = append(m.Limits, &LimitState{})
+			if len(m.Limits) == cap(m.Limits) {
+				m.Limits = append(m.Limits, &LimitState{})
+			} else {
+				m.Limits = m.Limits[:len(m.Limits)+1]
+				if m.Limits[len(m.Limits)-1] == nil {
+					m.Limits[len(m.Limits)-1] = &LimitState{}
+				}
+			}
 			if err := m.Limits[len(m.Limits)-1].UnmarshalVTUnsafe(dAtA[iNdEx:postIndex]); err != nil {
 				return err
 			}

@@ -10,6 +10,7 @@ import (
 	protohelpers "github.com/planetscale/vtprotobuf/protohelpers"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	io "io"
+	sync "sync"
 	unsafe "unsafe"
 )
 
@@ -569,6 +570,77 @@ func (m *ScanSavedResponse) MarshalToSizedBufferVT(dAtA []byte) (int, error) {
 	return len(dAtA) - i, nil
 }
 
+var vtprotoPool_SessionProfile = sync.Pool{
+	New: func() interface{} {
+		return &SessionProfile{}
+	},
+}
+
+func (m *SessionProfile) ResetVT() {
+	if m != nil {
+		f0 := m.Device[:0]
+		m.Reset()
+		m.Device = f0
+	}
+}
+func (m *SessionProfile) ReturnToVTPool() {
+	if m != nil {
+		m.ResetVT()
+		vtprotoPool_SessionProfile.Put(m)
+	}
+}
+func SessionProfileFromVTPool() *SessionProfile {
+	return vtprotoPool_SessionProfile.Get().(*SessionProfile)
+}
+
+var vtprotoPool_HeldSession = sync.Pool{
+	New: func() interface{} {
+		return &HeldSession{}
+	},
+}
+
+func (m *HeldSession) ResetVT() {
+	if m != nil {
+		f0 := m.SessionId[:0]
+		f1 := m.Profile[:0]
+		f2 := m.Attributes[:0]
+		m.Reset()
+		m.SessionId = f0
+		m.Profile = f1
+		m.Attributes = f2
+	}
+}
+func (m *HeldSession) ReturnToVTPool() {
+	if m != nil {
+		m.ResetVT()
+		vtprotoPool_HeldSession.Put(m)
+	}
+}
+func HeldSessionFromVTPool() *HeldSession {
+	return vtprotoPool_HeldSession.Get().(*HeldSession)
+}
+
+var vtprotoPool_HeldValidation = sync.Pool{
+	New: func() interface{} {
+		return &HeldValidation{}
+	},
+}
+
+func (m *HeldValidation) ResetVT() {
+	if m != nil {
+		m.Session.ReturnToVTPool()
+		m.Reset()
+	}
+}
+func (m *HeldValidation) ReturnToVTPool() {
+	if m != nil {
+		m.ResetVT()
+		vtprotoPool_HeldValidation.Put(m)
+	}
+}
+func HeldValidationFromVTPool() *HeldValidation {
+	return vtprotoPool_HeldValidation.Get().(*HeldValidation)
+}
 func (m *SessionProfile) SizeVT() (n int) {
 	if m == nil {
 		return 0
@@ -1855,7 +1927,7 @@ func (m *HeldValidation) UnmarshalVT(dAtA []byte) error {
 				return io.ErrUnexpectedEOF
 			}
 			if m.Session == nil {
-				m.Session = &HeldSession{}
+				m.Session = HeldSessionFromVTPool()
 			}
 			if err := m.Session.UnmarshalVT(dAtA[iNdEx:postIndex]); err != nil {
 				return err
@@ -3355,7 +3427,7 @@ func (m *HeldValidation) UnmarshalVTUnsafe(dAtA []byte) error {
 				return io.ErrUnexpectedEOF
 			}
 			if m.Session == nil {
-				m.Session = &HeldSession{}
+				m.Session = HeldSessionFromVTPool()
 			}
 			if err := m.Session.UnmarshalVTUnsafe(dAtA[iNdEx:postIndex]); err != nil {
 				return err
