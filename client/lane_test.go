@@ -194,7 +194,7 @@ func TestWhatIsCalledWhileAFrameIsUnderWayTravelsInOneFrame(t *testing.T) {
 	defer release()
 	calls := []*started{startCheck(t.Context(), c, subject(1))}
 	f.await("the first frame", func() bool { return len(f.log()) == 1 })
-	for range 50 {
+	for range largeFrame - 1 {
 		calls = append(calls, startCheck(t.Context(), c, subject(1)))
 	}
 	release()
@@ -203,13 +203,13 @@ func TestWhatIsCalledWhileAFrameIsUnderWayTravelsInOneFrame(t *testing.T) {
 			t.Fatalf("%+v, %v", d, err)
 		}
 	}
-	if log := f.log(); len(log) != 2 || len(log[1].Ops) != 50 {
-		t.Errorf("want the 50 calls in the second frame:\n%s", f.describe())
+	if log := f.log(); len(log) != 2 || len(log[1].Ops) != largeFrame-1 {
+		t.Errorf("want the calls in the second frame:\n%s", f.describe())
 	}
 }
 
 // largeFrame is with how many operations a frame is sent while another one is under way.
-const largeFrame = 96
+const largeFrame = 32
 
 // startLarge starts so many calls.
 func startLarge(t *testing.T, c *client.Client) []*started {
@@ -228,7 +228,7 @@ func TestLargeFramesDoNotWaitForTheOneBefore(t *testing.T) {
 	first := startCheck(t.Context(), c, subject(1))
 	f.await("the first frame", func() bool { return len(f.log()) == 1 })
 	sent := []*started{first}
-	const mostFrames = 4
+	const mostFrames = 6
 	for n := 2; n <= mostFrames; n++ {
 		sent = append(sent, startLarge(t, c)...)
 		f.await("another frame", func() bool { return len(f.log()) == n })

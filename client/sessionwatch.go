@@ -88,6 +88,9 @@ type watcher struct {
 
 func (w *watcher) tell(ctx context.Context, e SessionEvent) {
 	e.Shard = w.shard
+	if ctx.Err() != nil {
+		return // though somebody may still be there to take it
+	}
 	select {
 	case w.told <- e:
 	case <-ctx.Done():
@@ -110,8 +113,10 @@ func (w *watcher) run(ctx context.Context) {
 
 // follow follows one leader as long as it leads, and tells whether it ever answered.
 func (w *watcher) follow(ctx context.Context) (followed bool, err error) {
-	stream, cancel := context.WithCancelCause(ctx)
+	// Not with the caller's deadline: the node would end the stream at that moment, which looks like a loss.
+	stream, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer cancel(nil)
+	defer context.AfterFunc(ctx, func() { cancel(context.Cause(ctx)) })()
 	st, err := w.c.follow(stream, cancel, w.shard)
 	if err != nil {
 		return false, err
