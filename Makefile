@@ -103,7 +103,7 @@ proto: ## generate rpc/holdfastpb again (needs protoc, the Debian package protob
 		$$(cd rpc/proto && ls holdfast/v1/*.proto)
 	PATH=$(CURDIR)/bin:$$PATH protoc -I rpc/proto --descriptor_set_in=bin/googleapi.binpb \
 		--go-vtproto_out=. --go-vtproto_opt=module=github.com/holdfastdb/holdfast \
-		--go-vtproto_opt=features=marshal+size+unmarshal+unmarshal_unsafe+pool \
+		--go-vtproto_opt=features=marshal+size+unmarshal_unsafe+pool \
 		$(foreach m,CheckResponse LimitState HeldValidation HeldSession SessionProfile,--go-vtproto_opt=pool=github.com/holdfastdb/holdfast/rpc/holdfastpb.$(m)) \
 		holdfast/v1/data.proto holdfast/v1/limit.proto holdfast/v1/packedframe.proto holdfast/v1/sessionframe.proto
 	# Not unmarshal: what others send has values in values, and the library alone bounds their depth.

@@ -26,7 +26,8 @@ type layer struct {
 }
 
 var layers = []layer{
-	{"cmd/", []string{"client/", "rpc/", "node/", "fsm/", "storage/raftlog"}, "the program wires everything together"},
+	{"cmd/", []string{"client/", "rpc/", "node/", "fsm/", "storage/raftlog", "cmd/timers"}, "the program wires everything together"},
+	{"cmd/timers", nil, "a leaf: what a process asks of the kernel"},
 	{"client", []string{"rpc/holdfastpb", "rpc/codec", "rpc/lease", "rpc/sessiontoken"}, "users link the SDK: no server in it"},
 	{"client/", []string{"client/"}, "adapters are written on the SDK as users see it"},
 	{"client/load", nil, "load generation knows no system under test"},
@@ -65,7 +66,7 @@ var layers = []layer{
 	{"cluster-tests/check", []string{"rpc", "fsm", "fsm/catalog", "storage/kv", "cluster-tests/history", "cluster-tests/models"}, "the judge knows a data type by its model"},
 	{"cluster-tests/sim", []string{"client", "rpc/process", "node/", "fsm", "cluster-tests/"}, "a layer takes data types as models has them"},
 	{"cluster-tests/chaos", []string{"client", "rpc/holdfastpb", "fsm", "storage/plant", "cluster-tests/"}, "a layer takes data types as models has them"},
-	{"bench", []string{"client", "client/load", "rpc/holdfastpb", "fsm/", "storage"}, "a user of the SDK, and of what it measures alone"},
+	{"bench", []string{"client", "client/load", "rpc/holdfastpb", "fsm/", "storage", "cmd/timers"}, "a user of the SDK, and of what it measures alone"},
 }
 
 // testKits may be imported by tests, by each other and by cluster-tests only.

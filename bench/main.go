@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"slices"
 	"strings"
 	"syscall"
@@ -54,11 +53,10 @@ func run(ctx context.Context, args []string) error {
 		return err
 	}
 	if *serve >= 0 {
-		timers.Slack(timers.Kernel) // as it comes, not as this benchmark's load has it
 		return serveEtcd(ctx, *serve, 3, s.dir)
 	}
 	timers.Slack(load.Slack)
-	debug.SetGCPercent(load.GCPercent)
+	load.CollectLess()
 	s.systems = strings.Split(*systems, ",")
 	if s.dir == "" {
 		temporary, err := os.MkdirTemp("", "holdfast-bench-*")

@@ -8,6 +8,8 @@ import (
 	"os/exec"
 	"syscall"
 	"time"
+
+	"github.com/holdfastdb/holdfast/cmd/timers"
 )
 
 // process is a server that the benchmark started.
@@ -26,7 +28,7 @@ func startProcessTo(ctx context.Context, out io.Writer, name string, args ...str
 	cmd.Stdout, cmd.Stderr = out, os.Stderr
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = 10 * time.Second
-	if err := cmd.Start(); err != nil {
+	if err := timers.Usual(cmd.Start); err != nil { // as it comes, not as this process has it for its load
 		return nil, fmt.Errorf("start %s: %w", name, err)
 	}
 	p := &process{cmd: cmd, exited: make(chan struct{})}

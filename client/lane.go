@@ -43,7 +43,9 @@ func (l *lane) room() bool {
 	case len(l.open) == 0:
 		return true
 	}
-	return (l.overdue || len(l.open) < laneFrames && len(l.waiting) >= largeFrame) && l.seq-l.acked() < window-1
+	unacked := l.seq - l.acked()
+	large := len(l.open) < laneFrames && len(l.waiting) >= largeFrame && unacked < window/2
+	return l.overdue && unacked < window-1 || large
 }
 
 func (l *lane) run() {
@@ -83,7 +85,9 @@ type operation struct {
 }
 
 const (
-	// laneFrames is how many frames of a lane may be under way, those after the first with largeFrame operations or more.
+	// laneFrames is how many frames of a lane may be under way, those after the first with largeFrame operations or more, not
+	// counting those that left because an answer is late. One that is not answered keeps all after it in the shard's memory: half
+	// of the window is for the late ones, or large ones would have used it up in milliseconds.
 	// Fewer and larger ones are less work for each operation, and leave more of them to wait: in turns, 64 callers do a fifth
 	// more checks with 32 than with 96, and 256 callers 8 % more.
 	laneFrames = 6

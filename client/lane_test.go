@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/zeebo/xxh3"
@@ -248,6 +249,46 @@ func TestLargeFramesDoNotWaitForTheOneBefore(t *testing.T) {
 			t.Fatalf("not sent, closed: %v", err)
 		}
 	}
+}
+
+// An operation that waits for another shard holds its frame's answer back, and with it the shard's memory of all frames after
+// it. Many callers must not use that up at once: late frames are to go on.
+func TestLargeFramesLeaveRoomForLateOnes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t, "n1")
+		c := f.client(0)
+		f.on("n1", func(q *pb.FrameRequest) reaction {
+			if q.Seq == 1 {
+				return silence
+			}
+			return f.execute(q)
+		})
+		ctx, stop := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		check := func() error {
+			_, err := c.Limits().Check(ctx, subject(1))
+			return err
+		}
+		running.Go(func() { _ = check() })
+		time.Sleep(time.Millisecond)
+		for range 2 * largeFrame {
+			running.Go(func() {
+				for check() == nil {
+				}
+			})
+		}
+		time.Sleep(100 * time.Millisecond)
+		const half = 8 // of the frames that a shard remembers
+		if n := len(f.log()); n != half {
+			t.Errorf("%d frames at once behind one without an answer, want %d", n, half)
+		}
+		time.Sleep(5 * time.Second)
+		if n := len(f.log()); n <= half {
+			t.Errorf("none of %d frames is late", n)
+		}
+		stop()
+		running.Wait()
+	})
 }
 
 func TestAFrameHasAtMost512Operations(t *testing.T) {

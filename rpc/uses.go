@@ -189,7 +189,7 @@ func (u *uses) close() {
 type bursts struct {
 	mu    sync.Mutex
 	begin fsm.Time
-	hits  map[session.Key]*uint32 // since begin
+	hits  map[session.Key]*uint32 // since begin; found once for each validation, and counted without a second search
 }
 
 const (

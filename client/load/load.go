@@ -5,19 +5,25 @@ import (
 	"context"
 	"math/bits"
 	"math/rand/v2"
+	"os"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
 )
 
-// Slack is how late the timers of a process that makes load may be: less than what is measured with them, and more than what
-// a busy machine pays for timers that are exact.
+// Slack is how late the timers of a process that makes load may be. Exact ones are a seventh of what such a process does. At a
+// fixed rate, operations begin late by up to that, and it counts: their time is from when they were due.
 const Slack = 500 * time.Microsecond
 
-// GCPercent is the garbage collector's setting, see debug.SetGCPercent, for a process that makes load: it keeps next to nothing,
-// and what little it has would be looked through for every 4 MB of garbage, thirty times a second, as in no service that
-// has data of its own.
-const GCPercent = 400
+// CollectLess has the garbage of a process that makes load collected less often, unless $GOGC says how often: it keeps next to
+// nothing, and would look through that for every 4 MB of garbage, thirty times a second, as no service does that has data
+// of its own.
+func CollectLess() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(400)
+	}
+}
 
 // Work is one operation, called by caller number caller for a key, 0 to Keys-1.
 type Work func(ctx context.Context, caller, key int) error

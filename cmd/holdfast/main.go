@@ -9,7 +9,6 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	runtimedebug "runtime/debug"
 	"strings"
 	"syscall"
 	"time"
@@ -54,19 +53,27 @@ func usageErrorf(format string, args ...any) error {
 const serverSlack = 5 * time.Millisecond
 
 func main() {
-	if len(os.Args) > 1 {
-		switch os.Args[1] {
-		case "start", "dev":
-			timers.Slack(serverSlack)
-		case "bench":
-			timers.Slack(load.Slack)
-			runtimedebug.SetGCPercent(load.GCPercent)
-		}
-	}
+	prepare(os.Args[1:])
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	stop()
 	os.Exit(code)
+}
+
+// prepare makes the process what its command needs. It may start the program again, and so is no part of the commands, which
+// tests run in processes of their own.
+func prepare(args []string) {
+	cmd, _, err := newRoot(io.Discard, io.Discard).Find(args)
+	if err != nil {
+		return // run says so
+	}
+	switch cmd.Name() {
+	case "start", "dev":
+		timers.Slack(serverSlack)
+	case "bench":
+		timers.Slack(load.Slack)
+		load.CollectLess()
+	}
 }
 
 // run executes one command line and returns the exit code.

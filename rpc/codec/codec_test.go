@@ -3,6 +3,7 @@ package codec_test
 import (
 	"bytes"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/proto"
@@ -103,4 +104,35 @@ func FuzzUnmarshal(f *testing.F) {
 			}
 		}
 	})
+}
+
+// What a message had before it came back to its pool is not in the next one.
+func TestAMessageThatIsUsedAgainIsEmpty(t *testing.T) {
+	many := &pb.CheckResponse{Allowed: true, PolicyApplied: "p", ResetTime: timestamppb.New(time.Unix(9, 9)), ReleaseToken: "token"}
+	for range 3 {
+		many.Limits = append(many.Limits, &pb.LimitState{PolicyId: "p", Scope: "client", Denied: true, Shadow: true, CurrentUsage: 7})
+	}
+	few := &pb.CheckResponse{Limits: []*pb.LimitState{{Limit: 5}}}
+	for _, want := range []*pb.CheckResponse{many, few, many, {}} {
+		m := pb.CheckResponseFromVTPool()
+		decodeInto(t, m, want)
+		m.ReturnToVTPool()
+	}
+	held := &pb.HeldValidation{Valid: true, Session: &pb.HeldSession{SessionId: []byte("id"), Profile: []byte("profile"), Flagged: true}}
+	for _, want := range []*pb.HeldValidation{held, {Reason: "unknown"}, held, {Session: &pb.HeldSession{Type: "web"}}} {
+		m := pb.HeldValidationFromVTPool()
+		decodeInto(t, m, want)
+		m.ReturnToVTPool()
+	}
+}
+
+func decodeInto(t *testing.T, m, want proto.Message) {
+	t.Helper()
+	b, err := proto.Marshal(want)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := codec.Unmarshal(b, m); err != nil || !proto.Equal(m, want) {
+		t.Errorf("got %v, want %v (%v)", m, want, err)
+	}
 }
