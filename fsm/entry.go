@@ -91,7 +91,7 @@ func (e *Entry) Append(dst []byte) []byte {
 		dst = binary.AppendUvarint(dst, e.Agreed.Index)
 		dst = binary.LittleEndian.AppendUint64(dst, e.Agreed.Hash)
 		if e.Differ != 0 {
-			dst = binary.AppendUvarint(dst, uint64(e.Differ))
+			dst = binary.AppendUvarint(dst, e.Differ)
 		}
 	}
 	sum := crc32.Checksum(dst[start+entryHeader:], castagnoli)

@@ -204,7 +204,7 @@ func (s *sessions) held(i *session.Info) (*pb.HeldSession, error) {
 func (s *sessions) hold(m *pb.HeldSession, i *session.Info) error {
 	m.SessionId = i.Session.Append(make([]byte, 0, session.KeyBytes))
 	m.Type, m.CreatedAtMs, m.LastSeenAtMs = sessionKinds[i.Kind].name, int64(i.Created), int64(i.Seen)
-	m.ExpiresAtMs, m.RefreshExpiresAtMs, m.IdleTimeoutMs = int64(i.Until), int64(i.RefreshUntil), int64(i.Idle)
+	m.ExpiresAtMs, m.RefreshExpiresAtMs, m.IdleTimeoutMs = int64(i.Until), int64(i.RefreshUntil), i.Idle
 	m.Flagged, m.StepUpRequired, m.AttributesVersion = i.Flagged, i.StepUp, uint32(i.Version)
 	if i.Verdict == session.Ended {
 		m.Ended, m.EndedAtMs, m.ExpiresAtMs = i.Reason.String(), int64(i.Until), 0

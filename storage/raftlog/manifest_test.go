@@ -51,8 +51,11 @@ func TestADamagedManifestOfTheLogIsRefusedOrLosesNothing(t *testing.T) {
 			return err, nil
 		}
 		defer s.Close()
-		if term, err := l.GetUint64([]byte("CurrentTerm")); term != entries/inTerm || err != nil {
-			return nil, fmt.Errorf("term %d, error %v", term, err)
+		switch term, err := l.GetUint64([]byte("CurrentTerm")); {
+		case err != nil:
+			return nil, fmt.Errorf("term: %w", err)
+		case term != entries/inTerm:
+			return nil, fmt.Errorf("term %d", term)
 		}
 		for i := range uint64(entries) {
 			if err := l.GetLog(1+i, &raft.Log{}); err != nil {
