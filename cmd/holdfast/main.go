@@ -60,8 +60,8 @@ func main() {
 	os.Exit(code)
 }
 
-// prepare makes the process what its command needs. It may start the program again, and so is no part of the commands, which
-// tests run in processes of their own.
+// prepare makes the process what its command needs. It may start the program again, and so is no part of the commands: tests
+// run these, and the program would be the test.
 func prepare(args []string) {
 	cmd, _, err := newRoot(io.Discard, io.Discard).Find(args)
 	if err != nil {
