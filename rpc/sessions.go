@@ -32,7 +32,7 @@ type sessions struct {
 	streams sync.WaitGroup // the readers of Follow
 }
 
-// clusterMark is the mark of a cluster in tokens.
+// clusterMark is the mark of a cluster in tokens, kept because making it is a hash, and each token is compared with it.
 type clusterMark struct {
 	id   string
 	mark sessiontoken.Cluster

@@ -358,3 +358,18 @@ func TestPolicyImport(t *testing.T) {
 		t.Errorf("deleted twice: exit code %d, %s", code, errs)
 	}
 }
+
+func TestTheCommandIsFoundBehindFlags(t *testing.T) {
+	for line, want := range map[string]string{
+		"start --name n1 --bootstrap":         "holdfast start",
+		"dev":                                 "holdfast dev",
+		"-o json bench limit-check":           "holdfast bench",
+		"--addr 127.0.0.1:1 bench --rate 5 x": "holdfast bench",
+		"policy list":                         "holdfast policy list",
+		"no-such-command":                     "",
+	} {
+		if got := commandOf(strings.Fields(line)); got != want {
+			t.Errorf("%s is %q, want %q", line, got, want)
+		}
+	}
+}

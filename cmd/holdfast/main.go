@@ -63,17 +63,22 @@ func main() {
 // prepare makes the process what its command needs. It may start the program again, and so is no part of the commands: tests
 // run these, and the program would be the test.
 func prepare(args []string) {
-	cmd, _, err := newRoot(io.Discard, io.Discard).Find(args)
-	if err != nil {
-		return // run says so
-	}
-	switch cmd.Name() {
-	case "start", "dev":
+	switch commandOf(args) {
+	case "holdfast start", "holdfast dev":
 		timers.Slack(serverSlack)
-	case "bench":
+	case "holdfast bench":
 		timers.Slack(load.Slack)
 		load.CollectLess()
 	}
+}
+
+// commandOf is the command that a command line names, behind flags, too; empty if there is none, which run tells.
+func commandOf(args []string) string {
+	cmd, _, err := newRoot(io.Discard, io.Discard).Find(args)
+	if err != nil {
+		return ""
+	}
+	return cmd.CommandPath()
 }
 
 // run executes one command line and returns the exit code.

@@ -12,7 +12,7 @@ import (
 func TestAProcessIsStartedWithTheKernelsSlack(t *testing.T) {
 	runtime.LockOSThread() // and not unlocked: the thread ends with the test
 	if !set(3 * time.Millisecond) {
-		t.Skip("this process may not change the slack of its timers")
+		t.Skip("the kernel did not change the slack, as for threads of a real-time scheduler (chrt -f), which have none: nothing to pass on")
 	}
 	child := func(start func(*exec.Cmd) error) string {
 		var out strings.Builder
