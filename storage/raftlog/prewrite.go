@@ -4,6 +4,7 @@ import (
 	"errors"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
@@ -11,7 +12,7 @@ import (
 // prewriter gives Pebble write-ahead logs whose blocks have been written before. A sync of a file that grows has to make
 // its new size and blocks durable too, in the file system's own journal, and takes half as long again. Pebble uses old
 // files again, which is as good, but only once it has large ones: its first logs are small, and each use makes one a
-// little longer. With a spare file of full size at hand, every log but the first two has its blocks from the start.
+// little longer. With a spare file of full size at hand, a log has its blocks from the start.
 type prewriter struct {
 	vfs.FS
 	spare string // path of the spare file
@@ -22,13 +23,14 @@ type prewriter struct {
 	ready  bool // the spare is complete and durable
 	making bool
 	closed bool
+	stop   chan struct{} // closed with it
 	work   sync.WaitGroup
 }
 
 // newPrewriter keeps a spare of size bytes in dir. A spare that was left there may be incomplete: it is not used but made
 // anew, when one is needed. Who only reads changes nothing.
 func newPrewriter(fs vfs.FS, dir string, size int64) *prewriter {
-	return &prewriter{FS: fs, spare: fs.PathJoin(dir, "spare"), size: size}
+	return &prewriter{FS: fs, spare: fs.PathJoin(dir, "spare"), size: size, stop: make(chan struct{})}
 }
 
 func isLog(name string) bool { return strings.HasSuffix(name, ".log") }
@@ -94,7 +96,13 @@ func (p *prewriter) make() {
 	p.mu.Unlock()
 }
 
-const fillBytes = 256 << 10
+// A spare is written in small steps with pauses in between: a sync of the log waits for what else is on its way to the disk,
+// and a spare that is written as fast as the disk can makes them late for a fifth of a second. So it takes about ten seconds.
+// A log that is full before that is followed by one without a spare.
+const (
+	fillBytes = 64 << 10
+	fillPause = 15 * time.Millisecond
+)
 
 func (p *prewriter) fill() (err error) {
 	f, err := p.FS.Create(p.spare, "pebble-wal")
@@ -104,13 +112,12 @@ func (p *prewriter) fill() (err error) {
 	defer func() { err = errors.Join(err, f.Close()) }()
 	zeros := make([]byte, min(fillBytes, p.size))
 	for written := int64(0); written < p.size; written += int64(len(zeros)) {
-		if p.stopping() {
+		if written > 0 && p.stopped(fillPause) { // however long the step took: a slow disk needs more time for the log
 			return errors.New("closed")
 		}
 		if _, err := f.Write(zeros); err != nil {
 			return err
 		}
-		// In small steps: a sync of the log waits for what else the file system has to write.
 		if err := f.SyncData(); err != nil {
 			return err
 		}
@@ -118,16 +125,23 @@ func (p *prewriter) fill() (err error) {
 	return f.Sync()
 }
 
-func (p *prewriter) stopping() bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.closed
+// stopped waits, and reports whether the prewriter was closed meanwhile.
+func (p *prewriter) stopped(wait time.Duration) bool {
+	t := time.NewTimer(wait)
+	defer t.Stop()
+	select {
+	case <-p.stop:
+		return true
+	case <-t.C:
+		return false
+	}
 }
 
 // close waits for what is being written.
 func (p *prewriter) close() {
 	p.mu.Lock()
 	p.closed = true
+	close(p.stop)
 	p.mu.Unlock()
 	p.work.Wait()
 }
