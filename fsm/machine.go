@@ -117,10 +117,11 @@ func (m *Machine) publish() {
 }
 
 // When Apply writes to the store without being asked. The first bounds what a restart executes again, and with it the
-// memory that changes take; the second what an iteration inside of a command has to merge.
+// memory that changes take; the second what an iteration inside of a command has to look through. Both are large because each
+// write takes all rows that were changed since the one before: thousands, if some expire or begin while others are busy.
 const (
 	maxUnflushed = 16 << 20 // bytes of the log
-	maxDirect    = 256
+	maxDirect    = 2048
 )
 
 // MaxMemory is about what a machine keeps in memory at most: two generations of rows, windows, and what is not flushed.
@@ -150,7 +151,7 @@ func (m *Machine) Apply(entries []LogEntry) ([]Outcome, error) {
 		outcomes[i].Events, m.events = m.events, nil
 		m.unflushed += 1 + len(e.Data)
 	}
-	if m.unflushed >= share(maxUnflushed, m.reg.memory) || m.direct >= maxDirect || m.rows.full() {
+	if m.unflushed >= share(maxUnflushed, m.reg.memory) || m.direct >= share(maxDirect, m.reg.memory) || m.rows.full() {
 		if err := m.beginFlush(); err != nil {
 			return nil, err
 		}
@@ -209,11 +210,6 @@ func (m *Machine) applyEntry(e *LogEntry, out *Outcome) error {
 	entry, err := DecodeEntry(e.Data)
 	if err != nil {
 		return err
-	}
-	if entry.Kind == Sweep { // it walks the expiry index, best without changes to merge
-		if err := m.beginFlush(); err != nil {
-			return err
-		}
 	}
 	m.applied.Index, m.applied.Term = e.Index, e.Term
 	m.applied.Time = max(m.applied.Time, entry.Time) // I2

@@ -3,6 +3,7 @@ package fsm
 import (
 	"encoding/binary"
 	"fmt"
+	"slices"
 
 	"github.com/holdfastdb/holdfast/storage/wire"
 )
@@ -235,7 +236,9 @@ func (m *Machine) sweepClient(key []byte) error {
 		m.expireAt(0, key, at)
 		return nil
 	}
-	m.flushWindows()
+	if slices.ContainsFunc(c.slots[:], func(s windowSlot) bool { return s.dirty }) {
+		m.flushWindows() // which finds them in the client
+	}
 	for i := range c.slots {
 		m.resultBytes -= len(c.slots[i].results)
 		if c.slots[i].seq != 0 {

@@ -125,6 +125,41 @@ func TestAClientIsForgottenWhenNoDuplicateCanHaveAnEffect(t *testing.T) {
 	}
 }
 
+// Whether what a client did is in the store or only in memory when it is forgotten: those who stay are remembered, and nothing of
+// it is written afterwards.
+func TestWhoIsForgottenLeavesTheOthersAlone(t *testing.T) {
+	for _, written := range []bool{false, true} {
+		r := newRig(t)
+		gone := Frame{Client: [16]byte{1}, Seq: 1, Deadline: epoch + 1000, Calls: []Call{call(opAppend, "a", 1)}}
+		r.frame(gone)
+		if written {
+			r.flush()
+		}
+		r.now = gone.Deadline + 2*MaxDeadline
+		stays := Frame{Client: [16]byte{2}, Seq: 1, Deadline: r.now + 1000, Calls: []Call{call(opAppend, "a", 2)}}
+		r.frame(stays)
+		r.apply(Entry{Kind: Sweep})
+		for range 2 {
+			if n := r.m.Applied().Clients; n != 1 {
+				t.Fatalf("written %v: %d clients", written, n)
+			}
+			if out := r.frame(gone); out.Code != Expired {
+				t.Errorf("written %v: a duplicate of who is gone: %+v", written, out)
+			}
+			if out := r.frame(stays); !out.Replayed {
+				t.Errorf("written %v: a duplicate of who stays: %+v", written, out)
+			}
+			r.flush()
+			for key := range r.store.Keys {
+				if key[:2] == prefixWindow && key[2] == 1 {
+					t.Errorf("written %v: left: %x", written, key)
+				}
+			}
+			r.reopen()
+		}
+	}
+}
+
 func TestTooManyClientsAreRefusedAndNobodyIsForgottenForThem(t *testing.T) {
 	r := newRig(t)
 	r.m.applied.Clients = MaxClients - 1
