@@ -59,6 +59,7 @@ type Machine struct {
 	next        Time // earliest time in the expiry index, 0 if empty; may be earlier than what is really there
 	key         []byte
 	value       []byte
+	request     any     // the last that was reusable
 	events      []Event // of the entry being applied
 	onSum       func(index uint64, e *Entry, view kv.View)
 	resultBytes int   // size of the results in clients

@@ -59,6 +59,10 @@ type request[T any] interface {
 	Decode(b []byte) error
 }
 
+// reusable is a request of which neither apply nor the state keeps anything, nor does an answer after it was encoded: then its
+// memory serves the next of its kind. Empty makes it one that was never used.
+type reusable interface{ Empty() }
+
 // response is what an operation answers.
 type response interface {
 	// Append appends the encoding to dst.
@@ -69,12 +73,18 @@ type response interface {
 // and nothing else. If it returns an error, it must not have written anything: check first, then write. An error that
 // is not an *Error stops the replica, as does a decode failure: bad input is refused before it is proposed.
 func Command[Q any, P request[Q], R response](number uint8, name string, apply func(tx *Tx, q P) (R, error)) Op {
+	_, again := any(new(Q)).(reusable)
 	return Op{Number: number, Name: name, apply: func(tx *Tx, body, dst []byte) ([]byte, error) {
-		var q Q
-		if err := P(&q).Decode(body); err != nil {
+		q, ok := tx.m.request.(*Q)
+		if ok {
+			any(q).(reusable).Empty()
+		} else if q = new(Q); again {
+			tx.m.request = q
+		}
+		if err := P(q).Decode(body); err != nil {
 			return dst, err
 		}
-		r, err := apply(tx, &q)
+		r, err := apply(tx, q)
 		if err != nil {
 			return dst, err
 		}

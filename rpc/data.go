@@ -27,6 +27,8 @@ type data struct {
 	closing  chan struct{}  // closed when streams shall end
 	streams  sync.WaitGroup // the readers and writers of all streams
 	memory   atomic.Int64   // what the frames of all streams hold
+	works    sync.Pool      // of *work
+	replies  sync.Pool      // of *reply
 }
 
 const (
@@ -65,7 +67,7 @@ type stream struct {
 	room  chan struct{} // a slot for each frame whose answer is not sent
 	work  sync.WaitGroup
 	mu    sync.Mutex
-	queue []*pb.FrameResponse
+	queue []*reply
 	ended bool
 	wake  chan struct{}
 
@@ -73,9 +75,9 @@ type stream struct {
 	freed chan struct{} // it holds less than it did
 
 	// Scratch of the reader, which prepares one operation after the other.
-	in     pb.Op
-	check  pb.CheckRequest
-	bodies []byte
+	preparing *work
+	in        pb.Op
+	check     pb.CheckRequest
 }
 
 func newStream(ctx context.Context, s *data) *stream {
@@ -159,25 +161,26 @@ func (x *stream) write(st grpc.BidiStreamingServer[pb.FrameRequest, pb.FrameResp
 		x.mu.Unlock()
 		for i, r := range queue {
 			late.Reset(stallTimeout)
-			if st.Send(r) != nil || !late.Stop() {
+			if st.Send(&r.FrameResponse) != nil || !late.Stop() {
 				x.drop(queue[i:])
 				return
 			}
-			x.hold(-answerMemory(r))
+			x.hold(-answerMemory(&r.FrameResponse))
+			x.s.sent(r)
 			<-x.room
 		}
 	}
 }
 
 // answer ends a frame.
-func (x *stream) answer(q *pb.PackedFrame, r *pb.FrameResponse) {
+func (x *stream) answer(q *pb.PackedFrame, r *reply) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if x.ended {
 		x.hold(-requestMemory(q))
 		return
 	}
-	x.hold(answerMemory(r) - requestMemory(q))
+	x.hold(answerMemory(&r.FrameResponse) - requestMemory(q))
 	x.queue = append(x.queue, r)
 	select {
 	case x.wake <- struct{}{}:
@@ -194,9 +197,9 @@ func (x *stream) end() {
 	x.queue = nil
 }
 
-func (x *stream) drop(answers []*pb.FrameResponse) {
+func (x *stream) drop(answers []*reply) {
 	for _, r := range answers {
-		x.hold(-answerMemory(r))
+		x.hold(-answerMemory(&r.FrameResponse))
 	}
 }
 
@@ -209,7 +212,7 @@ func (x *stream) refuse(q *pb.PackedFrame, reason pb.FrameError_Reason, message 
 		e.RetryAfterMs = uint32(retryAfter.Milliseconds())
 	}
 	x.s.metrics.refused(reason)
-	x.answer(q, &pb.FrameResponse{Id: q.Id, Error: e, DeadlineMs: q.DeadlineMs})
+	x.answer(q, &reply{FrameResponse: pb.FrameResponse{Id: q.Id, Error: e, DeadlineMs: q.DeadlineMs}})
 }
 
 func (s *data) leaderAddr(group uint32) string {
@@ -239,21 +242,23 @@ func (x *stream) frame(q *pb.PackedFrame) {
 	if !q.Query && !x.admit(q, replica) {
 		return
 	}
-	ops := make([]op, len(q.Ops))
-	f := &fsm.Frame{Client: [16]byte(q.Client), Seq: q.Seq, AckUpTo: q.AckUpTo, Deadline: fsm.Time(q.DeadlineMs), Calls: make([]fsm.Call, len(q.Ops))}
-	x.bodies = make([]byte, 0, callBytes*len(ops))
+	w := s.begin(len(q.Ops))
+	x.preparing = w
+	f := &w.frame
+	f.Client, f.Seq, f.AckUpTo, f.Deadline = [16]byte(q.Client), q.Seq, q.AckUpTo, fsm.Time(q.DeadlineMs)
 	for i, packed := range q.Ops {
-		ops[i].place = i
-		x.prepare(&ops[i], packed, q)
-		f.Calls[i] = ops[i].call
+		w.ops[i].place = i
+		x.prepare(&w.ops[i], packed, q)
+		f.Calls[i] = w.ops[i].call
 	}
+	x.preparing = nil
 	x.in.Reset() // they point into the frame, which is not to be kept as long as the stream
 	x.check.Reset()
 	if q.Query {
-		x.work.Go(func() { x.query(q, ops, replica, begin) })
+		x.work.Go(func() { x.query(q, w, replica, begin) })
 		return
 	}
-	err := replica.ProposeAsync(f, func(out fsm.FrameOutcome, err error) { x.executed(q, ops, out, err, begin) })
+	err := replica.ProposeAsync(f, func(out fsm.FrameOutcome, err error) { x.executed(q, w, out, err, begin) })
 	if err != nil {
 		x.failed(q, err)
 	}
@@ -300,7 +305,7 @@ var frameReasons = map[fsm.Code]pb.FrameError_Reason{
 }
 
 // executed is called by the group; what takes time goes on elsewhere.
-func (x *stream) executed(q *pb.PackedFrame, ops []op, out fsm.FrameOutcome, err error, begin time.Time) {
+func (x *stream) executed(q *pb.PackedFrame, w *work, out fsm.FrameOutcome, err error, begin time.Time) {
 	if err != nil {
 		x.failed(q, err)
 		return
@@ -312,8 +317,9 @@ func (x *stream) executed(q *pb.PackedFrame, ops []op, out fsm.FrameOutcome, err
 		x.refuse(q, frameReasons[out.Code], out.Message)
 		return
 	}
-	r := &pb.FrameResponse{Id: q.Id, Index: out.Index, ShardTimeMs: int64(out.Time), DeadlineMs: q.DeadlineMs, Results: newResults(len(ops))}
-	buf := make([]byte, 0, resultBytes*len(ops))
+	ops := w.ops
+	r := x.s.replyOf(len(ops), resultBytes)
+	r.Id, r.Index, r.ShardTimeMs, r.DeadlineMs = q.Id, out.Index, int64(out.Time), q.DeadlineMs
 	var room answerRoom
 	var elsewhere []int
 	for i := range ops {
@@ -327,14 +333,16 @@ func (x *stream) executed(q *pb.PackedFrame, ops []op, out fsm.FrameOutcome, err
 			continue
 		}
 		m, err := x.s.finish(&room, &ops[i], q.Shard, out.Results[i], out.Time)
-		buf = appendResult(buf, r.Results[i], m, err)
+		r.buf = appendResult(r.buf, r.Results[i], m, err)
 	}
 	if len(elsewhere) == 0 {
 		x.s.metrics.frame(ops, begin)
+		x.s.end(w)
 		x.answer(q, r)
 		return
 	}
-	// It ends by itself, whether the stream is still there or not: what was begun is finished.
+	// It ends by itself, whether the stream is still there or not: what was begun is finished. What has to be settled afterwards
+	// may look at the plans even then, so that this frame's memory is not used again.
 	go func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(x.ctx), requestTimeout)
 		defer cancel()
@@ -367,7 +375,8 @@ func (x *stream) carry(ctx context.Context, q *pb.PackedFrame, ops []op, which [
 
 // query answers a frame of queries: what this shard alone knows in one view of it, the others where they find their
 // leaders.
-func (x *stream) query(q *pb.PackedFrame, ops []op, replica Replica, begin time.Time) {
+func (x *stream) query(q *pb.PackedFrame, w *work, replica Replica, begin time.Time) {
+	ops := w.ops
 	timeout := requestTimeout
 	if q.TimeoutMs != 0 {
 		timeout = min(timeout, time.Duration(q.TimeoutMs)*time.Millisecond)
@@ -396,8 +405,8 @@ func (x *stream) query(q *pb.PackedFrame, ops []op, replica Replica, begin time.
 			return
 		}
 	}
-	r := &pb.FrameResponse{Id: q.Id, Index: applied.Index, ShardTimeMs: int64(applied.Time), Results: newResults(len(ops))}
-	buf := make([]byte, 0, answerBytes*len(ops))
+	r := x.s.replyOf(len(ops), answerBytes)
+	r.Id, r.Index, r.ShardTimeMs = q.Id, applied.Index, int64(applied.Time)
 	for i := range ops {
 		if ops[i].elsewhere != nil {
 			continue
@@ -407,10 +416,11 @@ func (x *stream) query(q *pb.PackedFrame, ops []op, replica Replica, begin time.
 			result, results = results[0], results[1:]
 		}
 		m, err := ops[i].finish(result, applied.Time)
-		buf = appendResult(buf, r.Results[i], m, err)
+		r.buf = appendResult(r.buf, r.Results[i], m, err)
 	}
 	x.carry(ctx, q, ops, elsewhere, r.Results)
 	x.s.metrics.frame(ops, begin)
+	x.s.end(w)
 	x.answer(q, r)
 }
 

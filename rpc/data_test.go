@@ -177,7 +177,7 @@ func TestAStreamKeepsNothingOfAFrame(t *testing.T) {
 	}
 	x := newStream(t.Context(), &data{node: &leader{now: 1}, metrics: NewMetrics(), limits: &limits{}})
 	x.frame(&pb.PackedFrame{Client: make([]byte, 16), Shard: 1, Seq: 1, Ops: packed(&pb.Op{Type: uint32(counter.TypeID), Method: methodCheck, Request: body})})
-	if len(x.queue) != 0 || x.in.Request != nil || x.check.ClientId != "" {
+	if len(x.queue) != 0 || x.in.Request != nil || x.check.ClientId != "" || x.preparing != nil {
 		t.Errorf("answers %v; kept: %v, %v", x.queue, &x.in, &x.check)
 	}
 }
@@ -225,7 +225,7 @@ func TestAQueryEndsWhenItsTimeIsOver(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			x := newStream(t.Context(), &data{metrics: NewMetrics()})
 			begin := time.Now()
-			x.query(&pb.PackedFrame{Query: true, TimeoutMs: ms}, []op{leaderless(), leaderless()}, nil, begin)
+			x.query(&pb.PackedFrame{Query: true, TimeoutMs: ms}, &work{ops: []op{leaderless(), leaderless()}}, nil, begin)
 			if took := time.Since(begin); took != want {
 				t.Errorf("a timeout of %d ms: it took %v", ms, took)
 			}

@@ -67,16 +67,18 @@ func (x *stream) prepareCheck(o *op, in *pb.Op, q *pb.PackedFrame) {
 		o.fail(invalidf("malformed check: %v", err))
 		return
 	}
-	p, err := s.limits.planCheck(&x.check)
+	w := x.preparing
+	p := w.plan()
+	err := s.limits.planCheckIn(p, &x.check)
 	o.check = p
 	switch {
 	case err != nil:
-		o.check = &plan{}
+		*p = plan{}
 		o.fail(err)
 	case len(p.parts) == 0 || q.Seq%32 == 0 && plant.On(plant.FailOpen):
 		o.finish = func(fsm.Result, fsm.Time) (proto.Message, error) { return s.limits.answer(p, true, nil, 0), nil }
 	case len(p.parts) == 1 && p.parts[0].group == q.Shard:
-		o.call, x.bodies = p.appendTake(x.bodies)
+		o.call, w.bodies = p.appendTake(w.bodies)
 	}
 	// Or some counters are not on the subject's shard: the frame holds the operation's place, and with it its number,
 	// while it is carried out in the other groups.

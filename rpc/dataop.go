@@ -90,14 +90,6 @@ func (s *data) finish(room *answerRoom, o *op, shard uint32, r fsm.Result, now f
 	return s.checked(room, o.check, d, err)
 }
 
-func newResults(n int) []*pb.OpResult {
-	room, list := make([]pb.OpResult, n), make([]*pb.OpResult, n)
-	for i := range room {
-		list[i] = &room[i]
-	}
-	return list
-}
-
 // appendResult fills a result in, with its message in buf.
 func appendResult(buf []byte, r *pb.OpResult, m proto.Message, err error) []byte {
 	if err == nil {

@@ -53,7 +53,8 @@ type Replica interface {
 	Now() fsm.Time
 	// Busy tells that a frame would wait too long for its turn: it is better refused.
 	Busy() bool
-	// ProposeAsync executes a frame and calls done once, unless it returns an error. done must not block.
+	// ProposeAsync executes a frame and calls done once, unless it returns an error. done must not block. The frame must not
+	// change before; when done is called nobody looks at it any more.
 	ProposeAsync(f *fsm.Frame, done func(fsm.FrameOutcome, error)) error
 	// Watch calls f, in order, for each entry applied from now on whose commands emitted events; f must not block. What a
 	// Query tells was watched before. Without events f is told of a gap.

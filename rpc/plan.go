@@ -62,18 +62,30 @@ func checkLongText(name, value string, most int) error {
 // planCheck plans a request that takes tokens. Taking none is a mistake more often than it is meant: it would always be
 // allowed.
 func (l *limits) planCheck(q *pb.CheckRequest) (*plan, error) {
+	p := &plan{}
+	return p, l.planCheckIn(p, q)
+}
+
+// planCheckIn is planCheck in an empty plan.
+func (l *limits) planCheckIn(p *plan, q *pb.CheckRequest) error {
 	if q != nil && q.Weight != nil && *q.Weight == 0 {
-		return nil, invalidf("weight must be 1 to %d; to take nothing, peek", counter.MaxRate)
+		return invalidf("weight must be 1 to %d; to take nothing, peek", counter.MaxRate)
 	}
-	return l.plan(q)
+	return l.planIn(p, q)
 }
 
 // plan checks a request and finds its limits. A request that no policy limits has no parts.
 func (l *limits) plan(q *pb.CheckRequest) (*plan, error) {
-	p := &plan{weight: 1}
+	p := &plan{}
+	return p, l.planIn(p, q)
+}
+
+// planIn is plan in an empty plan.
+func (l *limits) planIn(p *plan, q *pb.CheckRequest) error {
 	if q == nil {
-		return nil, invalidf("the check is missing")
+		return invalidf("the check is missing")
 	}
+	p.weight = 1
 	if q.Weight != nil {
 		p.weight = q.GetWeight()
 	}
@@ -81,32 +93,32 @@ func (l *limits) plan(q *pb.CheckRequest) (*plan, error) {
 		{"client_id", q.ClientId}, {"api_key", q.ApiKey}, {"resource", q.Resource}, {"ip", q.Ip}, {"region", q.Region},
 	} {
 		if err := checkText(f.name, f.value); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	request := policy.Request{
 		Client: q.ClientId, APIKey: q.ApiKey, IP: q.Ip, Region: q.Region, Resource: q.Resource, Policies: q.Policies,
 	}
 	if q.ClientId == "" && q.ApiKey == "" && q.Resource == "" && q.Ip == "" && q.Region == "" {
-		return nil, invalidf("give at least one of client_id, api_key, ip, region and resource")
+		return invalidf("give at least one of client_id, api_key, ip, region and resource")
 	}
 	if p.weight > counter.MaxRate {
-		return nil, invalidf("weight must be at most %d", counter.MaxRate)
+		return invalidf("weight must be at most %d", counter.MaxRate)
 	}
 	if request.Client == catalog.Everyone {
-		return nil, invalidf("client_id %q stands for every client; give a client's own", catalog.Everyone)
+		return invalidf("client_id %q stands for every client; give a client's own", catalog.Everyone)
 	}
 	var err error
 	if p.matches, err = l.resolver.Resolve(p.room.matches[:0], &request, l.now); err != nil {
-		return nil, err
+		return err
 	}
 	if len(p.matches) == 0 {
-		return p, nil
+		return nil
 	}
 	if len(p.matches) > counter.MaxLimits {
-		return nil, invalidf("%d limits apply, at most %d can in one check", len(p.matches), counter.MaxLimits)
+		return invalidf("%d limits apply, at most %d can in one check", len(p.matches), counter.MaxLimits)
 	}
-	return p, l.route(p, &request)
+	return l.route(p, &request)
 }
 
 // route assigns the limits to groups.

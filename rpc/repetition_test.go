@@ -111,7 +111,7 @@ func TestAFrameSentAgainUnderOtherPoliciesTakesNothingMore(t *testing.T) {
 			q := &pb.PackedFrame{Client: []byte("0123456789abcdef"), Shard: 1, Seq: seq, DeadlineMs: int64(g.now) + 10_000, Ops: packed(&pb.Op{})}
 			out, err := g.Propose(t.Context(), 1, &fsm.Frame{Client: [16]byte(q.Client), Seq: seq, Deadline: fsm.Time(q.DeadlineMs), Calls: []fsm.Call{o.call}})
 			x := newStream(t.Context(), service)
-			x.executed(q, []op{o}, out, err, time.Now())
+			x.executed(q, &work{ops: []op{o}}, out, err, time.Now())
 			<-x.wake
 			var answer pb.CheckResponse
 			if result := x.queue[0].Results[0]; result.Code != 0 {

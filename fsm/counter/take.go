@@ -214,6 +214,9 @@ type takeCall struct {
 	result [1]LimitResult
 }
 
+// Empty implements the requests of package fsm: nothing of a take is kept.
+func (q *takeCall) Empty() { *q = takeCall{} }
+
 // Decode implements the requests of package fsm.
 func (q *takeCall) Decode(b []byte) error {
 	d := wire.NewDecoder(b)

@@ -198,7 +198,8 @@ func (p *proposer) close() {
 }
 
 // ProposeAsync has the group execute a frame and calls done once, from a goroutine of the group, which done must not
-// block. The frame must not change before. An error means that done will not be called.
+// block. The frame must not change before; when done is called nobody looks at it any more. An error means that done will
+// not be called.
 func (g *Group) ProposeAsync(f *fsm.Frame, done func(fsm.FrameOutcome, error)) error {
 	if !g.IsLeader() {
 		return fsm.ErrNotLeader

@@ -51,6 +51,9 @@ func Unmarshal(b []byte, m proto.Message) error {
 	return proto.Unmarshal(b, m)
 }
 
+// maxPooled bounds what goes into gRPC's buffers, which it empties before each use: above it they have a megabyte.
+const maxPooled = 32 << 10
+
 // GRPC is for grpc.ForceCodecV2 and grpc.ForceServerCodecV2.
 type GRPC struct{}
 
@@ -61,15 +64,25 @@ func (GRPC) Name() string { return grpcproto.Name }
 
 // Marshal implements encoding.CodecV2.
 func (GRPC) Marshal(v any) (mem.BufferSlice, error) {
-	m, ok := v.(marshaler)
+	m, ok := v.(sizedMarshaler)
 	if !ok {
 		return encoding.GetCodecV2(grpcproto.Name).Marshal(v)
 	}
-	b, err := m.MarshalVT()
-	if err != nil {
+	size := m.SizeVT()
+	if mem.IsBelowBufferPoolingThreshold(size) || size > maxPooled {
+		b := make([]byte, size)
+		if _, err := m.MarshalToSizedBufferVT(b); err != nil {
+			return nil, err
+		}
+		return mem.BufferSlice{mem.SliceBuffer(b)}, nil
+	}
+	pool := mem.DefaultBufferPool() // gRPC gives it back when it is written
+	b := pool.Get(size)
+	if _, err := m.MarshalToSizedBufferVT((*b)[:size]); err != nil {
+		pool.Put(b)
 		return nil, err
 	}
-	return mem.BufferSlice{mem.SliceBuffer(b)}, nil
+	return mem.BufferSlice{mem.NewBuffer(b, pool)}, nil
 }
 
 // Tried is a message to decode into, for who wants to answer bytes that are none: gRPC sees no error.

@@ -61,6 +61,24 @@ func TestTheBytesAreThoseOfProtobuf(t *testing.T) {
 	}
 }
 
+// gRPC's buffers are used again: what is written must not be what was there before, at any size.
+func TestMessagesOfAllSizesAreEncodedForGRPC(t *testing.T) {
+	for _, size := range []int{1, 300, 2 << 10, 30 << 10, 40 << 10, 2 << 20} {
+		for fill := range byte(3) {
+			m := &pb.FrameRequest{Client: make([]byte, 16), Shard: 1, Ops: []*pb.Op{{Request: bytes.Repeat([]byte{fill}, size)}}}
+			want, err := codec.Marshal(m)
+			if err != nil {
+				t.Fatal(err)
+			}
+			slices, err := codec.GRPC{}.Marshal(m)
+			if err != nil || !bytes.Equal(slices.Materialize(), want) {
+				t.Errorf("%d bytes of %d: not what it is without gRPC, %v", size, fill, err)
+			}
+			slices.Free()
+		}
+	}
+}
+
 func TestAppendUsesTheRoomThereIs(t *testing.T) {
 	buf := make([]byte, 0, 1024)
 	got, err := codec.Append(buf, messages()["answer"])

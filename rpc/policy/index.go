@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
+	"hash"
 	"slices"
 	"strings"
 
@@ -121,7 +122,7 @@ func rolloutBucket(policy uint32, client string) uint32 {
 
 // match builds the limit. A counter that counts by the subject lives on the subject's shard, whatever else it counts by,
 // so that all limits of one client are decided in one step; others have a place of their own.
-func (r *rule) match(q *Request, subject int, rate uint32) Match {
+func (r *rule) match(q *Request, h *hasher, subject int, rate uint32) Match {
 	params := r.params
 	if rate != 0 {
 		if params.Burst == params.Rate {
@@ -133,7 +134,7 @@ func (r *rule) match(q *Request, subject int, rate uint32) Match {
 		}
 	}
 	m := Match{Policy: r.policy, Limit: counter.Limit{
-		Policy: r.policy.Number, Shadow: r.policy.Shadow, Params: params, Key: r.key(q),
+		Policy: r.policy.Number, Shadow: r.policy.Shadow, Params: params, Key: r.key(q, h),
 	}}
 	if r.scope&(1<<subject) != 0 {
 		m.RoutingKey = q.SubjectKey()
@@ -151,16 +152,25 @@ func (r *rule) match(q *Request, subject int, rate uint32) Match {
 	return m
 }
 
+// hasher is what naming a counter takes, to be used again: SHA-256 in an interface takes memory for itself and for what it hashes.
+type hasher struct {
+	hash.Hash
+	room [128]byte
+	sum  [sha256.Size]byte
+}
+
+func newHasher() any { return &hasher{Hash: sha256.New()} }
+
 // key names the counter. See counter.Key.
-func (r *rule) key(q *Request) (k counter.Key) {
-	var room [128]byte
-	b := binary.BigEndian.AppendUint32(room[:0], r.policy.Number)
+func (r *rule) key(q *Request, h *hasher) (k counter.Key) {
+	b := binary.BigEndian.AppendUint32(h.room[:0], r.policy.Number)
 	for i, v := range q.values() {
 		if r.scope&(1<<i) != 0 {
 			b = append(binary.AppendUvarint(append(b, byte(i)), uint64(len(v))), v...)
 		}
 	}
-	sum := sha256.Sum256(b)
-	copy(k[:], sum[:])
+	h.Reset()
+	h.Write(b)
+	copy(k[:], h.Sum(h.sum[:0]))
 	return k
 }

@@ -46,6 +46,8 @@ type Resolver struct {
 	mu       sync.RWMutex
 	revision uint64
 	clients  map[string][]catalog.Assignment
+
+	hashers sync.Pool
 }
 
 // clientsKept bounds the clients whose assignments are remembered.
@@ -53,7 +55,7 @@ const clientsKept = 100_000
 
 // New starts a resolver, which follows the catalog until Close.
 func New(source Source) (*Resolver, error) {
-	r := &Resolver{source: source, clients: make(map[string][]catalog.Assignment)}
+	r := &Resolver{source: source, clients: make(map[string][]catalog.Assignment), hashers: sync.Pool{New: newHasher}}
 	r.index.Store(&index{})
 	r.stop = source.WatchCatalog(func() {
 		// An unreadable catalog stops the node where it is applied; here the last good index stays.
@@ -178,8 +180,10 @@ func (r *Resolver) Resolve(matches []Match, q *Request, now func() fsm.Time) ([]
 		}
 	}
 	given := q.dims()
+	h := r.hashers.Get().(*hasher)
+	defer r.hashers.Put(h)
 	if len(q.Policies) > 0 {
-		return x.named(matches, q, own, given, at)
+		return x.named(matches, q, h, own, given, at)
 	}
 	if len(own) == 0 && len(x.all) == 0 && len(x.exact) == 0 && len(x.prefixes) == 0 {
 		return matches, nil
@@ -204,7 +208,7 @@ func (r *Resolver) Resolve(matches []Match, q *Request, now func() fsm.Time) ([]
 	subject := q.subject()
 	for scope := range best {
 		if c := &best[scope]; c.rule != nil {
-			matches = append(matches, c.rule.match(q, subject, c.rate))
+			matches = append(matches, c.rule.match(q, h, subject, c.rate))
 		}
 	}
 	return matches, nil
@@ -224,7 +228,7 @@ func offerFirst(best *[scopes]candidate, list []entry, q *Request, given int, at
 }
 
 // named applies the policies that the request names.
-func (x *index) named(matches []Match, q *Request, own []catalog.Assignment, given int, at *moment) ([]Match, error) {
+func (x *index) named(matches []Match, q *Request, h *hasher, own []catalog.Assignment, given int, at *moment) ([]Match, error) {
 	if len(q.Policies) > counter.MaxLimits {
 		return nil, fsm.Errorf(fsm.Invalid, "at most %d policies in one request", counter.MaxLimits)
 	}
@@ -250,7 +254,7 @@ func (x *index) named(matches []Match, q *Request, own []catalog.Assignment, giv
 				rate = own[i].Rate
 			}
 		}
-		matches = append(matches, rule.match(q, q.subject(), rate))
+		matches = append(matches, rule.match(q, h, q.subject(), rate))
 	}
 	return matches, nil
 }
