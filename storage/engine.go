@@ -19,6 +19,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/bloom"
 	"github.com/cockroachdb/pebble/v2/vfs"
 
+	"github.com/holdfastdb/holdfast/storage/aio"
 	"github.com/holdfastdb/holdfast/storage/compaction"
 	"github.com/holdfastdb/holdfast/storage/fatal"
 	"github.com/holdfastdb/holdfast/storage/manifest"
@@ -95,6 +96,7 @@ func Open(opts Options) (*Engine, error) {
 		EventListener:               &pebble.EventListener{FlushEnd: e.flushed},
 	}
 	if options.FS == nil {
+		options.FS = aio.FS(vfs.Default)
 		options.WithFSDefaults() // what Pebble does without a file system, which here it has
 	}
 	options.FS = guard.Disk(options.FS)

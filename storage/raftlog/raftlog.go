@@ -16,6 +16,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/hashicorp/raft"
 
+	"github.com/holdfastdb/holdfast/storage/aio"
 	"github.com/holdfastdb/holdfast/storage/compaction"
 	"github.com/holdfastdb/holdfast/storage/fatal"
 	"github.com/holdfastdb/holdfast/storage/manifest"
@@ -146,6 +147,7 @@ func Open(opts Options) (*Store, error) {
 		options.EventListener.DiskSlow = func(info pebble.DiskSlowInfo) { opts.OnDiskSlow(info.Duration, info.Path) }
 	}
 	if options.FS == nil {
+		options.FS = aio.FS(vfs.Default)
 		options.WithFSDefaults() // what Pebble does without a file system, which here it has
 	}
 	prewriter := newPrewriter(options.FS, opts.Dir, int64(opts.LogBytes))

@@ -1,0 +1,117 @@
+package aio
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"golang.org/x/sys/unix"
+)
+
+// supported skips a test where the kernel does no such syncs, as in sandboxes that refuse io_setup(2).
+func supported(t *testing.T) {
+	t.Helper()
+	if _, err := newOne(); err != nil {
+		t.Skipf("no asynchronous syncs on this machine, all are plain ones: %v", err)
+	}
+}
+
+func temporary(t *testing.T) *os.File {
+	t.Helper()
+	f, err := os.CreateTemp(t.TempDir(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = f.Close() })
+	if _, err := f.WriteString("something to sync"); err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+func TestTheKernelSyncsWhileNobodyWaitsInIt(t *testing.T) {
+	supported(t)
+	f, s := temporary(t), newSyncs()
+	for name, what := range map[string]uint16{"all": all, "data": data} {
+		plain := func() error { return errors.New("the plain way was taken") }
+		if err := s.do(f.Fd(), what, plain); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// A file that cannot be synced is left to the plain way, whose error is the caller's.
+func TestWhatTheKernelRefusesIsSyncedPlainly(t *testing.T) {
+	f, s := temporary(t), newSyncs()
+	fd := f.Fd()
+	_ = f.Close()
+	if err := s.do(fd, data, f.Sync); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("a closed file: %v", err)
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	defer w.Close()
+	called := false
+	if err := s.do(w.Fd(), all, func() error { called = true; return nil }); err != nil || !called {
+		t.Errorf("a pipe: %v, the plain way taken: %v", err, called)
+	}
+}
+
+func TestAFailedSyncIsAnError(t *testing.T) {
+	if err := (&event{result: -int64(unix.EIO)}).err(); !errors.Is(err, unix.EIO) {
+		t.Errorf("%v", err)
+	}
+	if err := (&event{}).err(); err != nil {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestManySyncsAtATime(t *testing.T) {
+	supported(t)
+	dir, fs := t.TempDir(), FS(vfs.Default)
+	var work sync.WaitGroup
+	for i := range 40 {
+		work.Go(func() {
+			f, err := fs.Create(filepath.Join(dir, fmt.Sprint(i)), "test")
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			for range 5 {
+				_, err := f.Write(make([]byte, 5000))
+				if err := errors.Join(err, f.SyncData(), f.Sync()); err != nil {
+					t.Error(err)
+				}
+			}
+			if err := f.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	work.Wait()
+	d, err := fs.OpenDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(d.Sync(), d.Close()); err != nil {
+		t.Errorf("a directory: %v", err)
+	}
+}
+
+// Files that are no files of the operating system are left as they are.
+func TestOtherFilesAreLeftAlone(t *testing.T) {
+	f, err := FS(vfs.NewMem()).Create("x", "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, wrapped := f.(file); wrapped || f.Sync() != nil {
+		t.Errorf("a file in memory is %T", f)
+	}
+}
