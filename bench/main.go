@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/holdfastdb/holdfast/client/load"
+	"github.com/holdfastdb/holdfast/cmd/procs"
 	"github.com/holdfastdb/holdfast/cmd/timers"
 )
 
@@ -57,6 +58,7 @@ func run(ctx context.Context, args []string) error {
 	}
 	timers.Slack(load.Slack)
 	load.CollectLess()
+	defer procs.Adapt(ctx).Close()
 	s.systems = strings.Split(*systems, ",")
 	if s.dir == "" {
 		temporary, err := os.MkdirTemp("", "holdfast-bench-*")

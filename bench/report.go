@@ -36,7 +36,7 @@ func (t *report) alone(ctx context.Context, h *holdfastPeer) error {
 		t.half = append(t.half, half.Run(ctx, h.check))
 		fmt.Printf("alone %d  holdfast  half of that        %s\n", round+1, describe(t.half[round]))
 	}
-	leased := load.Load{Callers: 2 * runtime.GOMAXPROCS(0), Keys: 16, Warmup: s.warmup, Duration: s.duration, Sample: 64}
+	leased := load.Load{Callers: 2 * runtime.NumCPU(), Keys: 16, Warmup: s.warmup, Duration: s.duration, Sample: 64}
 	t.leased = leased.Run(ctx, h.lease)
 	fmt.Printf("holdfast  leased check        %s\n", describe(t.leased))
 

@@ -60,7 +60,7 @@ func (s *settings) measureSessions(ctx context.Context) error {
 	var cached load.Result
 	var bytes, writes float64
 	if h != nil {
-		own := load.Load{Callers: 2 * runtime.GOMAXPROCS(0), Keys: manyKeys, Warmup: s.warmup, Duration: s.duration, Sample: 64}
+		own := load.Load{Callers: 2 * runtime.NumCPU(), Keys: manyKeys, Warmup: s.warmup, Duration: s.duration, Sample: 64}
 		cached = own.Run(ctx, h.validateCached)
 		fmt.Printf("holdfast  validate from memory  %s\n", describe(cached))
 		if writes, err = h.touchShare(ctx, many); err != nil {

@@ -78,6 +78,9 @@ type Config struct {
 	Clock func() time.Time
 	// OnSync is told how long each synced write of the Raft log took. It must not block.
 	OnSync func(time.Duration)
+	// OnWork is told when a node begins, with true, and when it ends something that keeps a processor busy for long. It must not
+	// block.
+	OnWork func(begins bool)
 	// OnFatal is called when the node must stop; the default logs and ends the process.
 	OnFatal func(error)
 	// What follows is for simulations. WrapLog may put something between Raft and its logs, BeforeSync is called before
@@ -240,7 +243,7 @@ func (n *Node) openStorage() (err error) {
 		n.log.Warn("a write to the disk takes long", "duration", d, "path", path)
 	}
 	n.state, err = storage.Open(storage.Options{
-		FS: n.cfg.FS, Dir: filesystem.PathJoin(n.cfg.Dir, stateDir), Logger: n.log, OnDiskSlow: slow, OnFatal: n.cfg.OnFatal,
+		FS: n.cfg.FS, Dir: filesystem.PathJoin(n.cfg.Dir, stateDir), Logger: n.log, OnDiskSlow: slow, OnWork: n.cfg.OnWork, OnFatal: n.cfg.OnFatal,
 	})
 	if err != nil {
 		return err
@@ -260,7 +263,7 @@ func (n *Node) openLogs(filesystem vfs.FS, where part, slow func(time.Duration, 
 	} else {
 		p, err = raftlog.Open(raftlog.Options{
 			FS: n.cfg.FS, Dir: dir, Logger: n.log, OnSync: n.cfg.OnSync, OnDiskSlow: slow, OnFatal: n.cfg.OnFatal, LogBytes: n.cfg.LogBytes,
-			BeforeSync: n.cfg.BeforeSync,
+			BeforeSync: n.cfg.BeforeSync, OnWork: n.cfg.OnWork,
 		})
 	}
 	if err != nil {

@@ -120,6 +120,9 @@ func (b *batch) put(key, value []byte, deleted bool) {
 func (b *batch) Set(key, value []byte) { b.put(key, value, false) }
 func (b *batch) Delete(key []byte)     { b.put(key, nil, true) }
 
+// manyWrites take a millisecond.
+const manyWrites = 256
+
 func (b *batch) Next() (kv.Batch, error) {
 	if b.done {
 		return nil, errors.New("storage: batch is spent")
@@ -131,6 +134,10 @@ func (b *batch) Next() (kv.Batch, error) {
 	}
 	c := &commit{batch: b, finished: make(chan struct{})}
 	go func() { // ends by itself; Next, Wait and Close of the next batch wait for it
+		if len(b.writes) > manyWrites {
+			b.s.e.opts.OnWork(true)
+			defer b.s.e.opts.OnWork(false)
+		}
 		c.err = b.write()
 		close(c.finished)
 	}()

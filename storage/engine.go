@@ -38,6 +38,8 @@ type Options struct {
 	Logger        *slog.Logger
 	// OnDiskSlow is told when a write takes long.
 	OnDiskSlow func(d time.Duration, path string)
+	// OnWork is told when a flush, a compaction or a write of many rows begins, with true, and when it ends: they keep a processor busy. It must not block.
+	OnWork func(begins bool)
 	// OnFatal is called when the store cannot go on, with an error that says why. It must not return normally into
 	// work on the store; the default logs and ends the process, because guessing would risk what was acknowledged.
 	OnFatal func(error)
@@ -66,6 +68,9 @@ func Open(opts Options) (*Engine, error) {
 			os.Exit(1)
 		}
 	}
+	if opts.OnWork == nil {
+		opts.OnWork = func(bool) {}
+	}
 	if opts.CacheBytes == 0 {
 		opts.CacheBytes = 160 << 20
 	}
@@ -79,6 +84,7 @@ func Open(opts Options) (*Engine, error) {
 	}
 	cache := pebble.NewCache(opts.CacheBytes)
 	defer cache.Unref()
+	compactors := max(1, runtime.GOMAXPROCS(0)/2) // now: later a process may have fewer, as long as it does little
 	options := &pebble.Options{
 		FS:                          opts.FS,
 		ReadOnly:                    opts.ReadOnly,
@@ -90,10 +96,15 @@ func Open(opts Options) (*Engine, error) {
 		L0StopWritesThreshold:       24,
 		BytesPerSync:                512 << 10,
 		MaxManifestFileSize:         manifest.MaxBytes,
-		CompactionConcurrencyRange:  func() (int, int) { return 1, max(1, runtime.GOMAXPROCS(0)/2) },
+		CompactionConcurrencyRange:  func() (int, int) { return 1, compactors },
 		FlushDelayDeleteRange:       5 * time.Second,
 		Logger:                      guard,
-		EventListener:               &pebble.EventListener{FlushEnd: e.flushed},
+		EventListener:               compaction.Listener(opts.OnWork),
+	}
+	flushed := options.EventListener.FlushEnd
+	options.EventListener.FlushEnd = func(info pebble.FlushInfo) {
+		flushed(info)
+		e.flushed(info)
 	}
 	if options.FS == nil {
 		options.FS = aio.FS(vfs.Default)

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"slices"
+	"sync/atomic"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -469,3 +470,53 @@ func BenchmarkCommit(b *testing.B) {
 }
 
 func testRNG(seed uint64) *rand.Rand { return rand.New(rand.NewPCG(seed, 1)) }
+
+// What keeps a processor busy is told, from its begin to its end, and what does not is not.
+func TestOnWork(t *testing.T) {
+	var begun, ended atomic.Int64
+	e, err := Open(Options{FS: vfs.NewMem(), Dir: "state", OnWork: func(begins bool) {
+		if begins {
+			begun.Add(1)
+		} else {
+			ended.Add(1)
+		}
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := e.Shard(1)
+	told := int64(0)
+	after := func(what string, least, most int64) {
+		t.Helper()
+		n := begun.Load() - told
+		told += n
+		if n < least || n > most {
+			t.Errorf("%s: told of %d pieces of work, want %d to %d", what, n, least, most)
+		}
+	}
+	after("open", 0, 0)
+	rows := func(n int) {
+		t.Helper()
+		b := s.NewBatch()
+		for i := range n {
+			b.Set(fmt.Appendf(nil, "row %d", i), []byte("v"))
+		}
+		if err := written(b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	rows(10)
+	after("few rows", 0, 0)
+	rows(manyWrites + 1)
+	after("many rows", 1, 1)
+	if err := s.Compact(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	after("a flush and compactions", 2, 20)
+	if err := e.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if b, e := begun.Load(), ended.Load(); b != e {
+		t.Errorf("%d pieces of work have begun and %d ended", b, e)
+	}
+}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/holdfastdb/holdfast/client"
 	"github.com/holdfastdb/holdfast/client/load"
+	"github.com/holdfastdb/holdfast/cmd/procs"
 	pb "github.com/holdfastdb/holdfast/rpc/holdfastpb"
 )
 
@@ -130,6 +131,7 @@ func (r *benchRun) complete(name string, keysGiven bool) error {
 func isAbove(x, bound float64) bool { return x > bound && !math.IsInf(x, 1) }
 
 func (c *cli) bench(ctx context.Context, name string, r *benchRun) (err error) {
+	defer procs.Adapt(ctx).Close()
 	cl, err := c.dial(ctx)
 	if err != nil {
 		return err

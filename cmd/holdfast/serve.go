@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/holdfastdb/holdfast/cmd/procs"
 	"github.com/holdfastdb/holdfast/node"
 	"github.com/holdfastdb/holdfast/node/shard"
 	"github.com/holdfastdb/holdfast/rpc/process"
@@ -70,6 +71,8 @@ func (c *cli) dev(ctx context.Context, cfg *serverConfig, nodes int) (err error)
 		return err
 	}
 	defer pacedGC(ctx)()
+	processors := procs.Adapt(ctx)
+	defer processors.Close()
 	start, cancel := context.WithTimeout(ctx, readyTimeout)
 	defer cancel()
 	var running []*process.Process
@@ -78,7 +81,7 @@ func (c *cli) dev(ctx context.Context, cfg *serverConfig, nodes int) (err error)
 	for i := range nodes {
 		pc := cfg.process(logger)
 		pc.Node.Name = fmt.Sprintf("n%d", i+1)
-		pc.Node.Timing, pc.Keys = devTiming, keys
+		pc.Node.Timing, pc.Node.OnWork, pc.Keys = devTiming, processors.Work, keys
 		if nodes > 1 {
 			pc.Node.Dir = filepath.Join(cfg.data, pc.Node.Name)
 		}
@@ -192,6 +195,9 @@ func (c *cli) start(ctx context.Context, cfg *serverConfig) (err error) {
 		logger.Warn("what sessions say of their users is stored as plain text: make keys with holdfast session keys create, and give all nodes the same with --session-keys")
 	}
 	defer pacedGC(ctx)()
+	processors := procs.Adapt(ctx)
+	defer processors.Close()
+	pc.Node.OnWork = processors.Work
 	p, err := process.Start(ctx, pc)
 	if err != nil {
 		return startError(err)

@@ -73,6 +73,8 @@ type Options struct {
 	BeforeSync func()
 	// OnDiskSlow is told when a write takes long.
 	OnDiskSlow func(d time.Duration, path string)
+	// OnWork is told when a flush or a compaction begins, with true, and when it ends: they keep a processor busy. It must not block.
+	OnWork func(begins bool)
 	// OnFatal is called when the store cannot go on; the default logs and ends the process. Whether an entry is on
 	// disk is unknown after a failed write, so there is nothing else to do.
 	OnFatal func(error)
@@ -114,6 +116,9 @@ func Open(opts Options) (*Store, error) {
 			os.Exit(1)
 		}
 	}
+	if opts.OnWork == nil {
+		opts.OnWork = func(bool) {}
+	}
 	if opts.CacheBytes == 0 {
 		opts.CacheBytes = 32 << 20
 	}
@@ -136,7 +141,7 @@ func Open(opts Options) (*Store, error) {
 		FlushDelayDeleteRange:       5 * time.Second,
 		Logger:                      guard,
 		MaxManifestFileSize:         manifest.MaxBytes,
-		EventListener:               &pebble.EventListener{},
+		EventListener:               compaction.Listener(opts.OnWork),
 	}
 	for i := range options.Levels {
 		options.Levels[i].Compression = func() *sstable.CompressionProfile { return sstable.NoCompression }
@@ -156,7 +161,9 @@ func Open(opts Options) (*Store, error) {
 		return nil, fmt.Errorf("open Raft log: %w", err)
 	}
 	seal := manifest.New(options.FS, opts.Dir)
+	flushed := options.EventListener.FlushEnd
 	options.EventListener.FlushEnd = func(info pebble.FlushInfo) {
+		flushed(info)
 		if info.Err != nil {
 			return
 		}

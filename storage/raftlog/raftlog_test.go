@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -155,5 +156,35 @@ func BenchmarkAppend(b *testing.B) {
 				}
 			})
 		}
+	}
+}
+
+// Flushes keep a processor busy, which is told from their begin to their end.
+func TestOnWork(t *testing.T) {
+	var begun, ended atomic.Int64
+	s, err := raftlog.Open(raftlog.Options{FS: vfs.NewMem(), Dir: "log", LogBytes: 64 << 10, OnWork: func(begins bool) {
+		if begins {
+			begun.Add(1)
+		} else {
+			ended.Add(1)
+		}
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := s.Open(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range uint64(100) {
+		if err := l.StoreLog(&raft.Log{Index: 1 + i, Term: 1, Data: make([]byte, 10<<10)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(l.Close(), s.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if b, e := begun.Load(), ended.Load(); b == 0 || b != e {
+		t.Errorf("%d pieces of work have begun and %d ended", b, e)
 	}
 }
