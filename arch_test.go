@@ -68,7 +68,7 @@ var layers = []layer{
 	{"cluster-tests/check", []string{"rpc", "fsm", "fsm/catalog", "storage/kv", "cluster-tests/history", "cluster-tests/models"}, "the judge knows a data type by its model"},
 	{"cluster-tests/sim", []string{"client", "rpc/process", "node/", "fsm", "cluster-tests/"}, "a layer takes data types as models has them"},
 	{"cluster-tests/chaos", []string{"client", "rpc/holdfastpb", "fsm", "storage/plant", "cluster-tests/"}, "a layer takes data types as models has them"},
-	{"bench", []string{"client", "client/load", "rpc/holdfastpb", "fsm/", "storage", "cmd/timers"}, "a user of the SDK, and of what it measures alone"},
+	{"bench", []string{"client", "client/load", "rpc/holdfastpb", "fsm/", "storage", "cmd/procs", "cmd/timers"}, "a user of the SDK, and of what it measures alone"},
 }
 
 // testKits may be imported by tests, by each other and by cluster-tests only.
