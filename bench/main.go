@@ -58,7 +58,9 @@ func run(ctx context.Context, args []string) error {
 	}
 	timers.Slack(load.Slack)
 	load.CollectLess()
-	defer procs.Adapt(ctx).Close()
+	processors := procs.New()
+	processors.Follow(ctx)
+	defer processors.Close()
 	s.systems = strings.Split(*systems, ",")
 	if s.dir == "" {
 		temporary, err := os.MkdirTemp("", "holdfast-bench-*")

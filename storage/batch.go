@@ -134,11 +134,14 @@ func (b *batch) Next() (kv.Batch, error) {
 	}
 	c := &commit{batch: b, finished: make(chan struct{})}
 	go func() { // ends by itself; Next, Wait and Close of the next batch wait for it
-		if len(b.writes) > manyWrites {
+		many := len(b.writes) > manyWrites
+		if many {
 			b.s.e.opts.OnWork(true)
-			defer b.s.e.opts.OnWork(false)
 		}
 		c.err = b.write()
+		if many {
+			b.s.e.opts.OnWork(false)
+		}
 		close(c.finished)
 	}()
 	return &batch{s: b.s, index: make(map[string]int), before: c}, nil

@@ -38,7 +38,8 @@ type Options struct {
 	Logger        *slog.Logger
 	// OnDiskSlow is told when a write takes long.
 	OnDiskSlow func(d time.Duration, path string)
-	// OnWork is told when a flush, a compaction or a write of many rows begins, with true, and when it ends: they keep a processor busy. It must not block.
+	// OnWork is told when something begins that keeps a processor busy, with true, and when it ends: a flush, a compaction, a
+	// write of many rows, a snapshot. It must not block.
 	OnWork func(begins bool)
 	// OnFatal is called when the store cannot go on, with an error that says why. It must not return normally into
 	// work on the store; the default logs and ends the process, because guessing would risk what was acknowledged.
@@ -48,6 +49,7 @@ type Options struct {
 // Engine is an open state database. Its methods are safe for concurrent use.
 type Engine struct {
 	opts    Options
+	files   vfs.FS
 	db      *pebble.DB
 	seal    *manifest.Seal
 	exports chan struct{} // a slot for each snapshot that is being built
@@ -77,16 +79,19 @@ func Open(opts Options) (*Engine, error) {
 	if opts.MemTableBytes == 0 {
 		opts.MemTableBytes = 32 << 20
 	}
-	e := &Engine{opts: opts, exports: make(chan struct{}, 1)}
+	e := &Engine{opts: opts, files: opts.FS, exports: make(chan struct{}, 1)}
+	if e.files == nil {
+		e.files = aio.FS(vfs.Default)
+	}
 	guard := fatal.New(opts.Logger, "state database", opts.OnFatal)
-	if err := manifest.Check(e.fs(), opts.Dir); err != nil {
+	if err := manifest.Check(e.files, opts.Dir); err != nil {
 		return nil, fmt.Errorf("open state database %s: %w", opts.Dir, err)
 	}
 	cache := pebble.NewCache(opts.CacheBytes)
 	defer cache.Unref()
 	compactors := max(1, runtime.GOMAXPROCS(0)/2) // now: later a process may have fewer, as long as it does little
 	options := &pebble.Options{
-		FS:                          opts.FS,
+		FS:                          e.files,
 		ReadOnly:                    opts.ReadOnly,
 		Cache:                       cache,
 		FormatMajorVersion:          pebble.FormatNewest,
@@ -99,15 +104,9 @@ func Open(opts Options) (*Engine, error) {
 		CompactionConcurrencyRange:  func() (int, int) { return 1, compactors },
 		FlushDelayDeleteRange:       5 * time.Second,
 		Logger:                      guard,
-		EventListener:               compaction.Listener(opts.OnWork),
+		EventListener:               compaction.Listener(opts.OnWork, e.sealManifest),
 	}
-	flushed := options.EventListener.FlushEnd
-	options.EventListener.FlushEnd = func(info pebble.FlushInfo) {
-		flushed(info)
-		e.flushed(info)
-	}
-	if options.FS == nil {
-		options.FS = aio.FS(vfs.Default)
+	if opts.FS == nil {
 		options.WithFSDefaults() // what Pebble does without a file system, which here it has
 	}
 	options.FS = guard.Disk(options.FS)
@@ -131,23 +130,16 @@ func Open(opts Options) (*Engine, error) {
 		return e, nil
 	}
 	// A crash in the middle of a transfer leaves files that nobody refers to.
-	if err := e.fs().RemoveAll(e.spool()); err != nil {
+	if err := e.files.RemoveAll(e.spool()); err != nil {
 		return nil, errors.Join(fmt.Errorf("remove old spool files: %w", err), db.Close())
 	}
-	if err := e.fs().MkdirAll(e.spool(), 0o700); err != nil {
+	if err := e.files.MkdirAll(e.spool(), 0o700); err != nil {
 		return nil, errors.Join(fmt.Errorf("make spool directory: %w", err), db.Close())
 	}
 	return e, nil
 }
 
-func (e *Engine) fs() vfs.FS {
-	if e.opts.FS != nil {
-		return e.opts.FS
-	}
-	return vfs.Default
-}
-
-func (e *Engine) spool() string { return e.fs().PathJoin(e.opts.Dir, "spool") }
+func (e *Engine) spool() string { return e.files.PathJoin(e.opts.Dir, "spool") }
 
 // Sync returns after everything committed before the call is durable, for all shards. Pebble's commit
 // pipeline lets concurrent calls share one write.
@@ -157,13 +149,6 @@ func (e *Engine) Sync() error {
 		return fmt.Errorf("sync state database: %w", err)
 	}
 	return nil
-}
-
-// flushed is called by Pebble after a flush.
-func (e *Engine) flushed(info pebble.FlushInfo) {
-	if info.Err == nil {
-		e.sealManifest()
-	}
 }
 
 // sealManifest renews the seal. Without the new one that of before holds, for less.

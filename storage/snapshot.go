@@ -39,8 +39,8 @@ var spoolNumber atomic.Uint64 // names of spool directories; never reused in a p
 
 func (e *Engine) newSpool(kind string, group uint32) (string, error) {
 	name := kind + "-" + strconv.Itoa(int(group)) + "-" + strconv.FormatUint(spoolNumber.Add(1), 10)
-	dir := e.fs().PathJoin(e.spool(), name)
-	if err := e.fs().MkdirAll(dir, 0o700); err != nil {
+	dir := e.files.PathJoin(e.spool(), name)
+	if err := e.files.MkdirAll(dir, 0o700); err != nil {
 		return "", fmt.Errorf("make spool directory: %w", err)
 	}
 	return dir, nil
@@ -67,7 +67,9 @@ func (s *Shard) Export(ctx context.Context, read func(kv.Reader) error) (_ *Expo
 	case <-ctx.Done():
 		return nil, fmt.Errorf("wait to export group %d: %w", s.group, ctx.Err())
 	}
-	x := &Export{fs: s.e.fs()}
+	s.e.opts.OnWork(true)
+	defer s.e.opts.OnWork(false)
+	x := &Export{fs: s.e.files}
 	if x.dir, err = s.e.newSpool("out", s.group); err != nil {
 		return nil, err
 	}
@@ -102,8 +104,8 @@ func (s *Shard) writeTables(ctx context.Context, v *view, dir string) ([]string,
 			if err := ctx.Err(); err != nil {
 				return nil, err
 			}
-			path := s.e.fs().PathJoin(dir, strconv.Itoa(len(tables))+".sst")
-			f, err := s.e.fs().Create(path, vfs.WriteCategoryUnspecified)
+			path := s.e.files.PathJoin(dir, strconv.Itoa(len(tables))+".sst")
+			f, err := s.e.files.Create(path, vfs.WriteCategoryUnspecified)
 			if err != nil {
 				return nil, err
 			}
@@ -184,7 +186,7 @@ func (s *Shard) NewInstall() (*Install, error) {
 	if err != nil {
 		return nil, err
 	}
-	f, err := s.e.fs().Create(s.e.fs().PathJoin(dir, "stream"), vfs.WriteCategoryUnspecified)
+	f, err := s.e.files.Create(s.e.files.PathJoin(dir, "stream"), vfs.WriteCategoryUnspecified)
 	if err != nil {
 		return nil, fmt.Errorf("receive group %d: %w", s.group, err)
 	}
@@ -200,7 +202,9 @@ func (in *Install) Finish() error {
 	if in.file == nil {
 		return nil
 	}
-	fs := in.s.e.fs()
+	in.s.e.opts.OnWork(true)
+	defer in.s.e.opts.OnWork(false)
+	fs := in.s.e.files
 	err := errors.Join(in.file.Sync(), in.file.Close())
 	in.file = nil
 	if err != nil {
@@ -224,7 +228,7 @@ func (in *Install) split(r io.Reader) error {
 	if group != in.s.group {
 		return fmt.Errorf("%w: content of group %d sent for group %d", ErrCorrupt, group, in.s.group)
 	}
-	fs := in.s.e.fs()
+	fs := in.s.e.files
 	for i := range tables {
 		path := fs.PathJoin(in.dir, strconv.Itoa(int(i))+".sst")
 		f, err := fs.Create(path, vfs.WriteCategoryUnspecified)
@@ -320,5 +324,5 @@ func (in *Install) Discard() error {
 		err = in.file.Close()
 		in.file = nil
 	}
-	return errors.Join(err, in.s.e.fs().RemoveAll(in.dir))
+	return errors.Join(err, in.s.e.files.RemoveAll(in.dir))
 }

@@ -338,7 +338,7 @@ func TestInstallReplacesTheWholeShardAndNothingElse(t *testing.T) {
 		t.Errorf("empty content: %v", err)
 	}
 	want(t, to.Shard(2), map[string]string{})
-	left, err := to.fs().List(to.spool())
+	left, err := to.files.List(to.spool())
 	if err != nil || len(left) != 0 {
 		t.Errorf("left in the spool: %v, %v", left, err)
 	}

@@ -131,7 +131,9 @@ func (r *benchRun) complete(name string, keysGiven bool) error {
 func isAbove(x, bound float64) bool { return x > bound && !math.IsInf(x, 1) }
 
 func (c *cli) bench(ctx context.Context, name string, r *benchRun) (err error) {
-	defer procs.Adapt(ctx).Close()
+	processors := procs.New()
+	processors.Follow(ctx)
+	defer processors.Close()
 	cl, err := c.dial(ctx)
 	if err != nil {
 		return err

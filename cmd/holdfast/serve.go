@@ -71,7 +71,7 @@ func (c *cli) dev(ctx context.Context, cfg *serverConfig, nodes int) (err error)
 		return err
 	}
 	defer pacedGC(ctx)()
-	processors := procs.Adapt(ctx)
+	processors := procs.New()
 	defer processors.Close()
 	start, cancel := context.WithTimeout(ctx, readyTimeout)
 	defer cancel()
@@ -105,6 +105,7 @@ func (c *cli) dev(ctx context.Context, cfg *serverConfig, nodes int) (err error)
 			return err
 		}
 	}
+	cfg.follow(ctx, processors)
 	first := running[0]
 	fmt.Fprintf(c.stdout, "holdfast: ready http=%s grpc=%s\n", first.HTTPAddr(), first.GRPCAddr())
 	addr := ""
@@ -195,7 +196,7 @@ func (c *cli) start(ctx context.Context, cfg *serverConfig) (err error) {
 		logger.Warn("what sessions say of their users is stored as plain text: make keys with holdfast session keys create, and give all nodes the same with --session-keys")
 	}
 	defer pacedGC(ctx)()
-	processors := procs.Adapt(ctx)
+	processors := procs.New()
 	defer processors.Close()
 	pc.Node.OnWork = processors.Work
 	p, err := process.Start(ctx, pc)
@@ -210,10 +211,19 @@ func (c *cli) start(ctx context.Context, cfg *serverConfig) (err error) {
 		}
 		return err
 	}
+	cfg.follow(ctx, processors)
 	fmt.Fprintf(c.stdout, "holdfast: ready http=%s grpc=%s\n", p.HTTPAddr(), p.GRPCAddr())
 	<-ctx.Done()
 	logger.Info("stopping")
 	return nil
+}
+
+// follow lets the number of processors follow the load, once the start is over, for which all are needed. With one, BoltDB's
+// syncs would stop a node: they keep it, as those of package storage/aio do not.
+func (c *serverConfig) follow(ctx context.Context, p *procs.Processors) {
+	if c.raftLog != "boltdb" {
+		p.Follow(ctx)
+	}
 }
 
 func readGossipKey(path string) ([]byte, error) {

@@ -15,41 +15,49 @@ import (
 	"time"
 )
 
-// look is how often the process looks at what it used, and so how long a sudden load has to do with too few.
+// look is how often the process looks at what it used, and so how long a sudden load has to do with too few; longer if the
+// heap is being collected just then, during which the runtime changes nothing.
 const look = 500 * time.Millisecond
 
-// One more is worth its price above busy, as a part of what there is, and half are enough if those would be used below calm.
+// Twice as many are worth their price above busy, as a part of what there is, and half are enough if those would be used below
+// calm.
 const (
 	busy = 0.75
 	calm = 0.55
 )
 
-// Processors are those of this process.
+// Processors are those of this process, of which there is one at a time. How many it may have is what it had at New: a limit
+// of its cgroup that changes later counts again after the end.
 type Processors struct {
 	most  int
 	used  func() (time.Duration, bool) // CPU time so far
 	set   func(int)
-	busy  atomic.Int64  // pieces of work under way that Work was told of
+	back  func()        // to what the runtime would have
+	works atomic.Int64  // pieces of work under way that Work was told of
 	begun chan struct{} // one of them has begun
 
 	cancel context.CancelFunc
 	done   sync.WaitGroup
 }
 
-// Adapt makes the number of processors follow the load until Close, which gives all back. It begins with all: a start is
-// work. Who sets GOMAXPROCS gets that.
-func Adapt(ctx context.Context) *Processors {
-	p := &Processors{
-		most: runtime.GOMAXPROCS(0), used: used, set: func(n int) { runtime.GOMAXPROCS(n) }, begun: make(chan struct{}, 1),
+// New changes nothing yet.
+func New() *Processors {
+	return &Processors{
+		most: runtime.GOMAXPROCS(0), used: used, set: func(n int) { runtime.GOMAXPROCS(n) }, back: runtime.SetDefaultGOMAXPROCS,
+		begun: make(chan struct{}, 1), cancel: func() {},
 	}
-	ctx, p.cancel = context.WithCancel(ctx)
-	if _, known := used(); known && p.most > 1 && os.Getenv("GOMAXPROCS") == "" {
-		p.done.Go(func() { p.follow(ctx) })
-	}
-	return p
 }
 
-// Close ends it.
+// Follow makes the number of processors follow the load until ctx ends or Close is called. Who sets GOMAXPROCS gets that.
+func (p *Processors) Follow(ctx context.Context) {
+	if _, known := p.used(); !known || p.most == 1 || os.Getenv("GOMAXPROCS") != "" {
+		return
+	}
+	ctx, p.cancel = context.WithCancel(ctx)
+	p.done.Go(func() { p.follow(ctx) })
+}
+
+// Close gives all processors back.
 func (p *Processors) Close() {
 	p.cancel()
 	p.done.Wait()
@@ -59,10 +67,10 @@ func (p *Processors) Close() {
 // one more, or all else would wait. It does not block.
 func (p *Processors) Work(begins bool) {
 	if !begins {
-		p.busy.Add(-1)
+		p.works.Add(-1)
 		return
 	}
-	p.busy.Add(1)
+	p.works.Add(1)
 	select {
 	case p.begun <- struct{}{}:
 	default:
@@ -71,7 +79,7 @@ func (p *Processors) Work(begins bool) {
 
 // follow sets the number of processors again and again.
 func (p *Processors) follow(ctx context.Context) {
-	defer p.set(p.most)
+	defer p.back()
 	ticks := time.NewTicker(look)
 	defer ticks.Stop()
 	last, _ := p.used()
@@ -86,9 +94,9 @@ func (p *Processors) follow(ctx context.Context) {
 		case <-ticks.C:
 			used, _ := p.used()
 			passed := time.Since(at)
-			n = enough(n, p.most, float64(used-last)/float64(passed))
+			n = enough(n, p.most, float64(used-last)/float64(passed)-float64(more)) // that one is for the other work
 			last, at = used, at.Add(passed)
-			if p.busy.Load() == 0 {
+			if p.works.Load() == 0 {
 				more = 0
 			}
 		}

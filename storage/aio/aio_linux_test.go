@@ -33,7 +33,7 @@ func temporary(t *testing.T) *os.File {
 	return f
 }
 
-func TestTheKernelSyncsWhileNobodyWaitsInIt(t *testing.T) {
+func TestTheKernelSyncs(t *testing.T) {
 	supported(t)
 	f, s := temporary(t), newSyncs()
 	for name, what := range map[string]uint16{"all": all, "data": data} {
@@ -47,6 +47,9 @@ func TestTheKernelSyncsWhileNobodyWaitsInIt(t *testing.T) {
 // A file that cannot be synced is left to the plain way, whose error is the caller's.
 func TestWhatTheKernelRefusesIsSyncedPlainly(t *testing.T) {
 	f, s := temporary(t), newSyncs()
+	if o := s.take(); o != nil {
+		s.give(o) // or its eventfd would have the closed file's number
+	}
 	fd := f.Fd()
 	_ = f.Close()
 	if err := s.do(fd, data, f.Sync); !errors.Is(err, os.ErrClosed) {
@@ -61,6 +64,52 @@ func TestWhatTheKernelRefusesIsSyncedPlainly(t *testing.T) {
 	called := false
 	if err := s.do(w.Fd(), all, func() error { called = true; return nil }); err != nil || !called {
 		t.Errorf("a pipe: %v, the plain way taken: %v", err, called)
+	}
+}
+
+// A kernel that does no such syncs is asked once, and not once more for each sync.
+func TestTheKernelIsAskedOnce(t *testing.T) {
+	supported(t)
+	s := newSyncs()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	defer w.Close()
+	open := func() int {
+		names, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(names)
+	}
+	plain := 0
+	count := func() error { plain++; return nil }
+	before := open()
+	for range 100 {
+		if err := s.do(w.Fd(), data, count); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := open() - before; n > 1 || plain != 100 {
+		t.Errorf("%d files more are open after a hundred refusals, %d of them plain", n, plain)
+	}
+}
+
+// What has begun has an outcome, which must not be lost: the plain way could tell of success after it.
+func TestALostOutcomeIsAnError(t *testing.T) {
+	supported(t)
+	f, s := temporary(t), newSyncs()
+	o := s.take()
+	if err := (&one{context: 1, ready: o.ready}).wait(); !errors.Is(err, unix.EINVAL) {
+		t.Errorf("without a context: %v", err)
+	}
+	if err := o.begin(f.Fd(), data); err != nil {
+		t.Fatal(err)
+	}
+	if err := o.wait(); err != nil || o.events[0].err() != nil {
+		t.Errorf("%v, %v", err, o.events[0].err())
 	}
 }
 

@@ -73,7 +73,8 @@ type Options struct {
 	BeforeSync func()
 	// OnDiskSlow is told when a write takes long.
 	OnDiskSlow func(d time.Duration, path string)
-	// OnWork is told when a flush or a compaction begins, with true, and when it ends: they keep a processor busy. It must not block.
+	// OnWork is told when a flush or a compaction begins, with true, and when it ends: they keep a processor busy. It must not
+	// block.
 	OnWork func(begins bool)
 	// OnFatal is called when the store cannot go on; the default logs and ends the process. Whether an entry is on
 	// disk is unknown after a failed write, so there is nothing else to do.
@@ -128,6 +129,7 @@ func Open(opts Options) (*Store, error) {
 	guard := fatal.New(opts.Logger, "raft log", opts.OnFatal)
 	cache := pebble.NewCache(8 << 20)
 	defer cache.Unref()
+	var seal *manifest.Seal
 	options := &pebble.Options{
 		FS:                          opts.FS,
 		ReadOnly:                    opts.ReadOnly,
@@ -141,16 +143,20 @@ func Open(opts Options) (*Store, error) {
 		FlushDelayDeleteRange:       5 * time.Second,
 		Logger:                      guard,
 		MaxManifestFileSize:         manifest.MaxBytes,
-		EventListener:               compaction.Listener(opts.OnWork),
+		EventListener: compaction.Listener(opts.OnWork, func() {
+			if err := seal.Renew(); err != nil {
+				opts.Logger.Error("the list of the Raft log's files is not sealed", "error", err)
+			}
+		}),
+	}
+	if opts.OnDiskSlow != nil {
+		options.EventListener.DiskSlow = func(info pebble.DiskSlowInfo) { opts.OnDiskSlow(info.Duration, info.Path) }
 	}
 	for i := range options.Levels {
 		options.Levels[i].Compression = func() *sstable.CompressionProfile { return sstable.NoCompression }
 	}
 	compactions := compaction.New()
 	options.Experimental.CompactionScheduler = compactions
-	if opts.OnDiskSlow != nil {
-		options.EventListener.DiskSlow = func(info pebble.DiskSlowInfo) { opts.OnDiskSlow(info.Duration, info.Path) }
-	}
 	if options.FS == nil {
 		options.FS = aio.FS(vfs.Default)
 		options.WithFSDefaults() // what Pebble does without a file system, which here it has
@@ -160,17 +166,7 @@ func Open(opts Options) (*Store, error) {
 	if err := errors.Join(verify(prewriter, opts.Dir), manifest.Check(prewriter, opts.Dir)); err != nil {
 		return nil, fmt.Errorf("open Raft log: %w", err)
 	}
-	seal := manifest.New(options.FS, opts.Dir)
-	flushed := options.EventListener.FlushEnd
-	options.EventListener.FlushEnd = func(info pebble.FlushInfo) {
-		flushed(info)
-		if info.Err != nil {
-			return
-		}
-		if err := seal.Renew(); err != nil {
-			opts.Logger.Error("the list of the Raft log's files is not sealed", "error", err)
-		}
-	}
+	seal = manifest.New(options.FS, opts.Dir)
 	db, err := pebble.Open(opts.Dir, options)
 	if err != nil {
 		return nil, fmt.Errorf("open Raft log %s: %w", opts.Dir, err)
