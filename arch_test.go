@@ -26,7 +26,7 @@ type layer struct {
 }
 
 var layers = []layer{
-	{"cmd/", []string{"client/", "rpc/", "node/", "fsm/", "storage/raftlog", "cmd/timers", "cmd/procs"}, "the program wires everything together"},
+	{"cmd/", []string{"client/", "rpc/", "node/", "fsm/", "storage/aio", "storage/raftlog", "cmd/timers", "cmd/procs"}, "the program wires everything together"},
 	{"cmd/procs", nil, "a leaf: how many processors a process uses"},
 	{"cmd/timers", nil, "a leaf: what a process asks of the kernel"},
 	{"client", []string{"rpc/holdfastpb", "rpc/codec", "rpc/lease", "rpc/sessiontoken"}, "users link the SDK: no server in it"},

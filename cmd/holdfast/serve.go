@@ -18,6 +18,7 @@ import (
 	"github.com/holdfastdb/holdfast/node"
 	"github.com/holdfastdb/holdfast/node/shard"
 	"github.com/holdfastdb/holdfast/rpc/process"
+	"github.com/holdfastdb/holdfast/storage/aio"
 )
 
 // devTiming makes a cluster on one machine react fast.
@@ -218,10 +219,10 @@ func (c *cli) start(ctx context.Context, cfg *serverConfig) (err error) {
 	return nil
 }
 
-// follow lets the number of processors follow the load, once the start is over, for which all are needed. With one, BoltDB's
-// syncs would stop a node: they keep it, as those of package storage/aio do not.
+// follow lets the number of processors follow the load, once the start is over, for which all are needed. With one, plain
+// syncs would stop a node, each of which keeps a processor: BoltDB's, and all where the kernel has no others.
 func (c *serverConfig) follow(ctx context.Context, p *procs.Processors) {
-	if c.raftLog != "boltdb" {
+	if c.raftLog != "boltdb" && aio.Supported(c.data) {
 		p.Follow(ctx)
 	}
 }

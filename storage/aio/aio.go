@@ -8,10 +8,29 @@
 // serves flushes and compactions, for which a process has a processor more (cmd/procs).
 package aio
 
-import "github.com/cockroachdb/pebble/v2/vfs"
+import (
+	"os"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+)
 
 // FS is fs with such syncs of the files that the operating system has.
 func FS(fs vfs.FS) vfs.FS { return system{fs, newSyncs()} }
+
+// Supported tells whether the kernel does such syncs where dir is, which it syncs to see.
+func Supported(dir string) bool {
+	f, err := os.Open(dir)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	supported := true
+	err = newSyncs().do(f.Fd(), all, func() error {
+		supported = false
+		return nil
+	})
+	return supported && err == nil
+}
 
 type system struct {
 	vfs.FS

@@ -15,8 +15,8 @@ import (
 // supported skips a test where the kernel does no such syncs, as in sandboxes that refuse io_setup(2).
 func supported(t *testing.T) {
 	t.Helper()
-	if _, err := newOne(); err != nil {
-		t.Skipf("no asynchronous syncs on this machine, all are plain ones: %v", err)
+	if !Supported(t.TempDir()) {
+		t.Skip("no asynchronous syncs on this machine, all are plain ones")
 	}
 }
 
@@ -162,5 +162,11 @@ func TestOtherFilesAreLeftAlone(t *testing.T) {
 	}
 	if _, wrapped := f.(file); wrapped || f.Sync() != nil {
 		t.Errorf("a file in memory is %T", f)
+	}
+}
+
+func TestNothingIsSupportedWhereThereIsNothing(t *testing.T) {
+	if Supported(filepath.Join(t.TempDir(), "none")) {
+		t.Error("a directory that is not there can be synced")
 	}
 }
