@@ -1,6 +1,6 @@
-// Package compaction decides when Pebble may compact, and tells when it does. Pebble's own scheduler does so with a ticker, ten times a second in
-// each database, which is a good part of all that an idle node does. This one looks only when something happens, and
-// while a compaction runs.
+// Package compaction decides when Pebble may compact, and tells when it does. Pebble's own scheduler decides with a ticker,
+// ten times a second in each database, which is a good part of all that an idle node does. This one looks only when
+// something happens, and while a compaction runs.
 package compaction
 
 import (
