@@ -21,26 +21,26 @@ const (
 
 // command is struct iocb of linux/aio_abi.h; key and flags, both 0 here, change places on big-endian machines.
 type command struct {
-	data     uint64
-	key      uint32
-	flags    uint32
-	opcode   uint16
-	priority int16
-	fd       uint32
-	buf      uint64
-	bytes    uint64
-	offset   int64
-	_        uint64
-	notify   uint32 // whether event is one
-	event    uint32 // the eventfd
+	_      uint64 // data
+	_, _   uint32 // key, flags
+	opcode uint16
+	_      int16 // priority
+	fd     uint32
+	_      uint64 // buffer
+	_      uint64 // bytes
+	_      int64  // offset
+	_      uint64
+	notify uint32 // whether event is one
+	event  uint32 // the eventfd
 }
 
 const notifyEvent = 1 // IOCB_FLAG_RESFD
 
 // event is struct io_event.
 type event struct {
-	data, object uint64
-	result, _    int64
+	_, _   uint64 // data, object
+	result int64
+	_      int64
 }
 
 func (e *event) err() error {
