@@ -95,6 +95,9 @@ func TestTheKernelIsAskedOnce(t *testing.T) {
 	if n := open() - before; n > 1 || plain != 100 {
 		t.Errorf("%d files more are open after a hundred refusals, %d of them plain", n, plain)
 	}
+	if !s.off.Load() {
+		t.Error("it would be asked again")
+	}
 }
 
 // What has begun has an outcome, which must not be lost: the plain way could tell of success after it.
