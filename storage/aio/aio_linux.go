@@ -75,7 +75,7 @@ func (s *syncs) do(fd uintptr, what uint16, plain func() error) error {
 		return plain()
 	}
 	if err := o.wait(); err != nil {
-		return fmt.Errorf("sync: %w", err)
+		return fmt.Errorf("wait for a sync: %w", err)
 	}
 	err := o.events[0].err()
 	s.give(o)

@@ -116,6 +116,26 @@ func TestALostOutcomeIsAnError(t *testing.T) {
 	}
 }
 
+// What has begun and failed is the caller's error, and is not tried again the plain way, which could tell of success: the
+// kernel reports a failed write to a file once. A sync that fails cannot be had from a sound disk, but a read can: of no
+// bytes, where eight are the least.
+func TestAFailureIsNotTriedAgain(t *testing.T) {
+	supported(t)
+	const read = 0 // IOCB_CMD_PREAD
+	s := newSyncs()
+	o := s.take()
+	if o == nil {
+		t.Fatal("nothing to sync with")
+	}
+	plain := func() error { return errors.New("the plain way was taken") }
+	if err := s.do(uintptr(o.command.event), read, plain); !errors.Is(err, unix.EINVAL) {
+		t.Errorf("%v", err)
+	}
+	if s.off.Load() {
+		t.Error("one failure has ended it for all")
+	}
+}
+
 func TestAFailedSyncIsAnError(t *testing.T) {
 	if err := (&event{result: -int64(unix.EIO)}).err(); !errors.Is(err, unix.EIO) {
 		t.Errorf("%v", err)
