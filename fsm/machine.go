@@ -42,13 +42,15 @@ type Applied struct {
 //
 // The log is the durable copy of what Apply did, so Apply need not write: changes gather in memory and go to the store
 // together with the position they belong to (I3), when there are many of them or when somebody calls Flush. A counter
-// that is hit a thousand times a second is so written once in seconds.
+// that is hit a thousand times a second is so written once in seconds. Encoding all of them takes tens of milliseconds, so
+// Apply does a little of it each time, as rows that are about to change require it or as they come.
 type Machine struct {
 	reg   *Registry
 	store Store
 
 	// Owned by Apply.
 	batch       kv.Batch // changes that are not in the store yet, apart from those in rows and windows
+	sealed      kv.Batch // the one before, which waits for rows to be encoded, or nil
 	direct      int      // writes in batch
 	unflushed   int      // bytes of the log whose effects are not in the store yet
 	applied     Applied
@@ -97,7 +99,7 @@ func (m *Machine) Reload() error {
 	m.applied, m.swept = applied, 0
 	m.rows, m.clients, m.windows = newRowCache(m.reg.memory), make(map[[16]byte]*client), nil
 	m.resultBytes, m.failed, m.events = 0, nil, nil
-	m.batch, m.direct, m.unflushed = m.store.NewBatch(), 0, 0
+	m.batch, m.sealed, m.direct, m.unflushed = m.store.NewBatch(), nil, 0, 0
 	if m.next, err = firstExpiry(view, 0); err != nil {
 		return err
 	}
@@ -152,6 +154,7 @@ func (m *Machine) Apply(entries []LogEntry) ([]Outcome, error) {
 		outcomes[i].Events, m.events = m.events, nil
 		m.unflushed += 1 + len(e.Data)
 	}
+	m.settle(share(settleRows, m.reg.memory))
 	if m.unflushed >= share(maxUnflushed, m.reg.memory) || m.direct >= share(maxDirect, m.reg.memory) || m.rows.full() {
 		if err := m.beginFlush(); err != nil {
 			return nil, err
@@ -166,10 +169,11 @@ func (m *Machine) Flush() error {
 	if err := m.beginFlush(); err != nil {
 		return err
 	}
+	m.settle(-1)
 	return m.Wait()
 }
 
-// Wait returns when no write to the store is under way.
+// Wait returns when no write to the store is under way. What has not begun does not count.
 func (m *Machine) Wait() error {
 	if err := m.batch.Wait(); err != nil {
 		return fmt.Errorf("commit applied entries: %w", err)
@@ -177,7 +181,8 @@ func (m *Machine) Wait() error {
 	return nil
 }
 
-// beginFlush is Flush without the wait: commands go on while the store takes the changes in.
+// beginFlush is Flush without the work and the wait: settle encodes the changes, and commands go on while the store takes
+// them in.
 func (m *Machine) beginFlush() error {
 	if m.failed != nil {
 		return m.failed
@@ -185,17 +190,29 @@ func (m *Machine) beginFlush() error {
 	if m.unflushed == 0 {
 		return nil
 	}
+	m.settle(-1)
 	m.flushWindows()
-	m.rows.flush(m.batch)
 	m.value = appendApplied(m.value[:0], &m.applied)
 	m.batch.Set([]byte(keyApplied), m.value)
 	next, err := m.batch.Next()
 	if err != nil {
 		return fmt.Errorf("commit applied entries: %w", err)
 	}
-	m.batch, m.direct, m.unflushed = next, 0, 0
-	m.rows.age()
+	m.rows.freeze(m.batch)
+	m.batch, m.sealed, m.direct, m.unflushed = next, m.batch, 0, 0
 	return nil
+}
+
+// settleRows is what Apply encodes of the rows that changed before: a fraction of a millisecond, and for small entries still so
+// much that it is done long before there is as much again.
+const settleRows = 256
+
+// settle encodes some of the rows that wait for it, all if most is negative, and has them committed after the last one.
+func (m *Machine) settle(most int) {
+	if m.sealed != nil && m.rows.settle(most) {
+		m.sealed.Commit()
+		m.sealed = nil
+	}
 }
 
 // Close releases what the machine holds. What was not flushed is in the log.

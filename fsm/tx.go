@@ -56,6 +56,7 @@ func (tx *Tx) Delete(key []byte) { tx.m.del(tx.full(key)) }
 // Iter walks the type's keys in [lower, upper), pending writes included. A nil upper means all from lower on. Keys
 // that the iterator gives are relative to the type, as lower and upper are.
 func (tx *Tx) Iter(lower, upper []byte) (kv.Iterator, error) {
+	tx.m.settle(-1)
 	tx.m.direct += tx.m.rows.flush(tx.m.batch)
 	return typeIter(tx.m.batch, tx.typeID, lower, upper)
 }
@@ -64,7 +65,7 @@ func (tx *Tx) Iter(lower, upper []byte) (kv.Iterator, error) {
 // change the row and must then call PutRow in the same operation.
 func (tx *Tx) Row(key []byte, decode func([]byte) (Row, error)) (Row, error) {
 	full := tx.full(key)
-	if c := tx.m.rows.lookup(full); c != nil {
+	if c := tx.m.rows.own(full); c != nil {
 		return c.row, nil
 	}
 	value, err := tx.m.batch.Get(full)
@@ -165,20 +166,28 @@ const (
 // rowCache keeps decoded rows in two generations: a row used while in the old one moves to the young one; when the
 // young one is full it becomes the old one, and what was not used for a whole generation is forgotten. Which rows are
 // cached changes no outcome (I1).
+//
+// Rows that changed are encoded into a batch all at once, by flush, or in small steps: freeze says that they belong to a
+// batch as they are now, and settle encodes some of them. Who wants to change one of these has it encoded before.
 type rowCache struct {
 	young, old map[string]*cachedRow
-	bytes      int // of the young ones
-	most       int // young rows
+	generation uint64 // of the young ones
+	bytes      int    // of the young ones
+	most       int    // young rows
 	mostBytes  int
 	dirty      []*cachedRow
+	frozen     []*cachedRow // those that are still marked so are not in the batch yet
+	into       kv.Writer    // takes the frozen ones
 	buf        []byte
 }
 
 type cachedRow struct {
-	key   string
-	row   Row // nil: known to be absent
-	size  int // of the encoding, when the row was last read or written
-	dirty bool
+	key        string
+	row        Row // nil: known to be absent
+	size       int // of the encoding, when the row was last read or written
+	generation uint64
+	dirty      bool
+	frozen     bool
 }
 
 func newRowCache(memory int) *rowCache {
@@ -188,28 +197,42 @@ func newRowCache(memory int) *rowCache {
 	}
 }
 
+// lookup finds a row to look at.
 func (c *rowCache) lookup(key []byte) *cachedRow {
 	if r, ok := c.young[string(key)]; ok {
 		return r
 	}
 	r, ok := c.old[string(key)]
 	if ok {
-		c.young[r.key] = r
-		c.bytes += r.size
+		c.enter(r)
+	}
+	return r
+}
+
+func (c *rowCache) enter(r *cachedRow) {
+	c.young[r.key] = r
+	r.generation = c.generation
+	c.bytes += r.size
+}
+
+// own finds a row that may be changed.
+func (c *rowCache) own(key []byte) *cachedRow {
+	r := c.lookup(key)
+	if r != nil && r.frozen {
+		c.write(r, c.into)
 	}
 	return r
 }
 
 func (c *rowCache) add(key []byte, row Row, size int) *cachedRow {
 	r := &cachedRow{key: string(key), row: row, size: size}
-	c.young[r.key] = r
-	c.bytes += size
+	c.enter(r)
 	return r
 }
 
-// keep adds a row that was read, unless that would make the cache too large: what changed must be flushed first.
+// keep adds a row that was read, unless that would make the cache too large: what changed must be written first.
 func (c *rowCache) keep(key []byte, row Row, size int) {
-	if len(c.dirty) == 0 {
+	if len(c.dirty)+len(c.frozen) == 0 {
 		c.age()
 	}
 	if !c.full() {
@@ -218,7 +241,7 @@ func (c *rowCache) keep(key []byte, row Row, size int) {
 }
 
 func (c *rowCache) put(key []byte, row Row) {
-	r := c.lookup(key)
+	r := c.own(key)
 	if r == nil {
 		r = c.add(key, row, 0)
 	}
@@ -236,28 +259,59 @@ func (c *rowCache) full() bool { return len(c.young) >= c.most || c.bytes >= c.m
 func (c *rowCache) flush(w kv.Writer) int {
 	n := len(c.dirty)
 	for _, r := range c.dirty {
-		r.dirty = false
-		size := 0
-		if r.row == nil {
-			w.Delete([]byte(r.key))
-		} else {
-			c.buf = r.row.Append(c.buf[:0])
-			w.Set([]byte(r.key), c.buf)
-			size = len(c.buf)
-		}
-		c.bytes += size - r.size
-		r.size = size
+		c.write(r, w)
 	}
 	clear(c.dirty)
 	c.dirty = c.dirty[:0]
 	return n
 }
 
-// age starts a new generation when the young one is full. Only called when nothing is dirty.
+// freeze says that all that changed belongs to a batch. Nothing of the batch before may be frozen any more. Until settle is
+// through, the rows stay in the cache: they are in no generation before the last.
+func (c *rowCache) freeze(into kv.Writer) {
+	for _, r := range c.dirty {
+		r.dirty, r.frozen = false, true
+	}
+	c.frozen, c.dirty, c.into = c.dirty, c.frozen[:0], into
+	c.age()
+}
+
+// settle writes some of the frozen rows, all if most is negative, and tells whether there are no more.
+func (c *rowCache) settle(most int) bool {
+	for len(c.frozen) > 0 && most != 0 {
+		last := len(c.frozen) - 1
+		if r := c.frozen[last]; r.frozen {
+			c.write(r, c.into)
+			most--
+		}
+		c.frozen[last] = nil
+		c.frozen = c.frozen[:last]
+	}
+	return len(c.frozen) == 0
+}
+
+func (c *rowCache) write(r *cachedRow, w kv.Writer) {
+	r.dirty, r.frozen = false, false
+	size := 0
+	if r.row == nil {
+		w.Delete([]byte(r.key))
+	} else {
+		c.buf = r.row.Append(c.buf[:0])
+		w.Set([]byte(r.key), c.buf)
+		size = len(c.buf)
+	}
+	if r.generation == c.generation {
+		c.bytes += size - r.size
+	}
+	r.size = size
+}
+
+// age starts a new generation when the young one is full. Only called when nothing is dirty, and what is frozen is young.
 func (c *rowCache) age() {
 	if c.full() {
 		c.old, c.bytes = c.young, 0
 		c.young = make(map[string]*cachedRow, c.most)
+		c.generation++
 	}
 }
 

@@ -6,9 +6,9 @@ import (
 	"fmt"
 	"io"
 	"slices"
-	"strings"
 
 	"github.com/cockroachdb/pebble/v2"
+	"github.com/tidwall/btree"
 
 	"github.com/holdfastdb/holdfast/storage/kv"
 )
@@ -19,34 +19,31 @@ type reader interface {
 	NewIter(o *pebble.IterOptions) (*pebble.Iterator, error)
 }
 
-// batch keeps its writes in a map, so that a key written often within the batch is stored once, and so that reads of
-// own writes need no indexed batch.
+// batch keeps its writes in a tree, so that a key written often within the batch is stored once, that reads of own writes
+// need no indexed batch, and that they come to the memtable in order, where neighbours find each other's place.
 type batch struct {
 	s       *Shard
-	writes  []write
-	index   map[string]int
-	key     []byte // scratch
+	writes  btree.Map[string, write] // by key, with the shard's prefix
+	key     []byte                   // scratch
 	pending io.Closer
-	before  *commit // may be under way still, nil if nothing is
-	done    bool
-}
+	before  *batch // may not be in the database yet; nil if it is
+	spent   bool   // by Next or Close
 
-// commit is a batch that is being written. Nobody changes it any more, so that the batch after it may read it.
-type commit struct {
-	*batch
-	finished chan struct{}
-	err      error // once finished
+	committing bool
+	committed  chan struct{} // closed when the commit has ended
+	err        error         // how it did
 }
 
 type write struct {
-	key     string // with the shard's prefix
 	value   []byte
 	deleted bool
 }
 
 // NewBatch begins a set of changes. Batches of one shard are used one at a time.
-func (s *Shard) NewBatch() kv.Batch {
-	return &batch{s: s, index: make(map[string]int)}
+func (s *Shard) NewBatch() kv.Batch { return s.batchAfter(nil) }
+
+func (s *Shard) batchAfter(before *batch) *batch {
+	return &batch{s: s, before: before, committed: make(chan struct{})}
 }
 
 func (b *batch) full(key []byte) []byte {
@@ -63,18 +60,17 @@ func (b *batch) release() {
 
 func (b *batch) Get(key []byte) ([]byte, error) {
 	full := b.full(key)
-	w := b.own(full)
-	if w == nil && b.before != nil {
-		select {
-		case <-b.before.finished:
-			if err := b.Wait(); err != nil {
-				return nil, err
-			}
-		default:
-			w = b.before.own(full)
+	w, ok := b.writes.Get(string(full))
+	if !ok {
+		under, err := b.under()
+		if err != nil {
+			return nil, err
+		}
+		if under != nil {
+			w, ok = under.writes.Get(string(full))
 		}
 	}
-	if w != nil {
+	if ok {
 		if w.deleted {
 			return nil, kv.ErrNotFound
 		}
@@ -86,12 +82,17 @@ func (b *batch) Get(key []byte) ([]byte, error) {
 	return value, err
 }
 
-// own finds a write of this batch.
-func (b *batch) own(full []byte) *write {
-	if i, ok := b.index[string(full)]; ok {
-		return &b.writes[i]
+// under returns the batch before this one if it may not be in the database yet.
+func (b *batch) under() (*batch, error) {
+	if b.before == nil {
+		return nil, nil
 	}
-	return nil
+	select {
+	case <-b.before.committed:
+		return nil, b.Wait()
+	default:
+		return b.before, nil
+	}
 }
 
 func get(r reader, full []byte) ([]byte, io.Closer, error) {
@@ -105,53 +106,52 @@ func get(r reader, full []byte) ([]byte, io.Closer, error) {
 	return value, closer, nil
 }
 
+// A new slice for each value: Get may have handed out the old one.
 func (b *batch) put(key, value []byte, deleted bool) {
-	full := b.full(key)
-	if w := b.own(full); w != nil {
-		// A new slice: Get may have handed out the old one.
-		w.value, w.deleted = bytes.Clone(value), deleted
-		return
-	}
-	w := write{key: string(full), value: bytes.Clone(value), deleted: deleted}
-	b.index[w.key] = len(b.writes)
-	b.writes = append(b.writes, w)
+	b.writes.Set(string(b.full(key)), write{bytes.Clone(value), deleted})
 }
 
 func (b *batch) Set(key, value []byte) { b.put(key, value, false) }
 func (b *batch) Delete(key []byte)     { b.put(key, nil, true) }
 
-// manyWrites take a millisecond.
-const manyWrites = 256
-
 func (b *batch) Next() (kv.Batch, error) {
-	if b.done {
+	switch {
+	case b.spent:
 		return nil, errors.New("storage: batch is spent")
+	case b.before != nil && !b.before.committing:
+		return nil, errors.New("storage: the batch before is not committed")
 	}
-	b.done = true
+	b.spent = true
 	b.release()
 	if err := b.Wait(); err != nil {
 		return nil, err
 	}
-	c := &commit{batch: b, finished: make(chan struct{})}
+	return b.s.batchAfter(b), nil
+}
+
+// manyWrites take a millisecond.
+const manyWrites = 256
+
+func (b *batch) Commit() {
+	b.committing = true
 	go func() { // ends by itself; Next, Wait and Close of the next batch wait for it
-		many := len(b.writes) > manyWrites
+		many := b.writes.Len() > manyWrites
 		if many {
 			b.s.e.opts.OnWork(true)
 		}
-		c.err = b.write()
+		b.err = b.write()
 		if many {
 			b.s.e.opts.OnWork(false)
 		}
-		close(c.finished)
+		close(b.committed)
 	}()
-	return &batch{s: b.s, index: make(map[string]int), before: c}, nil
 }
 
 func (b *batch) Wait() error {
-	if b.before == nil {
+	if b.before == nil || !b.before.committing {
 		return nil
 	}
-	<-b.before.finished
+	<-b.before.committed
 	if err := b.before.err; err != nil {
 		return err
 	}
@@ -160,15 +160,12 @@ func (b *batch) Wait() error {
 }
 
 func (b *batch) write() error {
-	// Neighbours find each other's place in the memtable. The batch itself stays as it is for who reads it.
-	sorted := slices.Clone(b.writes)
-	slices.SortFunc(sorted, func(x, y write) int { return strings.Compare(x.key, y.key) })
 	p := b.s.e.db.NewBatch()
 	defer p.Close()
 	var key []byte
-	for i := range sorted {
-		w := &sorted[i]
-		key = append(key[:0], w.key...)
+	for it := b.writes.Iter(); it.Next(); {
+		w := it.Value()
+		key = append(key[:0], it.Key()...)
 		var err error
 		if w.deleted {
 			err = p.Delete(key, nil)
@@ -186,30 +183,38 @@ func (b *batch) write() error {
 }
 
 func (b *batch) Close() error {
-	b.done = true
+	b.spent = true
 	b.release()
 	return b.Wait()
 }
 
 func (b *batch) Iter(lower, upper []byte) (kv.Iterator, error) {
-	if err := b.Wait(); err != nil {
+	under, err := b.under() // before the database is looked at, or a commit that ends in between would be in neither
+	if err != nil {
 		return nil, err
 	}
 	it, err := b.s.iter(b.s.e.db, lower, upper)
-	if err != nil || len(b.writes) == 0 {
-		return it, err
+	if err != nil {
+		return nil, err
 	}
-	from := append(slices.Clone(b.s.prefix), lower...)
-	to := b.s.upper(upper)
-	merged := &mergedIter{stored: it}
-	for _, w := range b.writes {
-		if w.key >= string(from) && w.key < string(to) {
-			w.key = w.key[prefixBytes:]
-			merged.own = append(merged.own, w)
-		}
+	from, to := string(append(slices.Clone(b.s.prefix), lower...)), string(b.s.upper(upper))
+	if under != nil {
+		it = under.over(it, from, to)
 	}
-	slices.SortFunc(merged.own, func(a, b write) int { return bytes.Compare([]byte(a.key), []byte(b.key)) })
-	return merged, nil
+	return b.over(it, from, to), nil
+}
+
+// over lays the batch's writes to [from, to), as they are now, over what is stored.
+func (b *batch) over(stored kv.Iterator, from, to string) kv.Iterator {
+	own := b.writes.Iter()
+	if !own.Seek(from) || own.Key() >= to {
+		return stored
+	}
+	if !b.committing { // it may change while the iterator is in use
+		own = b.writes.Copy().Iter()
+		own.Seek(from)
+	}
+	return &mergedIter{stored: stored, own: own, more: true, to: to}
 }
 
 func (s *Shard) upper(upper []byte) []byte {
@@ -219,7 +224,7 @@ func (s *Shard) upper(upper []byte) []byte {
 	return append(slices.Clone(s.prefix), upper...)
 }
 
-func (s *Shard) iter(r reader, lower, upper []byte) (*iterator, error) {
+func (s *Shard) iter(r reader, lower, upper []byte) (kv.Iterator, error) {
 	it, err := r.NewIter(&pebble.IterOptions{LowerBound: append(slices.Clone(s.prefix), lower...), UpperBound: s.upper(upper)})
 	if err != nil {
 		return nil, fmt.Errorf("iterate group %d: %w", s.group, err)
@@ -245,11 +250,12 @@ func (i *iterator) Value() []byte { return i.it.Value() }
 func (i *iterator) Err() error    { return i.it.Error() }
 func (i *iterator) Close() error  { return i.it.Close() }
 
-// mergedIter lays a batch's own writes over what is stored.
+// mergedIter lays a batch's writes over what is stored.
 type mergedIter struct {
-	stored *iterator
-	own    []write // sorted, without the prefix
-	at     int
+	stored kv.Iterator
+	own    btree.MapIter[string, write] // keys have the shard's prefix
+	more   bool                         // own stands on a key before to that was not returned yet
+	to     string
 	valid  bool // stored stands on a key that was not returned yet
 	ended  bool // stored has no more
 	key    []byte
@@ -262,24 +268,19 @@ func (m *mergedIter) Next() bool {
 			m.valid = m.stored.Next()
 			m.ended = !m.valid
 		}
-		if m.at == len(m.own) {
-			if !m.valid {
-				return false
-			}
-			return m.takeStored()
+		if !m.more {
+			return m.valid && m.takeStored()
 		}
-		w := &m.own[m.at]
+		key, w := m.own.Key()[prefixBytes:], m.own.Value()
 		if m.valid {
-			switch c := bytes.Compare(m.stored.Key(), []byte(w.key)); {
-			case c < 0:
+			if string(m.stored.Key()) < key {
 				return m.takeStored()
-			case c == 0:
-				m.valid = false // the own write hides it
 			}
+			m.valid = string(m.stored.Key()) != key // the own write hides it
 		}
-		m.at++
+		m.more = m.own.Next() && m.own.Key() < m.to
 		if !w.deleted {
-			m.key, m.value = append(m.key[:0], w.key...), w.value
+			m.key, m.value = append(m.key[:0], key...), w.value
 			return true
 		}
 	}

@@ -50,6 +50,7 @@ func written(b kv.Batch) error {
 	if err != nil {
 		return err
 	}
+	b.Commit()
 	return next.Close()
 }
 
@@ -132,6 +133,14 @@ func TestBatchReadsItsOwnWritesLikeAMap(t *testing.T) {
 					if err != nil {
 						rt.Fatal(err)
 					}
+					if late := key.Draw(rt, "late key"); rapid.Bool().Draw(rt, "late") {
+						b.Set([]byte(late), []byte("late"))
+						inBatch[late] = "late"
+					}
+					if !maps.Equal(content(t, next), inBatch) {
+						rt.Fatalf("before the commit the next batch holds %v, want %v", content(t, next), inBatch)
+					}
+					b.Commit()
 					b, model = next, maps.Clone(inBatch)
 				}
 			}
@@ -151,20 +160,22 @@ func TestBatchReadsItsOwnWritesLikeAMap(t *testing.T) {
 	})
 }
 
-// Commands go on while the changes before them are written: they must read those as if they were there.
-func TestABatchReadsWhatIsBeingCommittedBeforeIt(t *testing.T) {
+// Commands go on while the changes before them are still being collected and written: they must read those as if they were
+// there.
+func TestABatchReadsWhatIsNotCommittedBeforeIt(t *testing.T) {
 	e := open(t, vfs.NewMem())
 	s := e.Shard(1)
 	set(t, s, "changed", "old", "deleted", "old", "kept", "old")
 	first := s.NewBatch().(*batch)
 	first.Set([]byte("changed"), []byte("new"))
 	first.Set([]byte("both"), []byte("first"))
-	first.Delete([]byte("deleted"))
-	// A commit that does not come to its end until the test says so.
-	under := &commit{batch: first, finished: make(chan struct{})}
-	b := &batch{s: s, index: make(map[string]int), before: under}
+	next, err := first.Next()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := next.(*batch)
 	b.Set([]byte("both"), []byte("second"))
-	expected := map[string]string{"changed": "new", "both": "second", "kept": "old"}
+	expected := map[string]string{"changed": "new", "deleted": "old", "both": "second", "kept": "old"}
 	look := func(when string) {
 		t.Helper()
 		for _, key := range []string{"changed", "deleted", "both", "kept", "never"} {
@@ -173,18 +184,74 @@ func TestABatchReadsWhatIsBeingCommittedBeforeIt(t *testing.T) {
 				t.Errorf("%s: %s is %q, %v; want %q", when, key, got, err, v)
 			}
 		}
+		if got := content(t, b); !maps.Equal(got, expected) {
+			t.Errorf("%s: iterates over %v", when, got)
+		}
 	}
+	look("not committed")
+	first.Delete([]byte("deleted"))
+	delete(expected, "deleted")
+	look("changed late")
+	// What Commit does, step by step.
+	first.committing = true
 	look("under way")
-	under.err = first.write()
-	close(under.finished)
+	first.err = first.write()
 	look("written")
-	if got := content(t, b); !maps.Equal(got, expected) {
-		t.Errorf("iterates over %v", got)
-	}
+	close(first.committed)
+	look("committed")
 	if err := written(b); err != nil {
 		t.Fatal(err)
 	}
 	want(t, s, expected)
+}
+
+// An iterator shows the moment of its making.
+func TestAnIteratorDoesNotSeeLaterChanges(t *testing.T) {
+	e := open(t, vfs.NewMem())
+	first := e.Shard(1).NewBatch()
+	first.Set([]byte("a"), []byte("1"))
+	b, err := first.Next()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.Set([]byte("c"), []byte("1"))
+	it, err := b.Iter(nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer it.Close()
+	first.Set([]byte("b"), []byte("2"))
+	b.Set([]byte("c"), []byte("2"))
+	b.Set([]byte("d"), []byte("2"))
+	seen := ""
+	for it.Next() {
+		seen += string(it.Key()) + string(it.Value()) + " "
+	}
+	if err := it.Err(); err != nil || seen != "a1 c1 " {
+		t.Errorf("saw %s, %v", seen, err)
+	}
+}
+
+// What was never committed is not there, nor can anything come after it.
+func TestOneCommitComesAfterTheOther(t *testing.T) {
+	e := open(t, vfs.NewMem())
+	s := e.Shard(1)
+	first := s.NewBatch()
+	first.Set([]byte("k"), []byte("v"))
+	b, err := first.Next()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Next(); err == nil {
+		t.Error("a batch ended while the one before it was not committed")
+	}
+	if _, err := first.Next(); err == nil {
+		t.Error("a batch ended twice")
+	}
+	if err := errors.Join(b.Wait(), b.Close()); err != nil {
+		t.Error(err)
+	}
+	want(t, s, map[string]string{})
 }
 
 // What comes after a commit that failed must not be written: it would stand on nothing.
@@ -192,9 +259,10 @@ func TestAFailedCommitFailsTheBatchAfterIt(t *testing.T) {
 	e := open(t, vfs.NewMem())
 	s := e.Shard(1)
 	after := func() *batch {
-		failed := &commit{batch: s.NewBatch().(*batch), finished: make(chan struct{}), err: errors.New("the disk is gone")}
-		close(failed.finished)
-		b := &batch{s: s, index: make(map[string]int), before: failed}
+		failed := s.batchAfter(nil)
+		failed.committing, failed.err = true, errors.New("the disk is gone")
+		close(failed.committed)
+		b := s.batchAfter(failed)
 		b.Set([]byte("k"), []byte("v"))
 		return b
 	}
@@ -512,7 +580,7 @@ func TestOnWork(t *testing.T) {
 	if err := s.Compact(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	after("a flush and compactions", 2, 20)
+	after("compactions", 1, 20)
 	if err := e.Close(); err != nil {
 		t.Fatal(err)
 	}

@@ -27,14 +27,18 @@ func (s *Memory) Clone() *Memory { return &Memory{maps.Clone(s.Keys)} }
 // Equal reports whether both stores have the same keys with the same values.
 func (s *Memory) Equal(other *Memory) bool { return maps.EqualFunc(s.Keys, other.Keys, bytes.Equal) }
 
-// batch keeps what changed until Next; a nil value is a deletion.
+// batch keeps what changed until Commit; a nil value is a deletion.
 type batch struct {
 	store   *Memory
+	before  *batch // or nil
 	changes map[string][]byte
 }
 
 func (b *batch) Get(key []byte) ([]byte, error) {
 	value, ok := b.changes[string(key)]
+	if !ok && b.before != nil {
+		value, ok = b.before.changes[string(key)]
+	}
 	if !ok {
 		value = b.store.Keys[string(key)]
 	}
@@ -61,15 +65,20 @@ func (b *batch) apply(to map[string][]byte) {
 }
 
 func (b *batch) Next() (kv.Batch, error) {
-	b.apply(b.store.Keys)
-	return b.store.NewBatch(), nil
+	b.before = nil // it is in the store
+	return &batch{store: b.store, before: b, changes: make(map[string][]byte)}, nil
 }
+
+func (b *batch) Commit() { b.apply(b.store.Keys) }
 
 func (b *batch) Wait() error  { return nil }
 func (b *batch) Close() error { return nil }
 
 func (b *batch) Iter(lower, upper []byte) (kv.Iterator, error) {
 	all := maps.Clone(b.store.Keys)
+	if b.before != nil {
+		b.before.apply(all)
+	}
 	b.apply(all)
 	it := &iterator{all: all}
 	for _, k := range slices.Sorted(maps.Keys(all)) {

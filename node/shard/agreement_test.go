@@ -19,6 +19,7 @@ func (r *replica) spoil() {
 	b := r.engine.Shard(1).NewBatch()
 	b.Set([]byte{sumType, 'x'}, []byte("spoiled"))
 	next, err := b.Next()
+	b.Commit()
 	if err == nil {
 		err = next.Wait()
 	}

@@ -38,15 +38,18 @@ type Writer interface {
 type Batch interface {
 	Reader
 	Writer
-	// Next begins to commit the changes in the background, atomically, and returns a batch for those that follow. Its
-	// reads see what is being committed, and its commit comes after. One commit is under way at a time: Next waits for
-	// the one before, and returns its error. Commits survive a crash of the process as a prefix of all commits of the
-	// store, and a power cut once a later durability fence of the store returned. The batch is spent after. An error
-	// means that the store is broken and that the process must stop.
+	// Next returns a batch for the changes that follow. Its reads see those of this one, and its commit comes after. This one
+	// is not read any more, but takes changes until Commit, of keys that the next one did not change. At most one commit is
+	// under way: Next waits for that of the batch before, and returns its error. An error means that the store is broken and
+	// that the process must stop.
 	Next() (Batch, error)
-	// Wait returns when the batch before this one is committed.
+	// Commit, after Next, begins to commit the changes in the background, atomically. Commits survive a crash of the process
+	// as a prefix of all commits of the store, and a power cut once a later durability fence of the store returned.
+	Commit()
+	// Wait returns when no commit of the batch before this one is under way, with its error.
 	Wait() error
-	// Close drops the changes of this batch, after the batch before it is committed. It does nothing after Next.
+	// Close drops the changes of this batch, and of the one before unless its commit has begun, for whose end it waits. It
+	// does nothing after Next.
 	Close() error
 }
 

@@ -127,6 +127,7 @@ type view struct {
 	store  *Memory
 	root   *node
 	writes int
+	after  *view // the next batch, which sees what comes to this one late
 }
 
 func (v *view) Get(key []byte) ([]byte, error) {
@@ -140,12 +141,16 @@ func (v *view) Get(key []byte) ([]byte, error) {
 func (v *view) Set(key, value []byte) {
 	v.count(key)
 	k := string(key)
-	v.root = v.root.set(&node{key: k, value: bytes.Clone(value), weight: xxh3.HashString(k)})
+	for ; v != nil; v = v.after {
+		v.root = v.root.set(&node{key: k, value: bytes.Clone(value), weight: xxh3.HashString(k)})
+	}
 }
 
 func (v *view) Delete(key []byte) {
 	v.count(key)
-	v.root = v.root.remove(string(key))
+	for ; v != nil; v = v.after {
+		v.root = v.root.remove(string(key))
+	}
 }
 
 func (v *view) count(key []byte) {
@@ -155,9 +160,14 @@ func (v *view) count(key []byte) {
 }
 
 func (v *view) Next() (kv.Batch, error) {
+	v.after = &view{store: v.store, root: v.root}
+	return v.after, nil
+}
+
+func (v *view) Commit() {
 	v.store.root.Store(v.root)
 	v.store.Writes += v.writes
-	return v.store.NewBatch(), nil
+	v.after = nil
 }
 
 func (v *view) Wait() error  { return nil }

@@ -120,6 +120,7 @@ func (s *Shard) Put(key, value []byte) {
 		if _, err := b.Next(); err != nil {
 			s.T.Fatalf("put: %v", err)
 		}
+		b.Commit()
 	}
 	s.machine = s.open(s.kept)
 }
