@@ -23,6 +23,7 @@ import (
 	"github.com/holdfastdb/holdfast/storage/compaction"
 	"github.com/holdfastdb/holdfast/storage/fatal"
 	"github.com/holdfastdb/holdfast/storage/manifest"
+	"github.com/holdfastdb/holdfast/storage/pace"
 )
 
 // Options says where and how to keep the state.
@@ -38,8 +39,8 @@ type Options struct {
 	Logger        *slog.Logger
 	// OnDiskSlow is told when a write takes long.
 	OnDiskSlow func(d time.Duration, path string)
-	// OnWork is told when something begins that keeps a processor busy, with true, and when it ends: a flush, a compaction, a
-	// write of many rows, a snapshot. It must not block.
+	// OnWork is told when something begins that keeps a processor busy, with true, and when it ends: a compaction, a write of many
+	// rows, a snapshot. Flushes are paced. It must not block.
 	OnWork func(begins bool)
 	// OnFatal is called when the store cannot go on, with an error that says why. It must not return normally into
 	// work on the store; the default logs and ends the process, because guessing would risk what was acknowledged.
@@ -50,6 +51,7 @@ type Options struct {
 type Engine struct {
 	opts    Options
 	files   vfs.FS
+	paced   *pace.FS
 	db      *pebble.DB
 	seal    *manifest.Seal
 	exports chan struct{} // a slot for each snapshot that is being built
@@ -109,7 +111,8 @@ func Open(opts Options) (*Engine, error) {
 	if opts.FS == nil {
 		options.WithFSDefaults() // what Pebble does without a file system, which here it has
 	}
-	options.FS = guard.Disk(options.FS)
+	e.paced = pace.New(guard.Disk(options.FS), int64(opts.MemTableBytes), pace.Flush)
+	options.FS = e.paced
 	e.seal = manifest.New(options.FS, opts.Dir)
 	compactions := compaction.New()
 	options.Experimental.CompactionScheduler = compactions
@@ -161,7 +164,10 @@ func (e *Engine) sealManifest() {
 // Close closes the database. Open views, batches and exports must be closed before.
 func (e *Engine) Close() error {
 	var err error
-	e.once.Do(func() { err = errors.Join(e.db.Close(), e.seal.Close()) })
+	e.once.Do(func() {
+		e.paced.Hurry()
+		err = errors.Join(e.db.Close(), e.seal.Close())
+	})
 	if err != nil {
 		return fmt.Errorf("close state database: %w", err)
 	}

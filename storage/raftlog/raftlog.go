@@ -20,6 +20,7 @@ import (
 	"github.com/holdfastdb/holdfast/storage/compaction"
 	"github.com/holdfastdb/holdfast/storage/fatal"
 	"github.com/holdfastdb/holdfast/storage/manifest"
+	"github.com/holdfastdb/holdfast/storage/pace"
 )
 
 // Log is one group's log and stable store. It tolerates gaps between entries, as a received snapshot leaves them, and
@@ -73,8 +74,8 @@ type Options struct {
 	BeforeSync func()
 	// OnDiskSlow is told when a write takes long.
 	OnDiskSlow func(d time.Duration, path string)
-	// OnWork is told when a flush or a compaction begins, with true, and when it ends: they keep a processor busy. It must not
-	// block.
+	// OnWork is told when a compaction begins, with true, and when it ends: it keeps a processor busy with what it reads. It must
+	// not block.
 	OnWork func(begins bool)
 	// OnFatal is called when the store cannot go on; the default logs and ends the process. Whether an entry is on
 	// disk is unknown after a failed write, so there is nothing else to do.
@@ -93,6 +94,7 @@ type Store struct {
 	db        *pebble.DB
 	seal      *manifest.Seal
 	prewriter *prewriter
+	paced     *pace.FS
 	sync      *syncer
 	once      sync.Once
 	groups    atomic.Int64 // that are open
@@ -162,7 +164,8 @@ func Open(opts Options) (*Store, error) {
 		options.WithFSDefaults() // what Pebble does without a file system, which here it has
 	}
 	prewriter := newPrewriter(options.FS, opts.Dir, int64(opts.LogBytes))
-	options.FS = guard.Disk(prewriter)
+	paced := pace.New(guard.Disk(prewriter), int64(opts.LogBytes), pace.Flush, pace.Compaction)
+	options.FS = paced
 	if err := errors.Join(verify(prewriter, opts.Dir), manifest.Check(prewriter, opts.Dir)); err != nil {
 		return nil, fmt.Errorf("open Raft log: %w", err)
 	}
@@ -172,7 +175,7 @@ func Open(opts Options) (*Store, error) {
 		return nil, fmt.Errorf("open Raft log %s: %w", opts.Dir, err)
 	}
 	compactions.Start()
-	return &Store{opts: opts, db: db, seal: seal, prewriter: prewriter, sync: newSyncer(db, opts)}, nil
+	return &Store{opts: opts, db: db, seal: seal, prewriter: prewriter, paced: paced, sync: newSyncer(db, opts)}, nil
 }
 
 // Close closes the database. All logs must be out of use.
@@ -181,6 +184,7 @@ func (s *Store) Close() error {
 	s.once.Do(func() {
 		err = s.sync.close()
 		s.prewriter.close()
+		s.paced.Hurry()
 		err = errors.Join(err, s.db.Close(), s.seal.Close())
 	})
 	if err != nil {

@@ -159,7 +159,7 @@ func BenchmarkAppend(b *testing.B) {
 	}
 }
 
-// Flushes keep a processor busy, which is told from their begin to their end.
+// Compactions keep a processor busy, which is told from their begin to their end.
 func TestOnWork(t *testing.T) {
 	var begun, ended atomic.Int64
 	s, err := raftlog.Open(raftlog.Options{FS: vfs.NewMem(), Dir: "log", LogBytes: 64 << 10, OnWork: func(begins bool) {
@@ -172,16 +172,20 @@ func TestOnWork(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := s.Open(1)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for i := range uint64(100) {
-		if err := l.StoreLog(&raft.Log{Index: 1 + i, Term: 1, Data: make([]byte, 10<<10)}); err != nil {
+	var logs [2]raftlog.Log
+	for i := range logs {
+		if logs[i], err = s.Open(uint32(1 + i)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := errors.Join(l.Close(), s.Close()); err != nil {
+	for i := range uint64(100) {
+		for _, l := range logs { // of which each table has some
+			if err := l.StoreLog(&raft.Log{Index: 1 + i, Term: 1, Data: make([]byte, 10<<10)}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := errors.Join(logs[0].Close(), logs[1].Close(), s.Close()); err != nil {
 		t.Fatal(err)
 	}
 	if b, e := begun.Load(), ended.Load(); b == 0 || b != e {

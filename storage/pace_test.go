@@ -1,0 +1,46 @@
+package storage
+
+import (
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/holdfastdb/holdfast/storage/storagetest"
+)
+
+// A full memtable is not written out as fast as possible; who closes the database does not wait for that.
+func TestMemtablesAreWrittenSlowlyUntilTheEngineIsClosed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		disk := &storagetest.Tables{FS: vfs.NewMem()}
+		e, err := Open(Options{FS: disk, Dir: "state", MemTableBytes: 8 << 20})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, rng := e.Shard(1), testRNG(1)
+		value := make([]byte, 64<<10)
+		for i := 0; disk.Writing.Load() == 0 || i < 400; i++ {
+			time.Sleep(10 * time.Millisecond)
+			if i > 1000 {
+				t.Fatal("after 1000 rows the memtable is not full")
+			}
+			for j := range value {
+				value[j] = byte(rng.Uint32()) // or compression leaves nothing to write
+			}
+			set(t, s, fmt.Sprint(i), string(value))
+		}
+		time.Sleep(50 * time.Millisecond)
+		if disk.Writing.Load() == 0 {
+			t.Error("a memtable of 8 MiB, which took more than a second to come together, is written out in a moment")
+		}
+		start := time.Now()
+		if err := e.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(start); took > 10*time.Millisecond {
+			t.Errorf("to close the engine took %v", took)
+		}
+	})
+}
