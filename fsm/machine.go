@@ -42,8 +42,8 @@ type Applied struct {
 //
 // The log is the durable copy of what Apply did, so Apply need not write: changes gather in memory and go to the store
 // together with the position they belong to (I3), when there are many of them or when somebody calls Flush. A counter
-// that is hit a thousand times a second is so written once in seconds. Encoding all of them takes tens of milliseconds, so
-// Apply does a little of it each time, as rows that are about to change require it or as they come.
+// that is hit a thousand times a second is so written once in seconds. To encode all of them takes ten milliseconds, so Apply
+// does a little of it each time, first of the rows that are about to change.
 type Machine struct {
 	reg   *Registry
 	store Store
@@ -82,7 +82,8 @@ func Open(reg *Registry, store Store) (*Machine, error) {
 
 // Reload forgets all that is in memory and reads the store again, after a snapshot replaced its content.
 func (m *Machine) Reload() error {
-	if m.batch != nil { // it may hold on to a file of the old content
+	m.sealed, m.failed = nil, errors.New("the store was not read") // what waits to be written belongs to the old content
+	if m.batch != nil {                                            // it may hold on to a file of the old content
 		if err := m.batch.Close(); err != nil {
 			return err
 		}
@@ -98,11 +99,12 @@ func (m *Machine) Reload() error {
 	}
 	m.applied, m.swept = applied, 0
 	m.rows, m.clients, m.windows = newRowCache(m.reg.memory), make(map[[16]byte]*client), nil
-	m.resultBytes, m.failed, m.events = 0, nil, nil
-	m.batch, m.sealed, m.direct, m.unflushed = m.store.NewBatch(), nil, 0, 0
+	m.resultBytes, m.events = 0, nil
+	m.batch, m.direct, m.unflushed = m.store.NewBatch(), 0, 0
 	if m.next, err = firstExpiry(view, 0); err != nil {
 		return err
 	}
+	m.failed = nil
 	m.publish()
 	return nil
 }
@@ -119,8 +121,8 @@ func (m *Machine) publish() {
 	m.nextExpiry.Store(int64(m.next))
 }
 
-// When Apply writes to the store without being asked. The first bounds what a restart executes again, and with it the
-// memory that changes take; the second what an iteration inside of a command has to look through. Both are large because each
+// When Apply writes to the store without being asked. The first bounds what a restart executes again, twice as much while what
+// was there before is still being encoded, and with it the memory that changes take; the second what an iteration inside of a command has to look through. Both are large because each
 // write takes all rows that were changed since the one before: thousands, if some expire or begin while others are busy.
 const (
 	maxUnflushed = 16 << 20 // bytes of the log
@@ -140,6 +142,7 @@ func (m *Machine) Apply(entries []LogEntry) ([]Outcome, error) {
 	if m.failed != nil {
 		return nil, m.failed
 	}
+	changed := len(m.rows.dirty)
 	outcomes := make([]Outcome, len(entries))
 	for i := range entries {
 		e := &entries[i]
@@ -154,7 +157,7 @@ func (m *Machine) Apply(entries []LogEntry) ([]Outcome, error) {
 		outcomes[i].Events, m.events = m.events, nil
 		m.unflushed += 1 + len(e.Data)
 	}
-	m.settle(share(settleRows, m.reg.memory))
+	m.settle(max(share(settleRows, m.reg.memory), 2*(len(m.rows.dirty)-changed)))
 	if m.unflushed >= share(maxUnflushed, m.reg.memory) || m.direct >= share(maxDirect, m.reg.memory) || m.rows.full() {
 		if err := m.beginFlush(); err != nil {
 			return nil, err
@@ -203,8 +206,8 @@ func (m *Machine) beginFlush() error {
 	return nil
 }
 
-// settleRows is what Apply encodes of the rows that changed before: a fraction of a millisecond, and for small entries still so
-// much that it is done long before there is as much again.
+// settleRows is what Apply encodes at least of the rows that changed before, in a fraction of a millisecond. It encodes two for
+// each row that it changes itself, so that it is through before there are as many again.
 const settleRows = 256
 
 // settle encodes some of the rows that wait for it, all if most is negative, and has them committed after the last one.

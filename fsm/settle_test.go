@@ -1,6 +1,7 @@
 package fsm
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -9,12 +10,13 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/holdfastdb/holdfast/fsm/fsmtest"
+	"github.com/holdfastdb/holdfast/storage/kv"
 )
 
 // Rows are encoded a few at a time while commands change them. What comes to the store is the state of one moment all the
 // same, that of the position it is stored with, and commands and queries see the newest.
 func TestRowsWrittenInStepsAreOfOneMoment(t *testing.T) {
-	partly := 0
+	runs, partly := 0, 0
 	rapid.Check(t, func(rt *rapid.T) {
 		r := newTold(t, rapid.SampledFrom([]int{MaxMemory, MaxMemory / 2048, MaxMemory / 8192, 1}).Draw(rt, "memory"))
 		keys := []string{"a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l", "m", "n", "o", "p", "q", "r", "s", "t"}
@@ -27,6 +29,7 @@ func TestRowsWrittenInStepsAreOfOneMoment(t *testing.T) {
 			}
 			return fmt.Sprint(numbers)
 		}
+		runs++
 		for i := range rapid.IntRange(1, 150).Draw(rt, "steps") {
 			key := rapid.SampledFrom(keys).Draw(rt, "key")
 			switch rapid.SampledFrom([]string{"tell", "tell", "tell", "forget", "append", "count", "ask", "flush", "restart"}).Draw(rt, "step") {
@@ -56,6 +59,13 @@ func TestRowsWrittenInStepsAreOfOneMoment(t *testing.T) {
 				continue
 			}
 			moments = append(moments, maps.Clone(state))
+			bytes := 0
+			for _, row := range r.m.rows.young {
+				bytes += row.size
+			}
+			if bytes != r.m.rows.bytes {
+				rt.Fatalf("%d bytes of rows are counted as %d", bytes, r.m.rows.bytes)
+			}
 			if r.m.sealed != nil && len(r.m.rows.frozen) > 0 {
 				partly++
 			}
@@ -71,8 +81,8 @@ func TestRowsWrittenInStepsAreOfOneMoment(t *testing.T) {
 			}
 		}
 	})
-	if partly < 100 {
-		t.Errorf("rows waited to be encoded after %d entries only", partly)
+	if partly < runs {
+		t.Errorf("in %d runs rows waited to be encoded after %d entries only", runs, partly)
 	}
 }
 
@@ -108,6 +118,37 @@ func TestApplyEncodesFewRowsAtATime(t *testing.T) {
 	}
 }
 
+// Entries that change many rows encode as many of those before, and more.
+func TestWhatWaitsIsEncodedBeforeThereIsAsMuchAgain(t *testing.T) {
+	r := newRig(t)
+	change := func(from, n int) {
+		t.Helper()
+		e := Entry{}
+		for ; n > 0; n -= 64 {
+			f := Frame{}
+			for i := range 64 {
+				f.Calls = append(f.Calls, call(opAppendRow, fmt.Sprint(from+n-i), 1))
+			}
+			e.Frames = append(e.Frames, f)
+		}
+		r.apply(e)
+	}
+	const rows = 16 * settleRows
+	change(0, rows)
+	if err := r.m.beginFlush(); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 4 {
+		if r.m.sealed == nil {
+			t.Fatalf("all is written after %d entries", i)
+		}
+		change(rows*(1+i), rows/8)
+	}
+	if r.m.sealed != nil {
+		t.Errorf("after half as many changes %d of %d rows wait", len(r.m.rows.frozen), rows)
+	}
+}
+
 // What waits to be encoded when a received state takes the place of the old one belongs to the old one.
 func TestReloadDropsWhatWaitsToBeEncoded(t *testing.T) {
 	r := newTold(t, MaxMemory)
@@ -124,5 +165,40 @@ func TestReloadDropsWhatWaitsToBeEncoded(t *testing.T) {
 	r.flush()
 	if len(r.store.Keys) != 0 || r.m.Applied().Index != 0 || r.inMemory("a") != "-" {
 		t.Errorf("there is still %v at %d", r.store.Keys, r.m.Applied().Index)
+	}
+}
+
+// broken is a store that cannot be read.
+type broken struct{ *fsmtest.Memory }
+
+func (s broken) View() kv.View { return brokenView{s.Memory.View()} }
+
+type brokenView struct{ kv.View }
+
+func (brokenView) Get([]byte) ([]byte, error) { return nil, errors.New("unreadable") }
+
+// After a received state that cannot be read nothing of the old one may come to the store.
+func TestNothingIsWrittenAfterAReloadThatFailed(t *testing.T) {
+	r := newTold(t, MaxMemory)
+	r.frame(Frame{Calls: []Call{tell(opTell, "a", 1)}})
+	if err := r.m.beginFlush(); err != nil {
+		t.Fatal(err)
+	}
+	r.m.store = broken{r.store}
+	if err := r.m.Reload(); err == nil {
+		t.Fatal("an unreadable store was read")
+	}
+	if err := r.m.Flush(); err == nil || len(r.store.Keys) != 0 {
+		t.Errorf("flushed, with %v; the store has %v", err, r.store.Keys)
+	}
+	if _, err := r.m.Apply(r.log); err == nil {
+		t.Error("entries are applied to an unknown state")
+	}
+	r.m.store = r.store
+	if err := r.m.Reload(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.m.Apply(r.log); err != nil {
+		t.Errorf("after the store was read: %v", err)
 	}
 }

@@ -287,7 +287,11 @@ func (c *rowCache) settle(most int) bool {
 		c.frozen[last] = nil
 		c.frozen = c.frozen[:last]
 	}
-	return len(c.frozen) == 0
+	if len(c.frozen) > 0 {
+		return false
+	}
+	c.into = nil
+	return true
 }
 
 func (c *rowCache) write(r *cachedRow, w kv.Writer) {

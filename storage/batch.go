@@ -39,7 +39,7 @@ type write struct {
 	deleted bool
 }
 
-// NewBatch begins a set of changes. Batches of one shard are used one at a time.
+// NewBatch begins a set of changes. There is one at a time for a shard, with those that follow it.
 func (s *Shard) NewBatch() kv.Batch { return s.batchAfter(nil) }
 
 func (s *Shard) batchAfter(before *batch) *batch {

@@ -111,7 +111,8 @@ func Open(opts Options) (*Engine, error) {
 	if opts.FS == nil {
 		options.WithFSDefaults() // what Pebble does without a file system, which here it has
 	}
-	e.paced = pace.New(guard.Disk(options.FS), int64(opts.MemTableBytes), pace.Flush)
+	e.paced = pace.New(guard.Disk(options.FS), int64(opts.MemTableBytes))
+	e.paced.Listen(options.EventListener)
 	options.FS = e.paced
 	e.seal = manifest.New(options.FS, opts.Dir)
 	compactions := compaction.New()
@@ -129,6 +130,7 @@ func Open(opts Options) (*Engine, error) {
 	}
 	e.db = db
 	compactions.Start()
+	e.paced.Relax()
 	if opts.ReadOnly {
 		return e, nil
 	}
@@ -209,6 +211,8 @@ func (s *Shard) Size() (uint64, error) {
 // Compact rewrites the shard's keys without what was overwritten or removed. It takes long; nothing needs it but
 // measurements and impatient operators.
 func (s *Shard) Compact(ctx context.Context) error {
+	s.e.paced.Hurry()
+	defer s.e.paced.Relax()
 	if err := s.e.db.Flush(); err != nil {
 		return fmt.Errorf("flush before compaction: %w", err)
 	}
@@ -220,6 +224,8 @@ func (s *Shard) Compact(ctx context.Context) error {
 
 // Destroy removes all keys of the shard, durably.
 func (s *Shard) Destroy() error {
+	s.e.paced.Hurry() // Pebble may wait for memtables, and with it all that commit
+	defer s.e.paced.Relax()
 	if err := s.e.db.Excise(context.Background(), s.span()); err != nil {
 		return fmt.Errorf("remove group %d: %w", s.group, err)
 	}

@@ -11,8 +11,8 @@ import (
 	"github.com/holdfastdb/holdfast/storage/storagetest"
 )
 
-// A full memtable is not written out as fast as possible; who closes the database does not wait for that.
-func TestMemtablesAreWrittenSlowlyUntilTheEngineIsClosed(t *testing.T) {
+// A full memtable is not written out as fast as possible; who closes the database does not wait for that, nor who opens it.
+func TestMemtablesAreWrittenSlowlyWhileTheEngineIsOpen(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		disk := &storagetest.Tables{FS: vfs.NewMem()}
 		e, err := Open(Options{FS: disk, Dir: "state", MemTableBytes: 8 << 20})
@@ -21,7 +21,7 @@ func TestMemtablesAreWrittenSlowlyUntilTheEngineIsClosed(t *testing.T) {
 		}
 		s, rng := e.Shard(1), testRNG(1)
 		value := make([]byte, 64<<10)
-		for i := 0; disk.Writing.Load() == 0 || i < 400; i++ {
+		for i := 0; disk.Writing.Load() == 0 || i < 300; i++ {
 			time.Sleep(10 * time.Millisecond)
 			if i > 1000 {
 				t.Fatal("after 1000 rows the memtable is not full")
@@ -41,6 +41,16 @@ func TestMemtablesAreWrittenSlowlyUntilTheEngineIsClosed(t *testing.T) {
 		}
 		if took := time.Since(start); took > 10*time.Millisecond {
 			t.Errorf("to close the engine took %v", took)
+		}
+		start = time.Now()
+		if e, err = Open(Options{FS: disk, Dir: "state", MemTableBytes: 8 << 20}); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(start); took > 10*time.Millisecond {
+			t.Errorf("to open the engine again took %v", took)
+		}
+		if err := e.Close(); err != nil {
+			t.Fatal(err)
 		}
 	})
 }

@@ -295,6 +295,8 @@ func (in *Install) Apply() error {
 	if in.file != nil {
 		return errors.New("storage: install is not finished")
 	}
+	in.s.e.paced.Hurry() // as for Destroy
+	defer in.s.e.paced.Relax()
 	db := in.s.e.db
 	var err error
 	if len(in.tables) == 0 {

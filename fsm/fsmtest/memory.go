@@ -3,6 +3,7 @@ package fsmtest
 
 import (
 	"bytes"
+	"errors"
 	"maps"
 	"slices"
 
@@ -29,9 +30,10 @@ func (s *Memory) Equal(other *Memory) bool { return maps.EqualFunc(s.Keys, other
 
 // batch keeps what changed until Commit; a nil value is a deletion.
 type batch struct {
-	store   *Memory
-	before  *batch // or nil
-	changes map[string][]byte
+	store     *Memory
+	before    *batch // or nil
+	changes   map[string][]byte
+	committed bool
 }
 
 func (b *batch) Get(key []byte) ([]byte, error) {
@@ -65,11 +67,17 @@ func (b *batch) apply(to map[string][]byte) {
 }
 
 func (b *batch) Next() (kv.Batch, error) {
+	if b.before != nil && !b.before.committed {
+		return nil, errors.New("the batch before is not committed")
+	}
 	b.before = nil // it is in the store
 	return &batch{store: b.store, before: b, changes: make(map[string][]byte)}, nil
 }
 
-func (b *batch) Commit() { b.apply(b.store.Keys) }
+func (b *batch) Commit() {
+	b.apply(b.store.Keys)
+	b.committed = true
+}
 
 func (b *batch) Wait() error  { return nil }
 func (b *batch) Close() error { return nil }

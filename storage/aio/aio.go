@@ -4,8 +4,9 @@
 // thread notices: that takes 20 µs at best, and much longer where timers are late (cmd/timers). A sync takes a
 // millisecond, so that a process with one processor would stand still while it syncs. Here the kernel is asked to begin a
 // sync (io_submit(2), IOCB_CMD_FSYNC, Linux 4.18) and to say through an eventfd(2) when it is done, for which the goroutine
-// waits as it would for a connection. Where that cannot be had, syncs are as they were. SyncTo is as it was everywhere: it
-// serves flushes and compactions, for which a process has a processor more (cmd/procs).
+// waits as it would for a connection. Where that cannot be had, syncs are as they were. SyncTo is as it was everywhere: the
+// kernel has nothing of the kind. It serves flushes, which are paced, and compactions, for which a process has a processor more
+// (cmd/procs).
 package aio
 
 import (

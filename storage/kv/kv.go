@@ -40,8 +40,8 @@ type Batch interface {
 	Writer
 	// Next returns a batch for the changes that follow. Its reads see those of this one, and its commit comes after. This one
 	// is not read any more, but takes changes until Commit, of keys that the next one did not change. At most one commit is
-	// under way: Next waits for that of the batch before, and returns its error. An error means that the store is broken and
-	// that the process must stop.
+	// under way: Next waits for that of the batch before, which must have begun, and returns its error. An error means that the
+	// store is broken and that the process must stop.
 	Next() (Batch, error)
 	// Commit, after Next, begins to commit the changes in the background, atomically. Commits survive a crash of the process
 	// as a prefix of all commits of the store, and a power cut once a later durability fence of the store returned.

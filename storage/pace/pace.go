@@ -1,7 +1,10 @@
-// Package pace spreads over time what a database writes to its tables. Pebble writes a full memtable out as fast as it can,
-// and the replicas of a group, which fill theirs with the same entries, do so at the same moment: commands then wait for
-// the processors and for the disk, on all nodes at once. Nothing needs a table that soon: it has to be there before the
-// next memtable is full.
+// Package pace spreads over time what a database writes to the tables of its memtables. Pebble writes a full memtable out as
+// fast as it can, and the replicas of a group, which fill theirs with the same entries, do so at the same moment: commands
+// then wait for the processors and for the disk, on all nodes at once. Nothing needs a table that soon: it has to be there
+// before the next memtables are full.
+//
+// Compactions are not paced: how much they have to write is not known before, and a database that falls behind with them
+// stops.
 package pace
 
 import (
@@ -10,58 +13,77 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
-// Flush and Compaction are the categories of files that Pebble writes memtables and compacted tables to.
-const (
-	Flush      vfs.DiskWriteCategory = "pebble-memtable-flush"
-	Compaction vfs.DiskWriteCategory = "pebble-compaction"
-)
+// Flush is the category of the files to which Pebble writes memtables.
+const Flush vfs.DiskWriteCategory = "pebble-memtable-flush"
 
 const (
-	// ahead is how many times faster tables are written than the write-ahead log of late.
+	// ahead is how many times faster a table is written than its log was, or so: Pebble begins some logs early.
 	ahead = 4
 	// slowest is in bytes a second: for a memtable that took hours to fill.
 	slowest = 16 << 20
+	// A pause is not shorter than step: Pebble writes a few KiB at a time, and a timer costs more than these. What a pause
+	// was too long, up to most, the following ones are shorter.
+	step = 10 * time.Millisecond
+	most = 4 * step
 )
 
 // FS is a file system for one database. Its methods are safe for concurrent use.
 type FS struct {
 	vfs.FS
 	logBytes float64
-	paced    []vfs.DiskWriteCategory
 	rate     atomic.Int64 // bytes a second
 
-	mu   sync.Mutex
-	log  time.Time // when the newest write-ahead log was begun
-	once sync.Once
-	stop chan struct{}
+	mu      sync.Mutex
+	log     time.Time     // when the newest write-ahead log was begun
+	hurried int           // calls of Hurry without Relax
+	hurry   chan struct{} // closed while there are any
 }
 
-// New paces the files of the categories given, in a database that begins a new write-ahead log after logBytes.
-func New(fs vfs.FS, logBytes int64, paced ...vfs.DiskWriteCategory) *FS {
-	p := &FS{FS: fs, logBytes: float64(logBytes), paced: paced, log: time.Now(), stop: make(chan struct{})}
+// New makes the file system of a database that begins a new write-ahead log after logBytes. It is hurried until Relax is
+// called: who opens a database waits for what its logs have left in memtables.
+func New(fs vfs.FS, logBytes int64) *FS {
+	p := &FS{FS: fs, logBytes: float64(logBytes), log: time.Now(), hurry: make(chan struct{})}
 	p.rate.Store(slowest)
+	p.Hurry()
 	return p
 }
 
-// Hurry ends all pauses, for good: somebody waits for the tables, as who closes the database does.
-func (p *FS) Hurry() { p.once.Do(func() { close(p.stop) }) }
+// Hurry ends all pauses until Relax is called as often: somebody waits for a table, or for what comes after it.
+func (p *FS) Hurry() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.hurried++; p.hurried == 1 {
+		close(p.hurry)
+	}
+}
+
+// Relax takes a Hurry back.
+func (p *FS) Relax() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.hurried--; p.hurried == 0 {
+		p.hurry = make(chan struct{})
+	}
+}
+
+// Listen has the database hurry while it cannot take writes because it is behind.
+func (p *FS) Listen(events *pebble.EventListener) {
+	events.WriteStallBegin = func(pebble.WriteStallBeginInfo) { p.Hurry() }
+	events.WriteStallEnd = func() { p.Relax() }
+}
 
 // Create implements vfs.FS.
 func (p *FS) Create(name string, category vfs.DiskWriteCategory) (vfs.File, error) {
 	p.begun(name)
 	f, err := p.FS.Create(name, category)
-	if err != nil {
-		return nil, err
+	if err != nil || category != Flush {
+		return f, err
 	}
-	for _, c := range p.paced {
-		if c == category {
-			return &file{File: f, p: p}, nil
-		}
-	}
-	return f, nil
+	return &file{File: f, p: p, due: time.Now()}, nil
 }
 
 // ReuseForWrite implements vfs.FS.
@@ -70,7 +92,7 @@ func (p *FS) ReuseForWrite(from, to string, category vfs.DiskWriteCategory) (vfs
 	return p.FS.ReuseForWrite(from, to, category)
 }
 
-// begun notices how long the last log took: the tables that are written now hold what was in it.
+// begun notices how long the last log took.
 func (p *FS) begun(name string) {
 	if !strings.HasSuffix(name, ".log") {
 		return
@@ -86,28 +108,29 @@ func (p *FS) begun(name string) {
 // file is written by one goroutine.
 type file struct {
 	vfs.File
-	p    *FS
-	next time.Time // when there may be more
+	p   *FS
+	due time.Time // when there may be more
 }
 
 // Write implements vfs.File.
 func (f *file) Write(b []byte) (int, error) {
-	f.p.wait(time.Until(f.next))
-	if now := time.Now(); f.next.Before(now) {
-		f.next = now // what was late is not made up for
+	if early := time.Until(f.due); early >= step {
+		f.p.pause(early)
+	} else if early < -most {
+		f.due = time.Now().Add(-most)
 	}
-	f.next = f.next.Add(time.Duration(float64(len(b)) / float64(f.p.rate.Load()) * float64(time.Second)))
+	f.due = f.due.Add(time.Duration(float64(len(b)) / float64(f.p.rate.Load()) * float64(time.Second)))
 	return f.File.Write(b)
 }
 
-func (p *FS) wait(d time.Duration) {
-	if d <= 0 {
-		return
-	}
+func (p *FS) pause(d time.Duration) {
+	p.mu.Lock()
+	hurry := p.hurry
+	p.mu.Unlock()
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
-	case <-p.stop:
+	case <-hurry:
 	case <-t.C:
 	}
 }

@@ -164,17 +164,19 @@ func Open(opts Options) (*Store, error) {
 		options.WithFSDefaults() // what Pebble does without a file system, which here it has
 	}
 	prewriter := newPrewriter(options.FS, opts.Dir, int64(opts.LogBytes))
-	paced := pace.New(guard.Disk(prewriter), int64(opts.LogBytes), pace.Flush, pace.Compaction)
+	paced := pace.New(guard.Disk(prewriter), int64(opts.LogBytes))
 	options.FS = paced
 	if err := errors.Join(verify(prewriter, opts.Dir), manifest.Check(prewriter, opts.Dir)); err != nil {
 		return nil, fmt.Errorf("open Raft log: %w", err)
 	}
+	paced.Listen(options.EventListener)
 	seal = manifest.New(options.FS, opts.Dir)
 	db, err := pebble.Open(opts.Dir, options)
 	if err != nil {
 		return nil, fmt.Errorf("open Raft log %s: %w", opts.Dir, err)
 	}
 	compactions.Start()
+	paced.Relax()
 	return &Store{opts: opts, db: db, seal: seal, prewriter: prewriter, paced: paced, sync: newSyncer(db, opts)}, nil
 }
 
