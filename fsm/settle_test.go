@@ -149,6 +149,30 @@ func TestWhatWaitsIsEncodedBeforeThereIsAsMuchAgain(t *testing.T) {
 	}
 }
 
+// Rows that are asked for do not push out those that are in no batch yet.
+func TestWhatWaitsToBeEncodedIsNotForgotten(t *testing.T) {
+	r := newTold(t, MaxMemory/2048)
+	name := func(i int) string { return fmt.Sprint("key", i) }
+	stored, fresh := 5*r.m.rows.most, r.m.rows.most
+	for i := range stored {
+		r.frame(Frame{Calls: []Call{tell(opTell, name(i), 1)}})
+	}
+	r.flush()
+	var calls []Call
+	for i := range fresh {
+		calls = append(calls, tell(opTell, name(stored+i), 1))
+	}
+	r.frame(Frame{Calls: calls})
+	if waiting := len(r.m.rows.frozen); waiting != fresh {
+		t.Fatalf("%d rows wait to be encoded, want %d", waiting, fresh)
+	}
+	for i := range stored + fresh {
+		if got := r.inMemory(name(i)); got != "[1]" {
+			t.Errorf("%s is %s", name(i), got)
+		}
+	}
+}
+
 // What waits to be encoded when a received state takes the place of the old one belongs to the old one.
 func TestReloadDropsWhatWaitsToBeEncoded(t *testing.T) {
 	r := newTold(t, MaxMemory)
