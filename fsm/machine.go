@@ -130,7 +130,7 @@ const (
 )
 
 // MaxMemory is about what a machine keeps in memory at most: two generations of rows, windows, and what is not flushed.
-const MaxMemory = 2*rowCacheBytes + clientCacheBytes + maxUnflushed
+const MaxMemory = 2*rowCacheBytes + clientCacheBytes + 2*maxUnflushed
 
 // share is the part of a bound that a machine with so much memory has.
 func share(bound, memory int) int { return max(bound*memory/MaxMemory, 1) }

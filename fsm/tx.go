@@ -9,7 +9,7 @@ import (
 )
 
 // Row is a decoded value that the machine keeps between entries, so that a hot key is decoded once and encoded once
-// for each call of Apply, however many operations touch it.
+// for each write to the store, however many operations touch it.
 type Row interface {
 	// Append appends the row's stored encoding.
 	Append(dst []byte) []byte

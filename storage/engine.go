@@ -40,7 +40,7 @@ type Options struct {
 	// OnDiskSlow is told when a write takes long.
 	OnDiskSlow func(d time.Duration, path string)
 	// OnWork is told when something begins that keeps a processor busy, with true, and when it ends: a compaction, a write of many
-	// rows, a snapshot. Flushes are paced. It must not block.
+	// rows, a snapshot. Flushes are paced, or somebody waits for them. It must not block.
 	OnWork func(begins bool)
 	// OnFatal is called when the store cannot go on, with an error that says why. It must not return normally into
 	// work on the store; the default logs and ends the process, because guessing would risk what was acknowledged.

@@ -11,7 +11,8 @@ import (
 	"github.com/holdfastdb/holdfast/storage/storagetest"
 )
 
-// A full memtable is not written out as fast as possible; who closes the database does not wait for that, nor who opens it.
+// A full memtable is not written out as fast as possible; who closes or compacts the database does not wait for that, nor who
+// opens it.
 func TestMemtablesAreWrittenSlowlyWhileTheEngineIsOpen(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		disk := &storagetest.Tables{FS: vfs.NewMem()}
@@ -19,22 +20,25 @@ func TestMemtablesAreWrittenSlowlyWhileTheEngineIsOpen(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		s, rng := e.Shard(1), testRNG(1)
-		value := make([]byte, 64<<10)
-		for i := 0; disk.Writing.Load() == 0 || i < 300; i++ {
-			time.Sleep(10 * time.Millisecond)
-			if i > 1000 {
-				t.Fatal("after 1000 rows the memtable is not full")
+		rng, value := testRNG(1), make([]byte, 64<<10)
+		fill := func(e *Engine) {
+			t.Helper()
+			for i := 0; disk.Writing.Load() == 0 || i < 300; i++ {
+				time.Sleep(10 * time.Millisecond)
+				if i > 1000 {
+					t.Fatal("after 1000 rows the memtable is not full")
+				}
+				for j := range value {
+					value[j] = byte(rng.Uint32()) // or compression leaves nothing to write
+				}
+				set(t, e.Shard(1), fmt.Sprint(i), string(value))
 			}
-			for j := range value {
-				value[j] = byte(rng.Uint32()) // or compression leaves nothing to write
+			time.Sleep(50 * time.Millisecond)
+			if disk.Writing.Load() == 0 {
+				t.Error("a memtable of 8 MiB, which took more than a second to come together, is written out in a moment")
 			}
-			set(t, s, fmt.Sprint(i), string(value))
 		}
-		time.Sleep(50 * time.Millisecond)
-		if disk.Writing.Load() == 0 {
-			t.Error("a memtable of 8 MiB, which took more than a second to come together, is written out in a moment")
-		}
+		fill(e)
 		start := time.Now()
 		if err := e.Close(); err != nil {
 			t.Fatal(err)
@@ -48,6 +52,14 @@ func TestMemtablesAreWrittenSlowlyWhileTheEngineIsOpen(t *testing.T) {
 		}
 		if took := time.Since(start); took > 10*time.Millisecond {
 			t.Errorf("to open the engine again took %v", took)
+		}
+		fill(e)
+		start = time.Now()
+		if err := e.Shard(1).Compact(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(start); took > 10*time.Millisecond {
+			t.Errorf("to compact a shard took %v", took)
 		}
 		if err := e.Close(); err != nil {
 			t.Fatal(err)

@@ -10,7 +10,6 @@ package pace
 import (
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -35,10 +34,11 @@ const (
 type FS struct {
 	vfs.FS
 	logBytes float64
-	rate     atomic.Int64 // bytes a second
 
 	mu      sync.Mutex
+	rate    int64         // bytes a second
 	log     time.Time     // when the newest write-ahead log was begun
+	due     time.Time     // when there may be more in tables, of which one is written at a time
 	hurried int           // calls of Hurry without Relax
 	hurry   chan struct{} // closed while there are any
 }
@@ -46,8 +46,7 @@ type FS struct {
 // New makes the file system of a database that begins a new write-ahead log after logBytes. It is hurried until Relax is
 // called: who opens a database waits for what its logs have left in memtables.
 func New(fs vfs.FS, logBytes int64) *FS {
-	p := &FS{FS: fs, logBytes: float64(logBytes), log: time.Now(), hurry: make(chan struct{})}
-	p.rate.Store(slowest)
+	p := &FS{FS: fs, logBytes: float64(logBytes), log: time.Now(), rate: slowest, hurry: make(chan struct{})}
 	p.Hurry()
 	return p
 }
@@ -83,7 +82,7 @@ func (p *FS) Create(name string, category vfs.DiskWriteCategory) (vfs.File, erro
 	if err != nil || category != Flush {
 		return f, err
 	}
-	return &file{File: f, p: p, due: time.Now()}, nil
+	return &file{f, p}, nil
 }
 
 // ReuseForWrite implements vfs.FS.
@@ -102,35 +101,42 @@ func (p *FS) begun(name string) {
 	now := time.Now()
 	took := max(now.Sub(p.log), time.Millisecond)
 	p.log = now
-	p.rate.Store(max(int64(ahead*p.logBytes/took.Seconds()), slowest))
+	p.rate = max(int64(ahead*p.logBytes/took.Seconds()), slowest)
 }
 
-// file is written by one goroutine.
 type file struct {
 	vfs.File
-	p   *FS
-	due time.Time // when there may be more
+	p *FS
 }
 
 // Write implements vfs.File.
 func (f *file) Write(b []byte) (int, error) {
-	if early := time.Until(f.due); early >= step {
-		f.p.pause(early)
-	} else if early < -most {
-		f.due = time.Now().Add(-most)
+	if early, hurry := f.p.take(len(b)); early > 0 {
+		t := time.NewTimer(early)
+		defer t.Stop()
+		select {
+		case <-hurry:
+		case <-t.C:
+		}
 	}
-	f.due = f.due.Add(time.Duration(float64(len(b)) / float64(f.p.rate.Load()) * float64(time.Second)))
 	return f.File.Write(b)
 }
 
-func (p *FS) pause(d time.Duration) {
+// take counts n bytes, and tells how long to wait before they are written.
+func (p *FS) take(n int) (early time.Duration, hurry <-chan struct{}) {
 	p.mu.Lock()
-	hurry := p.hurry
-	p.mu.Unlock()
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-hurry:
-	case <-t.C:
+	defer p.mu.Unlock()
+	now := time.Now()
+	if p.hurried > 0 {
+		p.due = now
+		return 0, nil
 	}
+	if longest := now.Add(-most); p.due.Before(longest) {
+		p.due = longest
+	}
+	if early = p.due.Sub(now); early < step {
+		early = 0
+	}
+	p.due = p.due.Add(time.Duration(float64(n) / float64(p.rate) * float64(time.Second)))
+	return early, p.hurry
 }
