@@ -82,8 +82,9 @@ func Open(reg *Registry, store Store) (*Machine, error) {
 
 // Reload forgets all that is in memory and reads the store again, after a snapshot replaced its content.
 func (m *Machine) Reload() error {
-	m.sealed, m.failed = nil, errors.New("the store was not read") // what waits to be written belongs to the old content
-	if m.batch != nil {                                            // it may hold on to a file of the old content
+	// What waits to be written belongs to the old content, and so does a file that the batch may hold on to.
+	m.sealed, m.failed = nil, errors.New("the store was not read")
+	if m.batch != nil {
 		if err := m.batch.Close(); err != nil {
 			return err
 		}
@@ -122,8 +123,9 @@ func (m *Machine) publish() {
 }
 
 // When Apply writes to the store without being asked. The first bounds what a restart executes again, twice as much while what
-// was there before is still being encoded, and with it the memory that changes take; the second what an iteration inside of a command has to look through. Both are large because each
-// write takes all rows that were changed since the one before: thousands, if some expire or begin while others are busy.
+// was there before is still being encoded, and with it the memory that changes take; the second what is committed at once. Both
+// are large because each write takes all rows that were changed since the one before: thousands, if some expire or begin while
+// others are busy.
 const (
 	maxUnflushed = 16 << 20 // bytes of the log
 	maxDirect    = 2048
