@@ -66,3 +66,31 @@ func TestMemtablesAreWrittenSlowlyWhileTheEngineIsOpen(t *testing.T) {
 		}
 	})
 }
+
+// A flush does not go on with its pauses while writes wait for memory.
+func TestAStalledWriteDoesNotWaitForPauses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		disk := &storagetest.Tables{FS: vfs.NewMem()}
+		e, err := Open(Options{FS: disk, Dir: "state", MemTableBytes: 8 << 20})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer e.Close()
+		rng, value := testRNG(1), make([]byte, 64<<10)
+		for j := range value {
+			value[j] = byte(rng.Uint32())
+		}
+		for i := 0; disk.Writing.Load() == 0 || i < 300; i++ {
+			time.Sleep(10 * time.Millisecond)
+			set(t, e.Shard(1), fmt.Sprint(i), string(value))
+		}
+		time.Sleep(time.Millisecond) // into a pause
+		start := time.Now()
+		for i := range 640 { // 40 MiB, for which there are 32
+			set(t, e.Shard(1), fmt.Sprint("more", i), string(value))
+		}
+		if took := time.Since(start); took > 0 {
+			t.Errorf("the writes took %v", took)
+		}
+	})
+}
