@@ -13,6 +13,7 @@ import (
 
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 	"go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
 
 	"github.com/hashicorp/raft"
 
@@ -97,11 +98,12 @@ func (p *Provider) timed(write func() error) error {
 	return err
 }
 
-// log adds to raft-boltdb the atomic vote and the cheap repeated write.
+// log adds to raft-boltdb checksums, the atomic vote and the cheap repeated write.
 type log struct {
 	*raftboltdb.BoltStore
-	p    *Provider
-	path string
+	p     *Provider
+	path  string
+	group uint32
 
 	mu        sync.Mutex
 	votedTerm uint64 // waits for its candidate
@@ -111,30 +113,41 @@ type log struct {
 // keyVote holds both halves of a vote: the term, eight bytes big-endian, and the candidate.
 const keyVote = "Vote"
 
+// keyCurrentTerm is what hashicorp/raft calls the newest term that it knows.
+const keyCurrentTerm = "CurrentTerm"
+
 // Open implements raftlog.Provider.
 func (p *Provider) Open(group uint32) (raftlog.Log, error) {
 	path := filepath.Join(p.opts.Dir, fmt.Sprintf("group-%d.db", group))
-	var store *raftboltdb.BoltStore
-	err := caught(path, func() (err error) {
-		if err = check(path); err != nil {
+	l := &log{p: p, path: path, group: group}
+	err := caught(path, func() error {
+		entries, err := check(path)
+		if err != nil {
 			return err
 		}
-		store, err = raftboltdb.New(raftboltdb.Options{
+		l.BoltStore, err = raftboltdb.New(raftboltdb.Options{
 			Path: path,
 			BoltOptions: &bbolt.Options{
 				NoFreelistSync: true, FreelistType: bbolt.FreelistMapType, Timeout: lockTimeout, ReadOnly: p.opts.ReadOnly,
 			},
 			MsgpackUseNewTimeFormat: true,
 		})
-		return err
+		if err != nil {
+			return err
+		}
+		return l.verify(entries)
 	})
+	if err == nil {
+		err = syncDir(p.opts.Dir)
+	}
 	if err != nil {
-		return nil, fmt.Errorf("open %s: %w", path, err)
+		err = fmt.Errorf("open %s: %w", path, err)
+		if l.BoltStore != nil {
+			err = errors.Join(err, l.BoltStore.Close())
+		}
+		return nil, err
 	}
-	if err := syncDir(p.opts.Dir); err != nil {
-		return nil, errors.Join(fmt.Errorf("open %s: %w", path, err), store.Close())
-	}
-	return &log{BoltStore: store, p: p, path: path}, nil
+	return l, nil
 }
 
 // StoreLog implements raft.LogStore.
@@ -142,7 +155,24 @@ func (l *log) StoreLog(entry *raft.Log) error { return l.StoreLogs([]*raft.Log{e
 
 // StoreLogs implements raft.LogStore.
 func (l *log) StoreLogs(entries []*raft.Log) error {
-	return l.p.timed(func() error { return l.BoltStore.StoreLogs(entries) })
+	sealed := make([]raft.Log, len(entries))
+	refs := make([]*raft.Log, len(entries))
+	for i, e := range entries {
+		sealed[i], refs[i] = l.seal(e), &sealed[i]
+	}
+	return l.p.timed(func() error { return l.BoltStore.StoreLogs(refs) })
+}
+
+// GetLog implements raft.LogStore.
+func (l *log) GetLog(index uint64, out *raft.Log) error {
+	switch err := l.BoltStore.GetLog(index, out); {
+	case err == nil:
+		return l.open(index, out)
+	case errors.Is(err, raft.ErrLogNotFound), errors.Is(err, bolterrors.ErrDatabaseNotOpen):
+		return err
+	default: // what the library cannot decode
+		return fmt.Errorf("%w: entry %d in %s: %w", raftlog.ErrCorrupt, index, l.path, err)
+	}
 }
 
 // DeleteRange implements raft.LogStore.
@@ -174,7 +204,10 @@ func (l *log) get(key []byte) ([]byte, error) {
 	if errors.Is(err, raftboltdb.ErrKeyNotFound) {
 		return nil, raftlog.ErrKeyNotFound
 	}
-	return value, err
+	if err != nil {
+		return nil, err
+	}
+	return l.openValue(key, value)
 }
 
 // Set implements raft.StableStore.
@@ -207,7 +240,7 @@ func (l *log) set(key, value []byte) error {
 	if err != nil && !errors.Is(err, raftlog.ErrKeyNotFound) {
 		return err
 	}
-	return l.p.timed(func() error { return l.BoltStore.Set(key, value) })
+	return l.p.timed(func() error { return l.BoltStore.Set(key, l.sealValue(key, value)) })
 }
 
 // SetUint64 implements raft.StableStore. The term of a vote waits for its candidate, which Raft sets next.

@@ -49,7 +49,20 @@ func TestTheStoredVoteIsPinned(t *testing.T) {
 		t.Fatal(err)
 	}
 	stored, err := opened.(*log).BoltStore.Get([]byte("Vote"))
-	if got := hex.EncodeToString(stored); err != nil || got != "00000000000000076e312f31" {
+	if got := hex.EncodeToString(stored); err != nil || got != "00000000000000076e312f310a37baad" {
 		t.Errorf("the vote is stored as %s, %v", got, err)
+	}
+}
+
+// What is stored with an entry must not change either. Nobody has to know it but this package.
+func TestTheStoredChecksumIsPinned(t *testing.T) {
+	l := &log{group: 7}
+	e := raft.Log{Index: 301, Term: 5, Type: raft.LogCommand, Data: []byte("data"), Extensions: []byte("ext")}
+	sealed := l.seal(&e)
+	if got := hex.EncodeToString(sealed.Extensions); got != "65787498a9762a" {
+		t.Errorf("the extensions are stored as %s", got)
+	}
+	if err := l.open(301, &sealed); err != nil || string(sealed.Extensions) != "ext" {
+		t.Errorf("they are read as %q, %v", sealed.Extensions, err)
 	}
 }

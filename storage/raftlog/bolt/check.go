@@ -1,6 +1,7 @@
 package bolt
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -35,43 +36,45 @@ func caught(path string, f func() error) (err error) {
 }
 
 // check reads a file as a whole, in this goroutine: BoltDB does the same when it opens one for writing, in another, where
-// nobody could catch a fault.
-func check(path string) (err error) {
+// nobody could catch a fault. It returns the indexes of the entries.
+func check(path string) (entries []uint64, err error) {
 	info, err := os.Stat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist) || err == nil && info.Size() == 0:
-		return nil // a new one
+		return nil, nil // a new one
 	case err != nil:
-		return err
+		return nil, err
 	case info.Size() < 2*int64(os.Getpagesize()):
-		return fmt.Errorf("%w: %s has only %d bytes", raftlog.ErrCorrupt, path, info.Size())
+		return nil, fmt.Errorf("%w: %s has only %d bytes", raftlog.ErrCorrupt, path, info.Size())
 	}
 	db, err := bbolt.Open(path, 0o600, &bbolt.Options{ReadOnly: true, Timeout: lockTimeout})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer func() { err = errors.Join(err, db.Close()) }()
 	tx, err := db.Begin(false)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer func() { err = errors.Join(err, tx.Rollback()) }()
 	if info, err = os.Stat(path); err != nil {
-		return err
+		return nil, err
 	}
 	if info.Size() < tx.Size() {
-		return fmt.Errorf("%w: %s has %d bytes of %d", raftlog.ErrCorrupt, path, info.Size(), tx.Size())
+		return nil, fmt.Errorf("%w: %s has %d bytes of %d", raftlog.ErrCorrupt, path, info.Size(), tx.Size())
 	}
-	sum := byte(0) // so that values are read
-	walk := func(_ []byte, b *bbolt.Bucket) error {
-		return b.ForEach(func(_, value []byte) error {
-			for i := 0; i < len(value); i += 512 {
-				sum += value[i]
+	err = tx.ForEach(func(name []byte, b *bbolt.Bucket) error {
+		return b.ForEach(func(key, _ []byte) error {
+			if string(name) == logBucket && len(key) == 8 {
+				entries = append(entries, binary.BigEndian.Uint64(key))
 			}
 			return nil
 		})
-	}
-	return tx.ForEach(walk)
+	})
+	return entries, err
 }
+
+// logBucket is where raft-boltdb keeps the entries, by their indexes.
+const logBucket = "logs"
 
 const lockTimeout = 5 * time.Second
