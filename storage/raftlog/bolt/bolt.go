@@ -110,18 +110,18 @@ type log struct {
 	staged    bool
 }
 
+// lockTimeout is how long another process may still have the file open.
+const lockTimeout = 5 * time.Second
+
 // keyVote holds both halves of a vote: the term, eight bytes big-endian, and the candidate.
 const keyVote = "Vote"
-
-// keyCurrentTerm is what hashicorp/raft calls the newest term that it knows.
-const keyCurrentTerm = "CurrentTerm"
 
 // Open implements raftlog.Provider.
 func (p *Provider) Open(group uint32) (raftlog.Log, error) {
 	path := filepath.Join(p.opts.Dir, fmt.Sprintf("group-%d.db", group))
 	l := &log{p: p, path: path, group: group}
-	err := caught(path, func() error {
-		entries, err := check(path)
+	err := l.caught(func() error {
+		entries, err := l.check()
 		if err != nil {
 			return err
 		}
@@ -168,10 +168,10 @@ func (l *log) GetLog(index uint64, out *raft.Log) error {
 	switch err := l.BoltStore.GetLog(index, out); {
 	case err == nil:
 		return l.open(index, out)
-	case errors.Is(err, raft.ErrLogNotFound), errors.Is(err, bolterrors.ErrDatabaseNotOpen):
+	case errors.Is(err, raft.ErrLogNotFound), errors.Is(err, bolterrors.ErrDatabaseNotOpen), errors.Is(err, bolterrors.ErrInvalidMapping):
 		return err
 	default: // what the library cannot decode
-		return fmt.Errorf("%w: entry %d in %s: %w", raftlog.ErrCorrupt, index, l.path, err)
+		return l.corrupt("entry %d: %v", index, err)
 	}
 }
 
@@ -194,7 +194,7 @@ func (l *log) Get(key []byte) ([]byte, error) {
 		return nil, err
 	}
 	if len(vote) < 8 {
-		return nil, fmt.Errorf("%w: vote in %s", raftlog.ErrCorrupt, l.path)
+		return nil, l.corrupt("vote")
 	}
 	return vote[8:], nil
 }
@@ -264,7 +264,7 @@ func (l *log) GetUint64(key []byte) (uint64, error) {
 		return 0, nil
 	}
 	if err == nil && len(value) != 8 {
-		err = fmt.Errorf("%w: %s in %s", raftlog.ErrCorrupt, key, l.path)
+		err = l.corrupt("%q", key)
 	}
 	if err != nil {
 		return 0, err
@@ -278,7 +278,7 @@ func (l *log) voteTerm() (uint64, error) {
 		return 0, nil
 	}
 	if err == nil && len(vote) < 8 {
-		err = fmt.Errorf("%w: vote in %s", raftlog.ErrCorrupt, l.path)
+		err = l.corrupt("vote")
 	}
 	if err != nil {
 		return 0, err

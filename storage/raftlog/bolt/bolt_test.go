@@ -31,7 +31,7 @@ func TestAFailedWriteIsFatal(t *testing.T) {
 	}
 }
 
-// The vote on the disk must not change: a node must find the votes of an older version.
+// The vote on the disk must not change any more: a node must find the votes of an older version.
 func TestTheStoredVoteIsPinned(t *testing.T) {
 	p, err := Open(Options{Dir: t.TempDir()})
 	if err != nil {
