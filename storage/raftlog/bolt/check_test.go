@@ -14,6 +14,7 @@ import (
 
 	"github.com/hashicorp/raft"
 	"go.etcd.io/bbolt"
+	"pgregory.net/rapid"
 
 	"github.com/holdfastdb/holdfast/storage/raftlog"
 )
@@ -54,6 +55,59 @@ func TestADamagedFileIsAnErrorAndNoCrash(t *testing.T) {
 			}
 		}
 	}
+}
+
+// Whatever a log was through, what BoltDB has made of it is taken.
+func TestWhatBoltDBWritesIsNoDamage(t *testing.T) {
+	dir := t.TempDir()
+	group := uint32(0)
+	rapid.Check(t, func(t *rapid.T) {
+		group++
+		p, err := Open(Options{Dir: dir})
+		if err != nil {
+			t.Fatal(err)
+		}
+		l, err := p.Open(group)
+		if err != nil {
+			t.Fatal(err)
+		}
+		first, next := uint64(1), uint64(1)
+		for range rapid.IntRange(1, 12).Draw(t, "steps") {
+			switch rapid.IntRange(0, 5).Draw(t, "step") {
+			case 0, 1:
+				size := rapid.SampledFrom([]int{0, 10, 300, 2000, 5000, 20_000}).Draw(t, "size")
+				var entries []*raft.Log
+				for range rapid.IntRange(1, 100).Draw(t, "entries") {
+					entries = append(entries, &raft.Log{Index: next, Term: 1, Data: make([]byte, size)})
+					next++
+				}
+				err = l.StoreLogs(entries)
+			case 2: // as after a snapshot
+				to := rapid.Uint64Range(first, next).Draw(t, "to")
+				err = l.DeleteRange(first, to-1)
+				first = to
+			case 3: // as after a term that lost
+				from := rapid.Uint64Range(first, next).Draw(t, "from")
+				err = l.DeleteRange(from, next-1)
+				next = from
+			case 4:
+				err = errors.Join(l.SetUint64([]byte("CurrentTerm"), next), l.SetUint64([]byte(raftlog.KeyVoteTerm), next), l.Set([]byte(raftlog.KeyVoteCandidate), make([]byte, rapid.IntRange(0, 40).Draw(t, "candidate"))))
+			case 5:
+				if err = l.Close(); err == nil {
+					l, err = p.Open(group)
+				}
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := l.(*log).check(); err != nil { // as if the process was killed now
+				t.Fatal(err)
+			}
+		}
+		if err := l.Destroy(); err != nil {
+			t.Fatal(err)
+		}
+	})
 }
 
 // A bit that flips in what is stored is found, wherever it is.
