@@ -23,8 +23,11 @@ import (
 //	branch   where the key is (4), its size (4), page (8)
 //	meta     magic, version, size of a page, flags (4 each), root page (8), 16 more, pages in use (8), commit (8), FNV-1a (8)
 //
-// All in the byte order of the machine. The value of a bucket is its root page (8), 8 more, and if that page is 0 itself a page.
+// All in the byte order of the machine, keys and values in the order of their elements without anything between them. The
+// value of a bucket is its root page (8), 8 more, and if that page is 0 itself a page.
 const (
+	magic        = 0xed0cdaed
+	version      = 2
 	pageHeader   = 16
 	elementBytes = 16
 	metaSum      = 56 // bytes of a meta before its checksum
@@ -40,6 +43,9 @@ const (
 	confBucket = "conf"
 )
 
+// maxDepth is far above what a tree of pages has that fits on a disk.
+const maxDepth = 64
+
 // maxRun bounds the bytes of a page with those that belong to it: more than the largest entry.
 const maxRun = 1 << 30
 
@@ -50,6 +56,7 @@ type pages struct {
 	size int64 // of a page
 	used uint64
 	seen map[uint64]bool
+	deep int
 }
 
 // check reads the file as a whole, entries but for their checksums, and returns their indexes. No other process writes it: a
@@ -68,45 +75,57 @@ func (l *log) check() (entries []uint64, err error) {
 		return nil, err
 	}
 	p := &pages{l: l, f: f, seen: make(map[uint64]bool)}
-	root, err := p.meta(info.Size())
+	root, commit, err := p.meta(info.Size())
 	if err != nil {
 		return nil, err
 	}
+	buckets := 0
 	err = p.walk(root, bounds{}, func(name, bucket []byte, kind uint32) error {
 		if kind != kindBucket || string(name) != logBucket && string(name) != confBucket {
-			return l.corrupt("%q of kind %d beside the buckets", name, kind)
+			return l.corrupt("%.16q of kind %d beside the buckets", name, kind)
 		}
+		buckets++
 		return p.bucket(bucket, func(key, value []byte, kind uint32) error {
 			switch {
 			case kind != 0:
-				return l.corrupt("key %x of kind %d", key, kind)
+				return l.corrupt("key %.16x of kind %d", key, kind)
 			case string(name) == confBucket:
 				_, err := l.openValue(key, value)
 				return err
 			case len(key) != 8:
-				return l.corrupt("entry %x", key)
+				return l.corrupt("entry %.16x", key)
 			}
 			entries = append(entries, binary.BigEndian.Uint64(key))
 			return nil
 		})
 	})
-	return entries, err
+	switch {
+	case err != nil:
+		return nil, err
+	case buckets < 2 && commit >= firstCommit:
+		return nil, l.corrupt("%d buckets of 2", buckets)
+	case buckets < 2 && l.p.opts.ReadOnly: // raft-boltdb would take them for there
+		return nil, errors.New("the log is new, nothing was ever written to it")
+	}
+	return entries, nil
 }
 
-// meta returns the root of the newest commit. Both metas must be right. Each commit writes one, in turns; with one that is
-// damaged BoltDB goes back to the other, and what was stored last, maybe a vote, is gone. A power cut does not do that: a meta
-// fits into a sector of the disk.
-func (p *pages) meta(size int64) (root uint64, err error) {
-	commit := uint64(0)
+// firstCommit makes the buckets.
+const firstCommit = 2
+
+// meta returns the root of the newest commit, and its number. Both metas must be right. Each commit writes one, in turns; with
+// one that is damaged BoltDB goes back to the other, and what was stored last, maybe a vote, is gone. A power cut does not do
+// that, but to a file that is just being made: a meta fits into a sector of the disk.
+func (p *pages) meta(size int64) (root, commit uint64, err error) {
 	for i := range int64(2) {
 		var meta [metaSum + 8]byte
 		if _, err := p.f.ReadAt(meta[:], i*p.size+pageHeader); err != nil {
-			return 0, p.l.corrupt("page %d: %v", i, err)
+			return 0, 0, p.l.corrupt("page %d: %v", i, err)
 		}
 		sum := fnv.New64a()
 		_, _ = sum.Write(meta[:metaSum])
-		if sum.Sum64() != binary.NativeEndian.Uint64(meta[metaSum:]) {
-			return 0, p.l.corrupt("page %d", i)
+		if sum.Sum64() != binary.NativeEndian.Uint64(meta[metaSum:]) || binary.NativeEndian.Uint32(meta[:]) != magic || binary.NativeEndian.Uint32(meta[4:]) != version {
+			return 0, 0, p.l.corrupt("page %d", i)
 		}
 		if i == 0 {
 			p.size = int64(binary.NativeEndian.Uint32(meta[8:]))
@@ -116,13 +135,13 @@ func (p *pages) meta(size int64) (root uint64, err error) {
 		}
 	}
 	if p.size < pageHeader+metaSum+8 || uint64(size/p.size) < p.used {
-		return 0, p.l.corrupt("%d bytes, %d pages of %d are in use", size, p.used, p.size)
+		return 0, 0, p.l.corrupt("%d bytes, %d pages of %d are in use", size, p.used, p.size)
 	}
-	return root, nil
+	return root, commit, nil
 }
 
-// bounds are those of the keys of a page, none where nil.
-type bounds struct{ from, to []byte }
+// bounds are the first key of a page and that of the next one, none where nil.
+type bounds struct{ first, next []byte }
 
 // visit is told of a leaf's elements.
 type visit func(key, value []byte, kind uint32) error
@@ -150,7 +169,15 @@ func (p *pages) walk(id uint64, within bounds, f visit) error {
 	if _, err := p.f.ReadAt(page, int64(id)*p.size); err != nil {
 		return err
 	}
-	return p.elements(page, within, f)
+	if p.deep++; p.deep > maxDepth {
+		return p.l.corrupt("more than %d pages above page %d", maxDepth, id)
+	}
+	end, err := p.elements(page, within, f)
+	p.deep--
+	if err == nil && end == pageHeader && len(bytes.TrimLeft(page[end:], "\x00")) > 0 {
+		err = p.l.corrupt("page %d has something and no elements", id)
+	}
+	return err
 }
 
 // bucket reads what belongs to a bucket.
@@ -159,65 +186,80 @@ func (p *pages) bucket(value []byte, f visit) error {
 		return p.l.corrupt("a bucket of %d bytes", len(value))
 	}
 	if root := binary.NativeEndian.Uint64(value); root != 0 {
+		if len(value) > bucketHeader {
+			return p.l.corrupt("a bucket of %d bytes with a page of its own", len(value))
+		}
 		return p.walk(root, bounds{}, f)
 	}
-	if len(value) < bucketHeader+pageHeader {
+	page := value[bucketHeader:]
+	if len(page) < pageHeader {
 		return p.l.corrupt("a bucket of %d bytes", len(value))
 	}
-	return p.elements(value[bucketHeader:], bounds{}, f)
+	end, err := p.elements(page, bounds{}, f)
+	if err == nil && end != len(page) {
+		err = p.l.corrupt("a bucket has %d bytes, its elements take %d", len(page), end)
+	}
+	return err
 }
 
-func (p *pages) elements(page []byte, within bounds, f visit) error {
+// elements reads a page, and returns where the last of its elements ends.
+func (p *pages) elements(page []byte, within bounds, f visit) (end int, err error) {
 	kind, count := binary.NativeEndian.Uint16(page[8:]), int(binary.NativeEndian.Uint16(page[10:]))
-	if kind != kindBranch && kind != kindLeaf || pageHeader+count*elementBytes > len(page) || kind == kindBranch && count == 0 {
-		return p.l.corrupt("a page of kind %d with %d elements", kind, count)
+	end = pageHeader + count*elementBytes
+	if kind != kindBranch && kind != kindLeaf || end > len(page) || count == 0 && (kind == kindBranch || within.first != nil) {
+		return 0, p.l.corrupt("a page of kind %d with %d elements", kind, count)
 	}
-	// part returns what begins at an element and a distance from it.
-	part := func(i int, from, size uint64) ([]byte, error) {
-		from += uint64(pageHeader + i*elementBytes)
-		if from+size > uint64(len(page)) {
-			return nil, p.l.corrupt("element %d of a page is not in it", i)
+	// next returns the key or value that comes next.
+	next := func(size uint32) ([]byte, error) {
+		if uint64(end)+uint64(size) > uint64(len(page)) {
+			return nil, p.l.corrupt("an element of %d bytes is not in its page", size)
 		}
-		return page[from:][:size], nil
+		b := page[end:][:size]
+		end += int(size)
+		return b, nil
 	}
-	field := func(i, at int) uint64 {
-		return uint64(binary.NativeEndian.Uint32(page[pageHeader+i*elementBytes+at:]))
-	}
-	keys := make([][]byte, count)
-	for i := range keys {
-		at, size := field(i, 4), field(i, 8)
+	keys, values := make([][]byte, count), make([][]byte, count)
+	for i := range count {
+		field := func(at int) uint32 {
+			return binary.NativeEndian.Uint32(page[pageHeader+i*elementBytes+at:])
+		}
+		at, size := field(4), field(8)
 		if kind == kindBranch {
-			at, size = field(i, 0), field(i, 4)
+			at, size = field(0), field(4)
 		}
-		key, err := part(i, at, size)
-		if err != nil {
-			return err
+		if uint64(at) != uint64(end-pageHeader-i*elementBytes) {
+			return 0, p.l.corrupt("element %d of a page is not where the one before ends", i)
 		}
-		if i > 0 && bytes.Compare(keys[i-1], key) >= 0 || bytes.Compare(key, within.from) < 0 || within.to != nil && bytes.Compare(key, within.to) >= 0 {
-			return p.l.corrupt("key %x is not where it would be looked for", key)
+		if keys[i], err = next(size); err != nil {
+			return 0, err
 		}
-		keys[i] = key
+		first := i == 0 && within.first != nil && !bytes.Equal(keys[i], within.first)
+		order := i > 0 && bytes.Compare(keys[i-1], keys[i]) >= 0
+		if size == 0 || first || order || within.next != nil && bytes.Compare(keys[i], within.next) >= 0 {
+			return 0, p.l.corrupt("key %.16x is not where it would be looked for", keys[i])
+		}
+		if kind == kindLeaf {
+			if values[i], err = next(field(12)); err != nil {
+				return 0, err
+			}
+		}
 	}
 	for i, key := range keys {
-		if kind == kindBranch {
-			under := bounds{key, within.to}
+		element := page[pageHeader+i*elementBytes:]
+		if kind == kindLeaf {
+			err = f(key, values[i], binary.NativeEndian.Uint32(element))
+		} else {
+			under := bounds{key, within.next}
 			if i+1 < count {
-				under.to = keys[i+1]
+				under.next = keys[i+1]
 			}
-			if err := p.walk(binary.NativeEndian.Uint64(page[pageHeader+i*elementBytes+8:]), under, f); err != nil {
-				return err
-			}
-			continue
-		}
-		value, err := part(i, field(i, 4)+field(i, 8), field(i, 12))
-		if err == nil {
-			err = f(key, value, uint32(field(i, 0)))
+			err = p.walk(binary.NativeEndian.Uint64(element[8:]), under, f)
 		}
 		if err != nil {
-			return err
+			return 0, err
 		}
 	}
-	return nil
+	return end, nil
 }
 
 // caught turns a panic of BoltDB, and a fault in its map, into an error about the file.

@@ -132,8 +132,8 @@ func TestAFlippedBitIsFound(t *testing.T) {
 	}
 }
 
-// What BoltDB writes around keys and values is right, or the log is not opened, or it does not matter. The number of a page's
-// elements is not among it: a page that says that it has fewer is as good as one that has.
+// What BoltDB writes around keys and values is right, or the log is not opened, or it does not matter. The numbers of pages are
+// not among it: one may lead to what the page was before.
 func TestAFlippedBitInAPageIsFoundOrDoesNotMatter(t *testing.T) {
 	const every = 53 // not all bits, or it would take minutes
 	whole := filepath.Join(t.TempDir(), "group-1.db")
@@ -145,7 +145,7 @@ func TestAFlippedBitInAPageIsFoundOrDoesNotMatter(t *testing.T) {
 		}
 		count := int(binary.NativeEndian.Uint16(good[at+10:]))
 		for bit := at % every; bit < 8*(pageHeader+count*elementBytes); bit += every {
-			if bit/8 == 10 || bit/8 == 11 {
+			if binary.NativeEndian.Uint16(good[at+8:]) == kindBranch && bit/8 >= pageHeader && bit/8%elementBytes >= 8 {
 				continue
 			}
 			b := slices.Clone(good)
@@ -174,16 +174,30 @@ func TestAWrongTreeOfPagesIsFound(t *testing.T) {
 			a[i], b[i] = b[i], a[i]
 		}
 	}
+	const buckets = 0 // instead of a kind
 	tests := []struct {
 		name   string
 		kind   uint16
 		damage func(page []byte)
 	}{
+		{"no buckets", buckets, func(p []byte) { p[10] = 0; clear(p[pageHeader:]) }},
+		{"one bucket", buckets, func(p []byte) {
+			first, second := element(p, 0), element(p, 1)
+			size := binary.NativeEndian.Uint32(second[8:]) + binary.NativeEndian.Uint32(second[12:])
+			from := pageHeader + elementBytes + binary.NativeEndian.Uint32(second[4:])
+			copy(first, second)
+			binary.NativeEndian.PutUint32(first[4:], elementBytes)
+			copy(second, p[from:][:size])
+			p[10] = 1
+		}},
 		{"pages that change places", kindBranch, func(p []byte) { swap(element(p, 0)[8:], element(p, 1)[8:]) }},
 		{"a page twice", kindBranch, func(p []byte) { copy(element(p, 0)[8:], element(p, 1)[8:]) }},
 		{"a page that is not in use", kindBranch, func(p []byte) { binary.NativeEndian.PutUint64(element(p, 0)[8:], 1<<40) }},
 		{"a page for metas", kindBranch, func(p []byte) { binary.NativeEndian.PutUint64(element(p, 0)[8:], 1) }},
 		{"no elements", kindBranch, func(p []byte) { binary.NativeEndian.PutUint16(p[10:], 0) }},
+		{"fewer elements", kindBranch, func(p []byte) { p[10]-- }},
+		{"fewer elements of a leaf", kindLeaf, func(p []byte) { p[10]-- }},
+		{"no elements of a leaf", kindLeaf, func(p []byte) { p[10] = 0 }},
 		{"more elements than fit", kindBranch, func(p []byte) { binary.NativeEndian.PutUint16(p[10:], 1<<15) }},
 		{"a page that is longer", kindLeaf, func(p []byte) { p[12]++ }},
 		{"a page that goes on behind the file", kindLeaf, func(p []byte) { p[15]++ }},
@@ -193,6 +207,11 @@ func TestAWrongTreeOfPagesIsFound(t *testing.T) {
 			binary.NativeEndian.PutUint32(first[4:], binary.NativeEndian.Uint32(second[4:])+elementBytes)
 			binary.NativeEndian.PutUint32(second[4:], at-elementBytes)
 		}},
+		{"a key of the next page", kindLeaf, func(p []byte) {
+			last := element(p, int(p[10])-1)
+			at := pageHeader + (int(p[10])-1)*elementBytes + int(binary.NativeEndian.Uint32(last[4:]))
+			p[at] = 0xff
+		}},
 		{"a key behind the page", kindLeaf, func(p []byte) { element(p, 0)[7] = 1 }},
 		{"a value behind the page", kindLeaf, func(p []byte) { element(p, 1)[15] = 1 }},
 		{"another kind of page", kindLeaf, func(p []byte) { p[8] = 0x10 }},
@@ -201,26 +220,60 @@ func TestAWrongTreeOfPagesIsFound(t *testing.T) {
 	if binary.NativeEndian.Uint64(good[pageHeader+48:]) < binary.NativeEndian.Uint64(good[page+pageHeader+48:]) {
 		root = binary.NativeEndian.Uint64(good[page+pageHeader+16:])
 	}
-	buckets := good[root*uint64(page):][:page]
-	logs := element(buckets, 1) // the other is conf
-	value := buckets[pageHeader+elementBytes+binary.NativeEndian.Uint32(logs[4:])+binary.NativeEndian.Uint32(logs[8:]):]
+	top := good[root*uint64(page):][:page]
+	logs := element(top, 1) // the other is conf
+	value := top[pageHeader+elementBytes+binary.NativeEndian.Uint32(logs[4:])+binary.NativeEndian.Uint32(logs[8:]):]
 	branch := binary.NativeEndian.Uint64(value)
 	for _, test := range tests {
 		b := slices.Clone(good)
 		p := b[branch*uint64(page):][:page]
-		if test.kind == kindLeaf {
+		switch test.kind {
+		case buckets:
+			p = b[root*uint64(page):][:page]
+		case kindLeaf:
 			p = b[binary.NativeEndian.Uint64(element(p, 2)[8:])*uint64(page):][:page]
 		}
-		if kind, count := binary.NativeEndian.Uint16(p[8:]), binary.NativeEndian.Uint16(p[10:]); kind != test.kind || count < 2 {
+		if kind, count := binary.NativeEndian.Uint16(p[8:]), binary.NativeEndian.Uint16(p[10:]); test.kind != buckets && kind != test.kind || count < 2 {
 			t.Fatalf("a page of kind %d with %d elements", kind, count)
 		}
 		test.damage(p)
 		if err := os.WriteFile(whole, b, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		l := &log{path: whole, group: 1}
+		l := &log{p: &Provider{}, path: whole, group: 1}
 		if _, err := l.check(); !errors.Is(err, raftlog.ErrCorrupt) {
 			t.Errorf("%s: %v", test.name, err)
+		}
+	}
+}
+
+// A log that was never written to may be opened, but not only to read.
+func TestANewFile(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "group-1.db")
+	db, err := bbolt.Open(path, 0o600, nil) // and then the process was killed
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct{ readOnly, taken bool }{{true, false}, {false, true}, {true, true}} {
+		p, err := Open(Options{Dir: dir, ReadOnly: test.readOnly})
+		if err != nil {
+			t.Fatal(err)
+		}
+		l, err := p.Open(1)
+		if test.taken != (err == nil) || errors.Is(err, raftlog.ErrCorrupt) {
+			t.Errorf("read only %v: %v", test.readOnly, err)
+		}
+		if err == nil {
+			if first, err := l.FirstIndex(); first != 0 || err != nil {
+				t.Errorf("read only %v: the first entry is %d, %v", test.readOnly, first, err)
+			}
+			if err := l.Close(); err != nil {
+				t.Error(err)
+			}
 		}
 	}
 }
@@ -356,7 +409,7 @@ func FuzzCheck(f *testing.F) {
 		if err := os.WriteFile(path, file, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := (&log{path: path, group: 1}).check(); err != nil && !errors.Is(err, raftlog.ErrCorrupt) {
+		if _, err := (&log{p: &Provider{}, path: path, group: 1}).check(); err != nil && !errors.Is(err, raftlog.ErrCorrupt) {
 			t.Error(err)
 		}
 	})

@@ -10,7 +10,8 @@ import (
 
 // BoltDB has no checksums: a bit that flips in an entry or in a vote would be believed. So each has a CRC-32C of its own, of
 // where it belongs and what Raft makes of it: an entry's at the end of its extensions, which hashicorp/raft leaves to such
-// layers, and a value's behind it. Not covered is a page of BoltDB's that has less than it had, and says so itself.
+// layers, and a value's behind it. Not covered is the number of a page that changes so that it leads to what that page was before:
+// it may still be in the file.
 const sumBytes = crc32.Size
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
