@@ -28,7 +28,7 @@ var plantedBugs = []struct {
 	kinds []string
 	by    []oracle
 }{
-	{plant.SkipDedup, "a repeated frame is executed again", []string{"kill-leader", "kill-leader", "vanish-leader"}, []oracle{byCounts, byPorcupine, byReplay}},
+	{plant.SkipDedup, "a repeated frame is executed again", []string{"kill-leader", "vanish-leader", "kill-leader", "kill-leader", "vanish-leader", "kill-leader"}, []oracle{byCounts, byPorcupine, byReplay}},
 	{plant.AckBeforeQuorum, "what no follower has yet is acknowledged", []string{"partition-leader", "vanish-leader"}, []oracle{byCounts, byPorcupine, byLogs}},
 	{plant.LocalClock, "a state machine asks the clock", []string{"kill-follower"}, []oracle{byStates}},
 }
