@@ -121,7 +121,7 @@ func (p *Provider) Open(group uint32) (raftlog.Log, error) {
 	path := filepath.Join(p.opts.Dir, fmt.Sprintf("group-%d.db", group))
 	l := &log{p: p, path: path, group: group}
 	err := l.caught(func() error {
-		entries, err := l.check()
+		entries, old, err := l.check()
 		if err != nil {
 			return err
 		}
@@ -135,13 +135,18 @@ func (p *Provider) Open(group uint32) (raftlog.Log, error) {
 		if err != nil {
 			return err
 		}
+		if old {
+			if err := l.adopt(entries); err != nil {
+				return err
+			}
+		}
 		return l.verify(entries)
 	})
 	if err == nil {
 		err = syncDir(p.opts.Dir)
 	}
 	if err != nil {
-		err = fmt.Errorf("open %s: %w", path, err)
+		err = fmt.Errorf("open Raft log of group %d: %w", group, err)
 		if l.BoltStore != nil {
 			err = errors.Join(err, l.BoltStore.Close())
 		}

@@ -59,25 +59,25 @@ type pages struct {
 	deep int
 }
 
-// check reads the file as a whole, entries but for their checksums, and returns their indexes. No other process writes it: a
+// check reads the file as a whole, entries but for their checksums, and returns their indexes, and whether they have none. No other process writes it: a
 // node has its state open by then, which is locked.
-func (l *log) check() (entries []uint64, err error) {
+func (l *log) check() (entries []uint64, old bool, err error) {
 	f, err := os.Open(l.path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+		return nil, false, nil
 	}
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	defer f.Close()
 	info, err := f.Stat()
 	if err != nil || info.Size() == 0 { // a new one
-		return nil, err
+		return nil, false, err
 	}
 	p := &pages{l: l, f: f, seen: make(map[uint64]bool)}
 	root, commit, err := p.meta(info.Size())
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	buckets := 0
 	err = p.walk(root, bounds{}, func(name, bucket []byte, kind uint32) error {
@@ -90,6 +90,9 @@ func (l *log) check() (entries []uint64, err error) {
 			case kind != 0:
 				return l.corrupt("key %.16x of kind %d", key, kind)
 			case string(name) == confBucket:
+				if old = old || plain(key, value); old {
+					return nil
+				}
 				_, err := l.openValue(key, value)
 				return err
 			case len(key) != 8:
@@ -101,13 +104,13 @@ func (l *log) check() (entries []uint64, err error) {
 	})
 	switch {
 	case err != nil:
-		return nil, err
+		return nil, false, err
 	case buckets < 2 && commit >= firstCommit:
-		return nil, l.corrupt("%d buckets of 2", buckets)
+		return nil, false, l.corrupt("%d buckets of 2", buckets)
 	case buckets < 2 && l.p.opts.ReadOnly: // raft-boltdb would take them for there
-		return nil, errors.New("the log is new, nothing was ever written to it")
+		return nil, false, errors.New("the log is new, nothing was ever written to it")
 	}
-	return entries, nil
+	return entries, old, nil
 }
 
 // firstCommit makes the buckets.

@@ -10,9 +10,11 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/hashicorp/raft"
+	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 	"go.etcd.io/bbolt"
 	"pgregory.net/rapid"
 
@@ -91,7 +93,7 @@ func TestWhatBoltDBWritesIsNoDamage(t *testing.T) {
 				err = l.DeleteRange(from, next-1)
 				next = from
 			case 4:
-				err = errors.Join(l.SetUint64([]byte("CurrentTerm"), next), l.SetUint64([]byte(raftlog.KeyVoteTerm), next), l.Set([]byte(raftlog.KeyVoteCandidate), make([]byte, rapid.IntRange(0, 40).Draw(t, "candidate"))))
+				err = errors.Join(l.SetUint64([]byte(keyTerm), next), l.SetUint64([]byte(raftlog.KeyVoteTerm), next), l.Set([]byte(raftlog.KeyVoteCandidate), make([]byte, rapid.IntRange(0, 40).Draw(t, "candidate"))))
 			case 5:
 				if err = l.Close(); err == nil {
 					l, err = p.Open(group)
@@ -100,7 +102,7 @@ func TestWhatBoltDBWritesIsNoDamage(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if _, err := l.(*log).check(); err != nil { // as if the process was killed now
+			if _, _, err := l.(*log).check(); err != nil { // as if the process was killed now
 				t.Fatal(err)
 			}
 		}
@@ -117,7 +119,7 @@ func TestAFlippedBitIsFound(t *testing.T) {
 	if !read(t, whole, "no damage", good, entries) {
 		t.Fatal("the file is refused without damage")
 	}
-	for _, stored := range [][]byte{entries[3].Data, []byte("vote of node"), binary.BigEndian.AppendUint64(nil, currentTerm), []byte("Vote"), []byte("CurrentTerm")} {
+	for _, stored := range [][]byte{entries[3].Data, []byte("vote of node"), binary.BigEndian.AppendUint64(nil, currentTerm), []byte("Vote"), []byte(keyTerm)} {
 		if !bytes.Contains(good, stored) {
 			t.Fatalf("%.20q is not in the file", stored)
 		}
@@ -241,7 +243,7 @@ func TestAWrongTreeOfPagesIsFound(t *testing.T) {
 			t.Fatal(err)
 		}
 		l := &log{p: &Provider{}, path: whole, group: 1}
-		if _, err := l.check(); !errors.Is(err, raftlog.ErrCorrupt) {
+		if _, _, err := l.check(); !errors.Is(err, raftlog.ErrCorrupt) {
 			t.Errorf("%s: %v", test.name, err)
 		}
 	}
@@ -273,6 +275,61 @@ func TestANewFile(t *testing.T) {
 			}
 			if err := l.Close(); err != nil {
 				t.Error(err)
+			}
+		}
+	}
+}
+
+// Logs of before there were checksums get them when they are opened, also if the process was killed while they did.
+func TestALogWithoutChecksumsGetsThem(t *testing.T) {
+	for _, done := range []int{0, 300, 700} {
+		dir := t.TempDir()
+		store, err := raftboltdb.New(raftboltdb.Options{Path: filepath.Join(dir, "group-1.db"), MsgpackUseNewTimeFormat: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var entries, stored []*raft.Log
+		for i := range 700 {
+			e := &raft.Log{Index: uint64(i + 1), Term: 3, Data: []byte{byte(i)}, Extensions: []byte("of another layer")[:i%10]}
+			entries, stored = append(entries, e), append(stored, e)
+			if i < done {
+				sealed := (&log{group: 1}).seal(e)
+				stored[i] = &sealed
+			}
+		}
+		vote := append(binary.BigEndian.AppendUint64(nil, 3), "n1/1"...)
+		if done == len(entries) {
+			vote = (&log{group: 1}).sealValue([]byte(keyVote), vote)
+		}
+		if err := errors.Join(store.SetUint64([]byte(keyTerm), 3), store.Set([]byte(keyVote), vote), store.StoreLogs(stored), store.Close()); err != nil {
+			t.Fatal(err)
+		}
+		for i, readOnly := range []bool{true, false, true} {
+			p, err := Open(Options{Dir: dir, ReadOnly: readOnly})
+			if err != nil {
+				t.Fatal(err)
+			}
+			l, err := p.Open(1)
+			if i == 0 {
+				if err == nil || !strings.Contains(err.Error(), "start the node once") {
+					t.Errorf("opened only to read: %v", err)
+				}
+				continue
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, want := range entries {
+				var got raft.Log
+				if err := l.GetLog(want.Index, &got); err != nil || !bytes.Equal(got.Data, want.Data) || !bytes.Equal(got.Extensions, want.Extensions) {
+					t.Fatalf("entry %d is %v, %v, want %v", want.Index, got, err, want)
+				}
+			}
+			term, err1 := l.GetUint64([]byte(keyTerm))
+			voted, err2 := l.GetUint64([]byte(raftlog.KeyVoteTerm))
+			candidate, err3 := l.Get([]byte(raftlog.KeyVoteCandidate))
+			if err := errors.Join(err1, err2, err3, l.Close()); err != nil || term != 3 || voted != 3 || string(candidate) != "n1/1" {
+				t.Errorf("term %d, vote of term %d for %q, %v", term, voted, candidate, err)
 			}
 		}
 	}
@@ -325,7 +382,7 @@ func written(t *testing.T, path string) (file []byte, entries []*raft.Log) {
 		}
 		entries = append(entries, two...)
 	}
-	if err := errors.Join(l.SetUint64([]byte("CurrentTerm"), currentTerm), l.SetUint64([]byte(raftlog.KeyVoteTerm), 1),
+	if err := errors.Join(l.SetUint64([]byte(keyTerm), currentTerm), l.SetUint64([]byte(raftlog.KeyVoteTerm), 1),
 		l.Set([]byte(raftlog.KeyVoteCandidate), []byte("vote of node")), l.Close()); err != nil {
 		t.Fatal(err)
 	}
@@ -361,7 +418,7 @@ func read(t *testing.T, path, name string, file []byte, entries []*raft.Log) boo
 			t.Errorf("%s: entry %d is another one", name, want.Index)
 		}
 	}
-	if term, err := l.GetUint64([]byte("CurrentTerm")); err != nil || term != currentTerm {
+	if term, err := l.GetUint64([]byte(keyTerm)); err != nil || term != currentTerm {
 		t.Errorf("%s: the term is %x, %v", name, term, err)
 	}
 	if vote, err := l.Get([]byte(raftlog.KeyVoteCandidate)); err != nil || string(vote) != "vote of node" {
@@ -409,7 +466,7 @@ func FuzzCheck(f *testing.F) {
 		if err := os.WriteFile(path, file, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := (&log{p: &Provider{}, path: path, group: 1}).check(); err != nil && !errors.Is(err, raftlog.ErrCorrupt) {
+		if _, _, err := (&log{p: &Provider{}, path: path, group: 1}).check(); err != nil && !errors.Is(err, raftlog.ErrCorrupt) {
 			t.Error(err)
 		}
 	})

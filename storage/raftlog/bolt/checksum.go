@@ -2,8 +2,11 @@ package bolt
 
 import (
 	"encoding/binary"
+	"errors"
 	"hash/crc32"
 	"slices"
+
+	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 
 	"github.com/hashicorp/raft"
 )
@@ -69,6 +72,56 @@ func (l *log) verify(entries []uint64) error {
 	for _, index := range entries {
 		if err := l.GetLog(index, new(raft.Log)); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+// keyTerm is what hashicorp/raft calls the newest term that it knows. It comes before any other value and any entry.
+const keyTerm = "CurrentTerm"
+
+// plain tells that a log is one of before there were checksums, by its term. (Damage does not make a value shorter: what comes
+// after it in its page would not follow.)
+func plain(key, stored []byte) bool { return string(key) == keyTerm && len(stored) == 8 }
+
+// adoptAtOnce is how many entries are stored in one commit.
+const adoptAtOnce = 256
+
+// adopt gives a log of before there were checksums those that it lacks. The term comes last: until it has one, this is done
+// again.
+func (l *log) adopt(entries []uint64) error {
+	if l.p.opts.ReadOnly {
+		return errors.New("it is of a build before logs had checksums: start the node once, it adds them")
+	}
+	var sealed []*raft.Log
+	for i, index := range entries {
+		var stored, checked raft.Log
+		if err := l.BoltStore.GetLog(index, &stored); err != nil {
+			return err
+		}
+		if checked = stored; l.open(index, &checked) != nil {
+			e := l.seal(&stored)
+			sealed = append(sealed, &e)
+		}
+		if len(sealed) == adoptAtOnce || i == len(entries)-1 {
+			if err := l.BoltStore.StoreLogs(sealed); err != nil {
+				return err
+			}
+			sealed = nil
+		}
+	}
+	for _, key := range []string{keyVote, keyTerm} {
+		stored, err := l.BoltStore.Get([]byte(key))
+		if errors.Is(err, raftboltdb.ErrKeyNotFound) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if _, err := l.openValue([]byte(key), stored); err != nil {
+			if err := l.BoltStore.Set([]byte(key), l.sealValue([]byte(key), stored)); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
