@@ -59,8 +59,8 @@ type pages struct {
 	deep int
 }
 
-// check reads the file as a whole, entries but for their checksums, and returns their indexes, and whether they have none. No other process writes it: a
-// node has its state open by then, which is locked.
+// check reads the file as a whole, entries but for their checksums, and returns their indexes. old tells that they have no
+// checksums, nor values. No other process writes the file: a node has its state open by then, which is locked.
 func (l *log) check() (entries []uint64, old bool, err error) {
 	f, err := os.Open(l.path)
 	if errors.Is(err, fs.ErrNotExist) {
